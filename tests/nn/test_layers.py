@@ -1,0 +1,165 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from nn import naive
+from torch import nn
+
+from knlightning.nn import (
+    KernelNorm1d,
+    KernelNorm2d,
+    KernelNorm3d,
+    KNConv1d,
+    KNConv2d,
+    KNConv3d,
+)
+from knlightning.nn import functional as KF
+
+CONVS = {1: (KNConv1d, nn.Conv1d), 2: (KNConv2d, nn.Conv2d), 3: (KNConv3d, nn.Conv3d)}
+NORMS = {1: KernelNorm1d, 2: KernelNorm2d, 3: KernelNorm3d}
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_state_dict_is_that_of_a_convolution(spatial: int) -> None:
+    ours, plain = CONVS[spatial]
+    layer = ours(4, 6, 3, groups=2)
+    layer.load_state_dict(plain(4, 6, 3, groups=2).state_dict())
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    assert ours(4, 6, 3, bias=False).bias is None
+    assert not NORMS[spatial](2).state_dict()
+
+
+@pytest.mark.parametrize("spatial", [1, 2, 3])
+def test_layers_follow_the_definition(spatial: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, *range(5, 5 + spatial), dtype=torch.float64)
+    conv = CONVS[spatial][0](4, 6, 2, 2, 1, dropout_p=0.4).double().eval()
+    stride, pads = (2,) * spatial, (1,) * 2 * spatial
+    torch.testing.assert_close(conv(x), naive.kn_conv(x, conv.weight, conv.bias, stride, pads))
+    norm = NORMS[spatial](2, 2, 1, dropout_p=0.4).double().eval()
+    torch.testing.assert_close(norm(x), naive.kernel_norm(x, (2,) * spatial, stride, pads))
+    torch.manual_seed(1)
+    trained = conv.train()(x)
+    torch.manual_seed(1)
+    mask = KF.draw_mask(x, 0.4)
+    torch.testing.assert_close(trained, naive.kn_conv(x, conv.weight, conv.bias, stride, pads, 1, mask, 0.4))
+
+
+def test_initialization_is_that_of_the_published_networks() -> None:
+    torch.manual_seed(0)
+    layer = KNConv2d(64, 256, 2)
+    assert layer.weight.std().item() == pytest.approx((2 / (256 * 4)) ** 0.5, rel=0.02)
+    assert not layer.bias.any()
+
+
+def test_defaults_and_repr() -> None:
+    assert repr(KNConv2d(3, 8, 3, padding=(1, 0, 1, 0))) == (
+        "KNConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 0, 1, 0), groups=1, bias=True, "
+        "dropout_p=0.05, eps=1e-05, eval_statistics='clean')"
+    )
+    assert "kernel_size=(1, 1)" in repr(KernelNorm2d(1))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_last(training: bool) -> None:
+    layer = KNConv2d(8, 16, 3, padding=1, dropout_p=0.0).train(training)
+    x = torch.randn(2, 8, 6, 7)
+    reference = layer(x)
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    y = layer.to(memory_format=torch.channels_last)(last)
+    torch.testing.assert_close(y, reference)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    y.sum().backward()
+    assert last.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_in_place_operation_on_the_output() -> None:
+    layer = KNConv2d(4, 8, 3)
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    grads = []
+    for activation in (nn.ReLU(), nn.ReLU(inplace=True)):
+        torch.manual_seed(0)
+        grads.append(torch.autograd.grad(activation(layer(x)).square().sum(), (x, layer.weight, layer.bias)))
+    for plain, in_place in zip(*grads, strict=True):
+        assert torch.equal(plain, in_place)
+
+
+def test_copies_and_pickles() -> None:
+    layer = KNConv2d(4, 8, 3).eval()
+    x = torch.randn(2, 4, 6, 6)
+    torch_file = io.BytesIO()
+    torch.save(layer, torch_file)
+    torch_file.seek(0)
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), torch.load(torch_file, weights_only=False)]
+    for other in copies:
+        assert torch.equal(layer(x), other(x))
+
+
+def test_functional_call_and_vmap() -> None:
+    """Gradients of single samples by torch.func equal those of a loop."""
+    layer = KNConv2d(3, 5, 2, padding=(1, 0, 1, 0)).double().eval()
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, parameters, (image[None],)).square().sum()
+
+    batched = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for i, image in enumerate(x):
+        one = torch.autograd.grad(layer(image[None]).square().sum(), tuple(layer.parameters()))
+        torch.testing.assert_close(batched["weight"][i], one[0])
+        torch.testing.assert_close(batched["bias"][i], one[1])
+    trained = torch.func.vmap(lambda image: layer.train()(image[None]), randomness="different")(x)
+    assert trained.shape == (4, 1, 5, 5, 5)
+
+
+def test_export() -> None:
+    layer = nn.Sequential(KNConv2d(3, 5, 3, padding=1), nn.ReLU(), KernelNorm2d(1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    program = torch.export.export(
+        layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch"), 2: torch.export.Dim.DYNAMIC},)
+    )
+    other = torch.randn(5, 3, 11, 8)
+    torch.testing.assert_close(program.module()(other), layer(other))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_compile_without_a_graph_break(training: bool) -> None:
+    layer = KNConv2d(8, 16, 3, padding=(1, 0, 1, 0), dropout_p=0.0).train(training)
+    layer.dropout_p = 0.2
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    y = compiled(x)
+    y.square().sum().backward()
+    assert x.grad.isfinite().all()
+    if not training:
+        grad, x.grad = x.grad, None
+        expected = layer(x)
+        torch.testing.assert_close(y, expected)
+        expected.square().sum().backward()
+        torch.testing.assert_close(grad, x.grad)
+
+
+@pytest.mark.parametrize("make", [lambda **k: KNConv2d(4, 8, 3, **k), lambda **k: KernelNorm2d(3, **k)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
+        ({"eval_statistics": "x"}, "one of clean, expected, sampled, got 'x'"),
+        ({"stride": (1, 2, 3)}, "stride must be"),
+        ({"padding": (1, 2, 3)}, r"padding must be .*got \(1, 2, 3\), or \(left, right, top, bottom\)"),
+    ],
+)
+def test_wrong_arguments_are_named_when_the_layer_is_made(make, change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+def test_channels_that_groups_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="in_channels=4, out_channels=6, groups=4"):
+        KNConv2d(4, 6, 3, groups=4)
+    with pytest.raises(TypeError, match=r"torch\.int64"):
+        KNConv2d(4, 8, 3)(torch.ones(1, 4, 8, 8, dtype=torch.int64))
