@@ -1,0 +1,268 @@
+"""Kernel normalized residual networks for classification (Nasirigerdeh et al., TMLR 2024, Figures 3 and 5)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from knlightning.nn import KernelNorm2d, KNConv2d
+from knlightning.nn.functional import EvalStatistics
+
+Norm = Literal["kernel", "batch", "none"]
+Padding = int | tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of residual blocks at one resolution.
+
+    Args:
+        channels: channels of the residual stream.
+        blocks: number of residual blocks.
+        inner: channels between the convolutions of a block.
+        pointwise: the outer convolutions of the bottlenecks, and the transition before the stage, are 1x1.
+    """
+
+    channels: int
+    blocks: int
+    inner: int
+    pointwise: bool = False
+
+
+@dataclass(frozen=True)
+class Layers:
+    """How a network normalizes: makes its convolutions, norms and activations.
+
+    With "kernel" every convolution is a KNConv and no norm stands before the activations. With any other norm the
+    same network is built of plain convolutions, pre-activated as norm, activation, convolution.
+
+    Args:
+        norm: "kernel", "batch" or "none".
+        dropout_p: dropout probability of KNConv; that of the head's KernelNorm is five times as high, at most 0.25.
+        activation: class of the activation.
+        eval_statistics: evaluation statistics of the kernel normalized layers.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    norm: Norm = "kernel"
+    dropout_p: float = 0.05
+    activation: Callable[[], nn.Module] = nn.ReLU
+    eval_statistics: EvalStatistics = "clean"
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
+
+    def conv(self, in_channels: int, out_channels: int, k: int, stride: int = 1, padding: Padding = 0) -> nn.Module:
+        """Make a convolution, kernel normalized if the network is."""
+        if self.norm == "kernel":
+            return KNConv2d(
+                in_channels,
+                out_channels,
+                k,
+                stride,
+                padding,
+                dropout_p=self.dropout_p,
+                eval_statistics=self.eval_statistics,
+            )
+        conv = nn.Conv2d(in_channels, out_channels, k, stride, padding if isinstance(padding, int) else 0)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type] # the layer above has a bias
+        return conv if isinstance(padding, int) else nn.Sequential(nn.ZeroPad2d(padding), conv)
+
+    def norm_act(self, channels: int) -> nn.Module:
+        """Make what stands before a convolution: the activation, after a norm unless that is the convolution's."""
+        if self.norm == "batch":
+            return nn.Sequential(nn.BatchNorm2d(channels), self.activation())
+        return self.activation()
+
+    def head(self, channels: int) -> nn.Module:
+        """Make what stands before the global average pooling."""
+        if self.norm != "kernel":
+            return self.norm_act(channels)
+        norm = KernelNorm2d(1, dropout_p=min(5 * self.dropout_p, 0.25), eval_statistics=self.eval_statistics)
+        return nn.Sequential(norm, self.activation())
+
+
+class BasicBlock(nn.Module):
+    """Two 2x2 convolutions around the identity (Figure 3)."""
+
+    def __init__(self, channels: int, inner: int, layers: Layers) -> None:
+        super().__init__()
+        self.act1 = layers.norm_act(channels)
+        self.conv1 = layers.conv(channels, inner, 2, padding=1)
+        self.act2 = layers.norm_act(inner)
+        self.conv2 = layers.conv(inner, channels, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.act2(self.conv1(self.act1(x))))
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two of 2x2, or of 1x1, around the identity (Figure 3)."""
+
+    def __init__(self, channels: int, inner: int, layers: Layers, pointwise: bool = False) -> None:
+        super().__init__()
+        outer = 1 if pointwise else 2
+        self.act1 = layers.norm_act(channels)
+        self.conv1 = layers.conv(channels, inner, outer, padding=outer - 1)
+        self.act2 = layers.norm_act(inner)
+        self.conv2 = layers.conv(inner, inner, 3, padding=1)
+        self.act3 = layers.norm_act(inner)
+        self.conv3 = layers.conv(inner, channels, outer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.act2(self.conv1(self.act1(x))))
+        return x + self.conv3(self.act3(out))
+
+
+class Transition(nn.Sequential):
+    """Change the number of channels and halve the resolution (Figure 3)."""
+
+    def __init__(self, in_channels: int, out_channels: int, k: int, padding: Padding, layers: Layers) -> None:
+        conv = layers.conv(in_channels, out_channels, k, padding=padding)
+        super().__init__(layers.norm_act(in_channels), conv, nn.MaxPool2d(2))
+
+
+class KNResNet(nn.Module):
+    """Kernel normalized residual network for classification.
+
+    Maps images [N, 3, H, W], floating point, to logits [N, num_classes]. Source: Nasirigerdeh et al. (TMLR 2024),
+    Figure 5.
+
+    Args:
+        stages: the stages; the stem has the channels of the first.
+        bottleneck: whether the blocks are bottlenecks.
+        tail_channels: filters of a last convolution after one more pooling, or None for no such layers.
+        num_classes: number of classes.
+        low_resolution: a 3x3 stem without pooling, for images such as 32x32, in place of 7x7 with.
+        layers: how the network normalizes.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        bottleneck: bool,
+        tail_channels: int | None,
+        num_classes: int,
+        low_resolution: bool,
+        layers: Layers,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        width = stages[0].channels
+        if low_resolution:
+            self.stem: nn.Module = layers.conv(3, width, 3, padding=1)
+        else:
+            self.stem = nn.Sequential(layers.conv(3, width, 7, stride=2, padding=3), nn.MaxPool2d(3, 2, 1))
+        # 2x2 windows pad one side more than the other; the sides alternate. (left, right, top, bottom)
+        pads: list[Padding] = [(1, 0, 1, 0), (0, 1, 0, 1), (1, 0, 1, 0) if low_resolution else (2, 1, 2, 1)]
+        self.transitions = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for i, stage in enumerate(stages):
+            if i > 0:
+                k = 1 if stage.pointwise else 2
+                padding = 0 if stage.pointwise else pads[i - 1]
+                self.transitions.append(Transition(stages[i - 1].channels, stage.channels, k, padding, layers))
+            if bottleneck:
+                blocks = [Bottleneck(stage.channels, stage.inner, layers, stage.pointwise) for _ in range(stage.blocks)]
+                self.stages.append(nn.Sequential(*blocks))
+            else:
+                self.stages.append(
+                    nn.Sequential(*(BasicBlock(stage.channels, stage.inner, layers) for _ in range(stage.blocks)))
+                )
+        channels = stages[-1].channels
+        self.tail: nn.Module = nn.Identity()
+        if tail_channels is not None:
+            conv = layers.conv(channels, tail_channels, 2, padding=1 if low_resolution else 0)
+            self.tail = nn.Sequential(nn.MaxPool2d(2), layers.norm_act(channels), conv)
+            channels = tail_channels
+        self.head = layers.head(channels)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages[0](self.stem(x))
+        for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
+            x = stage(transition(x))
+        x = self.head(self.tail(x))
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def knresnet8(
+    num_classes: int = 10,
+    low_resolution: bool = True,
+    dropout_p: float = 0.05,
+    activation: type[nn.Module] = nn.ReLU,
+    norm: Norm = "kernel",
+    eval_statistics: EvalStatistics = "clean",
+) -> KNResNet:
+    """Make a small member of the family, with one basic block a stage, that a laptop trains in a minute.
+
+    Not in the paper. Arguments as in :func:`knresnet18`.
+    """
+    stages = (Stage(16, 1, 32), Stage(32, 1, 64), Stage(64, 1, 128))
+    layers = Layers(norm, dropout_p, activation, eval_statistics)
+    return KNResNet(stages, False, None, num_classes, low_resolution, layers)
+
+
+def knresnet18(
+    num_classes: int = 1000,
+    low_resolution: bool = False,
+    dropout_p: float = 0.05,
+    activation: type[nn.Module] = nn.ReLU,
+    norm: Norm = "kernel",
+    eval_statistics: EvalStatistics = "clean",
+) -> KNResNet:
+    """Make a KNResNet-18 (Nasirigerdeh et al., TMLR 2024, Figure 5b).
+
+    Args:
+        num_classes: number of classes.
+        low_resolution: a 3x3 stem without pooling, for images such as 32x32, in place of 7x7 with.
+        dropout_p: dropout probability of KNConv in [0, 1); that of the head's KernelNorm is five times as high, at
+            most 0.25.
+        activation: class of the activation.
+        norm: "kernel"; for comparison the same network of plain convolutions with "batch" normalization or "none".
+        eval_statistics: evaluation statistics of the kernel normalized layers.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    stages = (Stage(64, 2, 256), Stage(256, 2, 256), Stage(512, 1, 512), Stage(724, 1, 724))
+    layers = Layers(norm, dropout_p, activation, eval_statistics)
+    return KNResNet(stages, False, 512, num_classes, low_resolution, layers)
+
+
+def knresnet34(
+    num_classes: int = 1000,
+    low_resolution: bool = False,
+    dropout_p: float = 0.05,
+    activation: type[nn.Module] = nn.ReLU,
+    norm: Norm = "kernel",
+    eval_statistics: EvalStatistics = "clean",
+) -> KNResNet:
+    """Make a KNResNet-34 (Nasirigerdeh et al., TMLR 2024, Figure 5c); arguments as in :func:`knresnet18`."""
+    stages = (Stage(64, 4, 256), Stage(256, 5, 320), Stage(512, 3, 640), Stage(512, 2, 843))
+    layers = Layers(norm, dropout_p, activation, eval_statistics)
+    return KNResNet(stages, False, 512, num_classes, low_resolution, layers)
+
+
+def knresnet50(
+    num_classes: int = 1000,
+    low_resolution: bool = False,
+    dropout_p: float = 0.05,
+    activation: type[nn.Module] = nn.ReLU,
+    norm: Norm = "kernel",
+    eval_statistics: EvalStatistics = "clean",
+) -> KNResNet:
+    """Make a KNResNet-50 (Nasirigerdeh et al., TMLR 2024, Figure 5d); arguments as in :func:`knresnet18`."""
+    stages = (Stage(256, 4, 64), Stage(512, 5, 128), Stage(810, 4, 201), Stage(2048, 2, 512, pointwise=True))
+    layers = Layers(norm, dropout_p, activation, eval_statistics)
+    return KNResNet(stages, True, None, num_classes, low_resolution, layers)

@@ -1,0 +1,109 @@
+import math
+from collections.abc import Callable
+
+import published
+import pytest
+import torch
+from torch import nn
+
+from knlightning.models import KNResNet, knresnet8, knresnet18, knresnet34, knresnet50
+from knlightning.models.norm_torch import norm_torch_names
+
+MODELS: dict[str, Callable[..., KNResNet]] = {
+    "knresnet18": knresnet18,
+    "knresnet34": knresnet34,
+    "knresnet50": knresnet50,
+}
+# (low resolution, classes): parameters. CIFAR-100 as in Table 1, ImageNet as in Table 2, ImageNet 32x32 as in Table 4.
+COUNTS = {
+    "knresnet18": {(True, 100): 11_215_840, (False, 1000): 11_685_220, (True, 1000): 11_677_540},
+    "knresnet34": {(True, 100): 21_323_450, (False, 1000): 21_792_830, (True, 1000): 21_785_150},
+    "knresnet50": {(True, 100): 23_681_570, (False, 1000): 25_556_390, (True, 1000): 25_525_670},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_counts(name: str) -> None:
+    for (low, classes), count in COUNTS[name].items():
+        with torch.device("meta"):
+            model = MODELS[name](classes, low)
+        assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("case", published.VALUES["models"])
+def test_outputs_and_gradients_equal_the_published_networks(case: str) -> None:
+    reference = published.VALUES["models"][case]
+    model = MODELS[case.split("-")[0]](reference["num_classes"], low_resolution=True, dropout_p=0.0).double()
+    shapes = {name: p.shape for name, p in model.state_dict().items()}
+    model.load_state_dict(
+        {ours: published.weights(theirs, shapes[ours]) for theirs, ours in norm_torch_names(model).items()}
+    )
+    x = published.images(reference["input"]).requires_grad_()
+    logits = model(x)
+    logits.square().sum().backward()
+    torch.testing.assert_close(
+        logits[:, :10], torch.tensor(reference["logits"], dtype=torch.float64), rtol=1e-8, atol=1e-9
+    )
+    assert logits.abs().sum().item() == pytest.approx(reference["logits_abs_sum"], rel=1e-8)
+    assert x.grad.abs().sum().item() == pytest.approx(reference["input_grad_abs_sum"], rel=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["kernel", "batch", "none"])
+@pytest.mark.parametrize("low_resolution", [True, False])
+def test_every_parameter_gets_a_gradient(norm, low_resolution: bool) -> None:
+    model = knresnet8(7, low_resolution, norm=norm)
+    size = 32 if low_resolution else 64
+    logits = model(torch.randn(2, 3, size, size))
+    assert logits.shape == (2, 7)
+    logits.logsumexp(1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("size", [(128, 128), (161, 225)])
+def test_high_resolution_networks_take_any_size(size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        assert knresnet18(5).eval()(torch.randn(1, 3, *size)).shape == (1, 5)
+
+
+def test_dropout_probabilities_and_evaluation_statistics_reach_every_layer() -> None:
+    model = knresnet8(dropout_p=0.02, eval_statistics="expected")
+    layers = [m for m in model.modules() if hasattr(m, "dropout_p")]
+    assert [m.dropout_p for m in layers] == [0.02] * 9 + [pytest.approx(0.1)]
+    assert {m.eval_statistics for m in layers} == {"expected"}
+    head = [m for m in knresnet8(dropout_p=0.2).modules() if type(m).__name__ == "KernelNorm2d"]
+    assert [m.dropout_p for m in head] == [0.25]
+
+
+def test_activation() -> None:
+    model = knresnet8(activation=nn.Mish)
+    assert any(isinstance(m, nn.Mish) for m in model.modules())
+    assert not any(isinstance(m, nn.ReLU) for m in model.modules())
+
+
+def test_other_norms_replace_every_kernel_normalized_layer() -> None:
+    for norm in ("batch", "none"):
+        model = knresnet8(norm=norm)
+        assert not any(hasattr(m, "dropout_p") for m in model.modules())
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in knresnet8(norm="batch").modules()) == 9
+    kernel, none = (sum(p.numel() for p in knresnet8(norm=n).parameters()) for n in ("kernel", "none"))
+    assert kernel == none
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="norm must be one of kernel, batch, none, got 'layers'"):
+        knresnet8(norm="layers")
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        knresnet8(0)
+    with pytest.raises(ValueError, match="dropout_p"):
+        knresnet8(dropout_p=-0.5)
+
+
+def test_initial_logits_have_a_sane_scale() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        logits = knresnet18(100, True)(torch.rand(4, 3, 32, 32))
+    assert logits.isfinite().all()
+    assert 0.01 < logits.std().item() < 10
+    assert math.isfinite(logits.sum().item())
