@@ -1,0 +1,22 @@
+"""Data: one LightningDataModule for each family of datasets."""
+
+from knlightning.data.base import ImageDataModule
+from knlightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from knlightning.data.digits import DigitsDataModule
+from knlightning.data.folder import FolderImages
+from knlightning.data.loader import ResumableLoader
+from knlightning.data.samplers import EvalSampler, TrainSampler
+from knlightning.data.transforms import random_crop, random_horizontal_flip
+
+__all__ = [
+    "CIFAR10DataModule",
+    "CIFAR100DataModule",
+    "DigitsDataModule",
+    "EvalSampler",
+    "FolderImages",
+    "ImageDataModule",
+    "ResumableLoader",
+    "TrainSampler",
+    "random_crop",
+    "random_horizontal_flip",
+]

@@ -1,0 +1,339 @@
+"""What all data of small images share: splits, loaders, scaling, prediction on a folder of one's own images."""
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any, Literal, get_args
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as tv
+
+from knlightning.data.folder import FolderImages, collate_named
+from knlightning.data.loader import ResumableLoader
+from knlightning.data.samplers import EvalSampler, TrainSampler
+
+Scaling = Literal["unit", "standard"]
+
+
+class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images and labels held in memory, read a whole batch at a time.
+
+    Args:
+        images: uint8 `(N, C, H, W)`.
+        labels: int64 `(N,)`.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return a batch: `(images, labels)`; DataLoader calls this with the indices of a whole batch."""
+        return self.images[indices], self.labels[indices]
+
+
+def _as_is(batch: Any) -> Any:
+    """Collate nothing: `TensorImages` gives whole batches."""
+    return batch
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Base of the datamodules for labelled images that fit into memory.
+
+    Training batches are `(images, labels)`, those for prediction `(images, paths)`. Loaders give uint8 images; as
+    soon as a batch is on its device, images are augmented (while training only) and scaled to float. The order of
+    the training images is a function of the seed (`seed_everything`; 0 if it was not called) and the epoch alone.
+
+    A dataset of one's own is a subclass which says what its classes are called, how its pixels are distributed,
+    and how to read it:
+
+        class PetsDataModule(ImageDataModule):
+            class_names = ("cat", "dog")
+            mean = (0.48, 0.45, 0.40)
+            std = (0.23, 0.22, 0.22)
+            image_size = (32, 32)
+
+            def read(self, train):
+                with numpy.load("pets_train.npz" if train else "pets_test.npz") as file:
+                    return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
+
+    `read` returns uint8 images `(N, 3, 32, 32)` and int64 labels; with `augmentation` overridden too, the images are
+    varied while training.
+
+    Args:
+        batch_size: Training images in a batch, on each device.
+        eval_batch_size: The same for validation, test and prediction; None for `batch_size`.
+        scaling: `unit` divides pixels by 255, as kernel normalized networks take them; `standard` then subtracts the
+            mean and divides by the standard deviation of the training images.
+        augment: Whether training images are varied at random, in the way of the dataset.
+        val_split: Fraction of the training images, 0 to below 1, held out for validation with the same share of each
+            class. With 0 **the test images serve for validation**, as in papers that report the accuracy of a fixed
+            schedule; what is then chosen by validation accuracy (a rate, the best epoch) is chosen on the test set.
+        split_seed: Seed of that split; independent of the run's seed, so that runs share the split.
+        num_workers: Processes that read batches. The images are in memory: 0 is mostly the fastest.
+        pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
+        predict_dir: Folder of images to predict on; see `FolderImages`. Looked at when predicting only.
+
+    Attributes:
+        class_names: Names of the classes in the order of the labels.
+        mean: Mean of each channel, pixels scaled to 0 to 1.
+        std: Standard deviation likewise.
+        image_size: `(height, width)` to which images of `predict_dir` are brought.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int]
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        scaling: Scaling = "unit",
+        augment: bool = True,
+        val_split: float = 0.0,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+        predict_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, allowed, ok in (
+            ("batch_size", batch_size, "1 or more", batch_size >= 1),
+            (
+                "eval_batch_size",
+                eval_batch_size,
+                "1 or more, or null for batch_size",
+                eval_batch_size is None or eval_batch_size >= 1,
+            ),
+            ("scaling", scaling, " or ".join(get_args(Scaling)), scaling in get_args(Scaling)),
+            ("val_split", val_split, "a fraction, 0 <= val_split < 1", 0 <= val_split < 1),
+            ("split_seed", split_seed, "0 to 2**32 - 1", 0 <= split_seed < 2**32),
+            ("num_workers", num_workers, "0 or more", num_workers >= 0),
+        ):
+            if not ok:
+                raise ValueError(f"{name}={value!r}: must be {allowed}.")
+        self.save_hyperparameters()
+        for name, value in self.hparams.items():
+            if isinstance(value, os.PathLike):  # checkpoints hold plain values only
+                self.hparams[name] = os.fspath(value)
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.scaling = scaling
+        self.augment = augment
+        self.val_split = val_split
+        self.split_seed = split_seed
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.predict_dir = predict_dir
+        self._parts: dict[str, TensorImages] = {}
+        self._predict_images: FolderImages | None = None
+        self._restored_seed = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read the training images, or the test images.
+
+        Args:
+            train: Which of the two.
+
+        Returns:
+            Images, uint8 `(N, C, H, W)`, and labels, int64 `(N,)`, 0 to `num_classes - 1`.
+        """
+
+    def augmentation(self, images: Tensor) -> Tensor:
+        """Vary a batch of training images at random; a subclass says how. Here they stay as they are.
+
+        Args:
+            images: uint8 `(N, C, H, W)`, on the device that trains.
+
+        Returns:
+            Tensor of the same dtype.
+        """
+        return images
+
+    def setup(self, stage: str) -> None:
+        """Read what a stage needs, unless it was read before.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ValueError: The data are damaged, the split cannot be made, or `predict_dir` is not given or unusable.
+            FileNotFoundError: The data or `predict_dir` are not there.
+        """
+        if stage == "predict":
+            if self.predict_dir is None:
+                raise ValueError(
+                    "predict_dir is not set: give the folder of the images to predict on (--data.predict_dir FOLDER)."
+                )
+            self._predict_images = FolderImages(self.predict_dir, self.image_size)
+            return
+        held_out = self.val_split > 0
+        if (stage == "fit" or (stage == "validate" and held_out)) and "train" not in self._parts:
+            train = self._read_checked(train=True)
+            if held_out:
+                train, self._parts["val"] = self._split(train)
+            self._parts["train"] = train
+        if (stage == "test" or not held_out) and "test" not in self._parts:
+            self._parts["test"] = self._read_checked(train=False)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled training batches of `(images, labels)`; the last one may be shorter."""
+        dataset = self._part("train")
+        seed = self._seed()
+        trainer = self.trainer
+        # Lightning tells the sampler one epoch too many after resuming at the end of an epoch with max_steps set; its
+        # current_epoch is right
+        current_epoch = None if trainer is None else lambda: trainer.current_epoch
+        return ResumableLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=TrainSampler(len(dataset), seed, *self._ranks(), current_epoch),
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
+            pin_memory=self._pin(),
+            # the workers' seeds are drawn from this one, not from the global generator: a resumed run starts its
+            # workers once more, which may not shift the random numbers of the model
+            generator=torch.Generator().manual_seed(seed),
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation batches of `(images, labels)`: the held-out split, or the test images if `val_split` is 0."""
+        return self._eval_loader(self._part("val" if self.val_split > 0 else "test"), _as_is)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test batches of `(images, labels)`."""
+        return self._eval_loader(self._part("test"), _as_is)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of `(images, paths)` of the images in `predict_dir`."""
+        if self._predict_images is None:
+            raise RuntimeError("Nothing to predict on yet: call setup('predict') first.")
+        return self._eval_loader(self._predict_images, collate_named)
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
+        """Augment, while training, and scale the images of a batch that has arrived on its device.
+
+        Args:
+            batch: uint8 images `(N, C, H, W)`, and labels or paths.
+            dataloader_idx: Unused; Lightning gives it.
+
+        Returns:
+            Float images, in the trainer's precision, and the rest unchanged.
+        """
+        images, rest = batch
+        if self.augment and self.trainer is not None and self.trainer.training:
+            images = self.augmentation(images)
+        images = images.float().div_(255)
+        if self.scaling == "standard":
+            images = tv.normalize(images, list(self.mean), list(self.std))
+        if self.trainer is not None:  # Lightning converts batches before this hook, when they still are uint8
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, rest
+
+    def displayable(self, images: Tensor) -> Tensor:
+        """Undo the scaling, for pictures.
+
+        Args:
+            images: Scaled images `(..., C, H, W)`.
+
+        Returns:
+            float32 of the same shape, clamped to 0 to 1.
+        """
+        images = images.float()
+        if self.scaling == "standard":
+            mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            images = images * std + mean
+        return images.clamp(0, 1)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the seed of the order of training images, to be stored in checkpoints."""
+        return {"seed": self._seed()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take the seed of a run that is resumed, for the case that `seed_everything` gives none."""
+        self._restored_seed = state_dict["seed"]
+
+    def _part(self, name: str) -> TensorImages:
+        if name not in self._parts:
+            raise RuntimeError(f"The {name} images are not read yet: call setup('fit' or 'test') first.")
+        return self._parts[name]
+
+    def _read_checked(self, train: bool) -> TensorImages:
+        """Read a part, and refuse what would fail, or train on nonsense, later."""
+        images, labels = self.read(train)
+        where = f"{type(self).__name__}, {'training' if train else 'test'} images"
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
+            raise ValueError(
+                f"{where}: uint8 of shape (N, {len(self.mean)}, H, W) is needed, got {images.dtype} of shape "
+                f"{tuple(images.shape)}."
+            )
+        if labels.dtype != torch.int64 or labels.shape != (len(images),) or len(images) == 0:
+            raise ValueError(
+                f"{where}: one int64 label for each image, and at least one image, is needed; got "
+                f"{len(images)} images, labels {labels.dtype} of shape {tuple(labels.shape)}."
+            )
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"{where}: labels must be 0 to {self.num_classes - 1}, got {low} to {high}.")
+        return TensorImages(images, labels)
+
+    def _split(self, data: TensorImages) -> tuple[TensorImages, TensorImages]:
+        """Return the part to train on and the part held out."""
+        from sklearn.model_selection import train_test_split  # here: slow to import
+
+        try:
+            parts = train_test_split(
+                range(len(data)), test_size=self.val_split, random_state=self.split_seed, stratify=data.labels.numpy()
+            )
+        except ValueError as error:  # a class of one image, or fewer images than classes in a part
+            raise ValueError(
+                f"val_split={self.val_split}: the {len(data)} training images in {self.num_classes} classes cannot "
+                f"be split so: {error}"
+            ) from error
+        train, val = (TensorImages(*data.__getitems__(sorted(part))) for part in parts)
+        return train, val
+
+    def _eval_loader(self, dataset: TensorImages | FolderImages, collate: Any) -> DataLoader[Any]:
+        ranks, rank = self._ranks()
+        return DataLoader(
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=EvalSampler(len(dataset), ranks, rank) if ranks > 1 else None,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=self._pin(),
+            generator=torch.Generator(),  # evaluation leaves the global generator alone
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def _seed(self) -> int:
+        """Return the number `seed_everything` was given; without it that of the resumed run, or 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", self._restored_seed))
+
+    def _ranks(self) -> tuple[int, int]:
+        """Return the number of processes that share the work, and the number of this one."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _pin(self) -> bool:
+        if self.pin_memory is None:
+            return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return self.pin_memory

@@ -1,0 +1,201 @@
+"""CIFAR-10 and CIFAR-100, from their Python files.
+
+Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import download_and_extract_archive
+
+from knlightning.data.base import ImageDataModule, Scaling
+from knlightning.data.transforms import random_crop, random_horizontal_flip
+from knlightning.data.unpickling import load_pickle
+
+
+class CIFAR10DataModule(ImageDataModule):
+    """CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in 10 classes.
+
+    Reads `ROOT/cifar-10-batches-py/{data_batch_1, ..., data_batch_5, test_batch, batches.meta}`, without running code
+    that a file might hold. While training, images are padded by 4 pixels, cropped at random and mirrored with
+    probability 1/2.
+
+    Args:
+        root: Folder in which the dataset's folder lies.
+        download: Whether to get the dataset (170 MB) if files are missing; the archive's checksum is verified.
+        batch_size: Training images in a batch, on each device; for this and what follows see `ImageDataModule` too.
+        eval_batch_size: The same for validation, test and prediction; None for `batch_size`.
+        scaling: `unit` (pixels / 255) or `standard` (less the mean, divided by the standard deviation too).
+        augment: Whether training images are cropped and mirrored at random.
+        val_split: Fraction of the training images held out for validation; with 0 the test images serve for it.
+        split_seed: Seed of that split.
+        num_workers: Processes that read batches; 0 is mostly the fastest.
+        pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
+        predict_dir: Folder of images to predict on.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    class_names: tuple[str, ...] = (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    )
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2471, 0.2435, 0.2616)
+    image_size = (32, 32)
+    source: type[datasets.CIFAR10] = datasets.CIFAR10  # names of files, address and checksum; torchvision reads nothing
+    label_key = "labels"
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = "data",
+        download: bool = False,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        scaling: Scaling = "unit",
+        augment: bool = True,
+        val_split: float = 0.0,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+        predict_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            scaling=scaling,
+            augment=augment,
+            val_split=val_split,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            predict_dir=predict_dir,
+        )
+        self.root = Path(root)
+        self.download = download
+
+    @property
+    def folder(self) -> Path:
+        """Where the dataset's files lie."""
+        return self.root / self.source.base_folder
+
+    def prepare_data(self) -> None:
+        """Download the dataset if asked to and files are missing.
+
+        Raises:
+            RuntimeError: It could not be had, or its checksum is wrong.
+        """
+        if not self.download or not self._missing():
+            return
+        source = self.source
+        try:
+            download_and_extract_archive(source.url, self.root, filename=source.filename, md5=source.tgz_md5)
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"{source.url} could not be brought to {self.root.absolute()}: {error}. Get it in another way "
+                "and unpack it there."
+            ) from error
+
+    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+        """Read the training or the test images, and the names of the classes.
+
+        Raises:
+            FileNotFoundError: Files are missing; says which, where, and how to get them.
+            ValueError: A file is damaged or of another format; says which, and what was found.
+        """
+        if missing := self._missing():
+            raise FileNotFoundError(
+                f"{', '.join(missing)} missing in {self.folder.absolute()}. Get the dataset with "
+                f"--data.download true, or unpack {self.source.url} in {self.root.absolute()}, or give the "
+                f"folder that holds {self.source.base_folder} with --data.root."
+            )
+        self.class_names = self._read_names()
+        files = self.source.train_list if train else self.source.test_list
+        images, labels = zip(*(self._read_batch(self.folder / name) for name, _ in files), strict=True)
+        return torch.from_numpy(np.concatenate(images)), torch.tensor(np.concatenate(labels))
+
+    def augmentation(self, images: Tensor) -> Tensor:
+        """Pad each image by 4 pixels and crop at random; mirror half of them."""
+        return random_horizontal_flip(random_crop(images, padding=4))
+
+    def _missing(self) -> list[str]:
+        source = self.source
+        names = [name for name, _ in source.train_list + source.test_list] + [source.meta["filename"]]
+        return [name for name in names if not (self.folder / name).is_file()]
+
+    def _read_names(self) -> tuple[str, ...]:
+        path = self.folder / self.source.meta["filename"]
+        names = _entry(path, load_pickle(path), self.source.meta["key"])
+        if (
+            not isinstance(names, list)
+            or len(names) != self.num_classes
+            or not all(isinstance(name, str) for name in names)
+        ):
+            raise ValueError(f"{path}: a list of {self.num_classes} names of classes is needed, found {names!r:.200}.")
+        return tuple(names)
+
+    def _read_batch(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Return a file's images, uint8 `(N, 3, 32, 32)`, and labels, int64 `(N,)`."""
+        content = load_pickle(path)
+        data, labels = _entry(path, content, "data"), _entry(path, content, self.label_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+            found = f"{data.dtype} of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+            raise ValueError(f"{path}: 'data' must be uint8 of shape (N, 3072), found {found}.")
+        if not isinstance(labels, list) or len(labels) != len(data):
+            found = f"{len(labels)} of them" if isinstance(labels, list) else type(labels).__name__
+            raise ValueError(f"{path}: {self.label_key!r} must be a list of {len(data)} labels, found {found}.")
+        for label in labels:
+            if not isinstance(label, int) or not 0 <= label < self.num_classes:
+                raise ValueError(
+                    f"{path}: {self.label_key!r} must be whole numbers from 0 to {self.num_classes - 1}, "
+                    f"found {label!r:.100}."
+                )
+        return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+# in the order of the labels; taken from the dataset's own list once that is read
+_CIFAR100_NAMES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+
+class CIFAR100DataModule(CIFAR10DataModule):
+    """CIFAR-100: 50,000 training and 10,000 test images of 32x32 pixels in 100 classes (the fine labels).
+
+    Reads `ROOT/cifar-100-python/{train, test, meta}`; all else, arguments too, is as in `CIFAR10DataModule`.
+    """
+
+    class_names = tuple(_CIFAR100_NAMES.split())
+    mean = (0.5071, 0.4865, 0.4409)
+    std = (0.2673, 0.2564, 0.2762)
+    source = datasets.CIFAR100
+    label_key = "fine_labels"
+
+
+def _entry(path: Path, content: Any, key: str) -> Any:
+    """Return an entry of the dict in a file."""
+    if not isinstance(content, dict) or key not in content:
+        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: a dict with the key {key!r} is needed, found {found:.200}.")
+    return content[key]

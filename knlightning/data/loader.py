@@ -1,0 +1,86 @@
+"""A training loader that goes on in the middle of an epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from knlightning.data.samplers import TrainSampler
+
+
+class ResumableLoader(DataLoader[Any]):
+    """DataLoader over a `TrainSampler` whose position can be stored and restored.
+
+    Lightning stores `state_dict` of a training loader in every checkpoint and hands it back when a run resumes in
+    the middle of an epoch. The next batches are then those the interrupted run would have seen, with any number of
+    workers. The position counts batches that were handed out, not those that workers have fetched ahead.
+
+    Arguments are those of `torch.utils.data.DataLoader`.
+    """
+
+    # Class attributes instead of an __init__, so that Lightning can build the loader again from its arguments.
+    _epoch = 0  # epoch of the last iteration, and how many batches of it were handed out
+    _batches = 0
+    _restored: dict[str, int] | None = None
+
+    # torch promises one of its private iterators here; Lightning and all others need but an iterator.
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Yield the batches of the sampler's epoch, after a restore those that are left of it.
+
+        A generator, so that nothing is drawn from the sampler before the first batch is asked for: Lightning makes
+        the first iterator before it tells the sampler the epoch.
+
+        Raises:
+            ValueError: An epoch is to be continued with other batches than it was begun with.
+        """
+        sampler = self.sampler
+        if isinstance(sampler, TrainSampler):  # not so with Trainer(overfit_batches=...): nothing to resume there
+            restored, self._restored = self._restored, None
+            self._epoch, self._batches = sampler.epoch, 0
+            if restored is not None and restored["epoch"] == sampler.epoch:
+                self._check(sampler, restored)
+                self._batches = restored["batches"]
+            sampler.start = self._batches * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: epoch, number of batches handed out, and what the batches depend on."""
+        sampler = self.sampler
+        if not isinstance(sampler, TrainSampler):
+            return {}
+        if self._restored is not None:
+            return dict(self._restored)
+        batches = self._batches if self._epoch == sampler.epoch else 0
+        return {"epoch": sampler.epoch, "batches": batches} | self._shape(sampler)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue from a position.
+
+        Args:
+            state_dict: What `state_dict` returned. If the sampler is told another epoch than the one in it, the
+                epoch was complete and the next one begins at its first batch.
+        """
+        if state_dict and isinstance(self.sampler, TrainSampler):
+            self._restored = dict(state_dict)
+            self.sampler.epoch = state_dict["epoch"]
+
+    def _shape(self, sampler: TrainSampler) -> dict[str, int]:
+        """Return what fixes the batches of an epoch."""
+        return {
+            "seed": sampler.seed,
+            "samples": sampler.samples,
+            "batch_size": self.batch_size or 1,
+            "ranks": sampler.num_replicas,
+        }
+
+    def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
+        now = self._shape(sampler)
+        changed = [f"{key}={restored[key]} (now {now[key]})" for key in now if restored[key] != now[key]]
+        if changed:
+            raise ValueError(
+                f"The checkpoint was written after {restored['batches']} batches of epoch {restored['epoch']}, with "
+                f"{', '.join(changed)}. Other batches would show some images of that epoch twice: "
+                "resume with the same values, or from a checkpoint written at the end of an epoch."
+            )

@@ -1,0 +1,89 @@
+"""Reading pickles of strangers: data only, no code."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class _Dtype:
+    """Stands in for `numpy.dtype` of plain numbers.
+
+    numpy's own takes flags from the pickle with which memory is read as objects; of the state here only the byte
+    order is taken.
+    """
+
+    def __init__(self, name: str, align: int = 0, copy: int = 0) -> None:
+        self.numpy = np.dtype(name)
+        if self.numpy.kind not in "biuf":
+            raise pickle.UnpicklingError(f"numpy dtype {name!r} is not admitted")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.numpy = self.numpy.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """Array that takes its contents from a pickle with the stand-in dtype."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        version, shape, dtype, fortran_order, data = state
+        super().__setstate__((version, shape, dtype.numpy, fortran_order, data))
+
+
+def _reconstruct(array_type: str, shape: tuple[int, ...], dtype: bytes) -> _Array:
+    """Stand in for numpy's function of this name: the empty array that a pickle then fills."""
+    return _Array(0, np.uint8)
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stand in for `_codecs.encode`, with which Python 3 writes bytes into old pickles."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
+    return text.encode(encoding)
+
+
+_ADMITTED: dict[tuple[str, str], object] = {
+    ("numpy", "ndarray"): "only named, as an argument of _reconstruct",
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # written by numpy 1
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # written by numpy 2
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): bytes,  # called for b"" by Python 3 in old pickles
+}
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Knows what pickle knows without imports (lists, dicts, strings, numbers), and arrays of numbers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
+
+
+def load_pickle(path: str | os.PathLike[str]) -> Any:
+    """Read a pickle that holds nothing but arrays of numbers, lists, tuples, dicts, sets, strings and numbers.
+
+    Nothing else is imported or called, so a file made to run code cannot. Python 2's strings are read as latin-1.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What was pickled.
+
+    Raises:
+        ValueError: The file is truncated, no pickle, or holds anything else; the message names it.
+        OSError: The file cannot be opened.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            return _DataUnpickler(file, encoding="latin1").load()
+        except Exception as error:  # a damaged pickle may raise nearly anything
+            raise ValueError(
+                f"{path}: no pickle of plain data ({type(error).__name__}: {error}). The file is damaged or not what "
+                "it should be; get it again from a source you trust."
+            ) from error

@@ -1,0 +1,73 @@
+from itertools import chain
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knlightning.data import EvalSampler, TrainSampler
+
+sizes = st.tuples(st.integers(1, 60), st.integers(1, 5)).filter(lambda size: size[0] >= size[1])
+
+
+@given(sizes, st.integers(0, 2**32 - 1), st.integers(0, 500))
+def test_training_parts_are_disjoint_and_equally_long(size: tuple[int, int], seed: int, epoch: int) -> None:
+    samples, ranks = size
+    parts = []
+    for rank in range(ranks):
+        sampler = TrainSampler(samples, seed, ranks, rank)
+        sampler.set_epoch(epoch)
+        parts.append(list(sampler))
+        assert len(parts[-1]) == len(sampler) == samples // ranks
+    seen = list(chain(*parts))
+    assert len(set(seen)) == len(seen)
+    assert set(seen) <= set(range(samples))
+
+
+def test_ranks_share_the_batches_one_process_would_see() -> None:
+    alone = list(TrainSampler(24, seed=3))
+    pair = [list(TrainSampler(24, seed=3, ranks=2, rank=rank)) for rank in range(2)]
+    for batch in range(3):
+        assert set(alone[8 * batch : 8 * batch + 8]) == {i for part in pair for i in part[4 * batch : 4 * batch + 4]}
+
+
+def test_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = TrainSampler(100, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(1, 2) == order(1, 2)
+    different = {tuple(order(seed, epoch)) for seed in range(4) for epoch in range(4)}
+    assert len(different) == 16
+
+
+def test_every_image_is_left_out_now_and_then() -> None:
+    left_out = set()
+    for epoch in range(60):
+        seen = set()
+        for rank in range(2):
+            sampler = TrainSampler(7, 0, 2, rank)
+            sampler.set_epoch(epoch)
+            seen |= set(sampler)
+        left_out |= set(range(7)) - seen
+    assert left_out == set(range(7))
+
+
+def test_start_skips_images_but_not_length() -> None:
+    sampler = TrainSampler(20, seed=0, ranks=2, rank=1)
+    whole = list(sampler)
+    sampler.start = 4
+    assert list(sampler) == whole[4:]
+    assert len(sampler) == 10
+
+
+def test_fewer_images_than_ranks_is_an_error() -> None:
+    with pytest.raises(ValueError, match="3 training images cannot be dealt out to 4 processes"):
+        TrainSampler(3, 0, 4, 0)
+
+
+@given(st.integers(0, 60), st.integers(1, 5))
+def test_evaluation_sees_every_image_exactly_once(samples: int, ranks: int) -> None:
+    samplers = [EvalSampler(samples, ranks, rank) for rank in range(ranks)]
+    assert sorted(chain(*samplers)) == list(range(samples))
+    assert sum(map(len, samplers)) == samples
