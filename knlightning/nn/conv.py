@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from knlightning.nn import functional as KF
 from knlightning.nn.functional import EvalStatistics
+from knlightning.nn.geometry import padding_pairs, per_dimension
 
 
 class _KNConv(nn.Module):
@@ -34,11 +35,11 @@ class _KNConv(nn.Module):
                 f"channels, got in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
             )
         KF.check_dropout(dropout_p, eval_statistics)
-        KF.padding_pairs(padding, self.spatial)
+        padding_pairs(padding, self.spatial)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = KF.per_dimension(kernel_size, self.spatial, "kernel_size", 1)
-        self.stride = KF.per_dimension(stride, self.spatial, "stride", 1)
+        self.kernel_size = per_dimension(kernel_size, self.spatial, "kernel_size", 1)
+        self.stride = per_dimension(stride, self.spatial, "stride", 1)
         self.padding = padding if isinstance(padding, int) else tuple(padding)
         self.groups = groups
         self.dropout_p = dropout_p

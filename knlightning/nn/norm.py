@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from knlightning.nn import functional as KF
 from knlightning.nn.functional import EvalStatistics
+from knlightning.nn.geometry import padding_pairs, per_dimension
 
 
 class _KernelNorm(nn.Module):
@@ -23,9 +24,9 @@ class _KernelNorm(nn.Module):
     ) -> None:
         super().__init__()
         KF.check_dropout(dropout_p, eval_statistics)
-        KF.padding_pairs(padding, self.spatial)
-        self.kernel_size = KF.per_dimension(kernel_size, self.spatial, "kernel_size", 1)
-        self.stride = KF.per_dimension(stride, self.spatial, "stride", 1)
+        padding_pairs(padding, self.spatial)
+        self.kernel_size = per_dimension(kernel_size, self.spatial, "kernel_size", 1)
+        self.stride = per_dimension(stride, self.spatial, "stride", 1)
         self.padding = padding if isinstance(padding, int) else tuple(padding)
         self.dropout_p = dropout_p
         self.eps = eps

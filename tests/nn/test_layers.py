@@ -15,7 +15,7 @@ from knlightning.nn import (
     KNConv2d,
     KNConv3d,
 )
-from knlightning.nn import functional as KF
+from knlightning.nn.statistics import draw_dropped, mask_of
 
 CONVS = {1: (KNConv1d, nn.Conv1d), 2: (KNConv2d, nn.Conv2d), 3: (KNConv3d, nn.Conv3d)}
 NORMS = {1: KernelNorm1d, 2: KernelNorm2d, 3: KernelNorm3d}
@@ -43,7 +43,7 @@ def test_layers_follow_the_definition(spatial: int) -> None:
     torch.manual_seed(1)
     trained = conv.train()(x)
     torch.manual_seed(1)
-    mask = KF.draw_mask(x, 0.4)
+    mask = mask_of(draw_dropped(x.numel(), 0.4), x)
     torch.testing.assert_close(trained, naive.kn_conv(x, conv.weight, conv.bias, stride, pads, 1, mask, 0.4))
 
 
