@@ -1,0 +1,24 @@
+"""What goes on beside the training: seeds, checkpoints, logs, pictures, predictions."""
+
+from knlightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from knlightning.callbacks.hparams import HParams, TensorBoardLog
+from knlightning.callbacks.metrics_csv import MetricsCSV
+from knlightning.callbacks.pictures import Pictures
+from knlightning.callbacks.predictions import PredictionWriter
+from knlightning.callbacks.run_config import RunConfig
+from knlightning.callbacks.seeding import Seeding
+from knlightning.callbacks.throughput import Throughput
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "HParams",
+    "LastCheckpoint",
+    "MetricsCSV",
+    "Pictures",
+    "PredictionWriter",
+    "RunConfig",
+    "Seeding",
+    "TensorBoardLog",
+    "Throughput",
+]

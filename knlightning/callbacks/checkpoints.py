@@ -1,0 +1,95 @@
+"""Checkpoints of a run: `checkpoints/best.ckpt` and `checkpoints/last.ckpt`."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from knlightning.run_directory import checkpoint_in, replacing
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints so that a kill at any moment leaves the old file or the whole new one.
+
+    Lightning's own writer goes through the system's temporary directory; where that is another file system, the last
+    move is a copy over the old file.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint to a path on a local file system."""
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+
+class LastCheckpoint(Checkpoint):
+    """Write `checkpoints/last.ckpt` in the run directory at the end of every training epoch.
+
+    Args:
+        every_n_steps: also after every that many optimizer steps, for long epochs; None for epochs alone.
+
+    Raises:
+        ValueError: if every_n_steps is below 1.
+    """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"last_checkpoint.every_n_steps must be at least 1, or null, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save within an epoch."""
+        if self.every_n_steps is None or trainer.is_last_batch:
+            return
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # else half a step would be lost
+        if stepped and trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save at the end of an epoch, after its validation."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined] # set where mypy does not look
+            trainer.save_checkpoint(checkpoint_in(Path(trainer.default_root_dir), "last"), weights_only=False)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the weights of the epoch with the best score as `checkpoints/best.ckpt` in the run directory.
+
+    It has to stand before LastCheckpoint, which stores the best score.
+
+    Args:
+        monitor: metric that is the score.
+        mode: whether the best score is the "max" or the "min".
+    """
+
+    def __init__(self, monitor: str = "val/acc", mode: Literal["min", "max"] = "max") -> None:
+        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run directory."""
+        self.dirpath = str(checkpoint_in(Path(trainer.default_root_dir).absolute(), "best").parent)
+        with warnings.catch_warnings():  # of course a run that resumes has checkpoints already
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best score, also where the run directory was moved, if its file is still there."""
+        assert self.dirpath is not None
+        best = str(Path(self.dirpath) / "best.ckpt")
+        if os.path.isfile(best) and state_dict["best_model_path"]:
+            score = state_dict["best_model_score"]
+            super().load_state_dict(
+                state_dict
+                | {"dirpath": self.dirpath, "best_model_path": best, "kth_best_model_path": best}
+                | {"best_k_models": {best: score}, "last_model_path": ""}
+            )

@@ -1,0 +1,89 @@
+"""Log of the metrics as a table, `metrics.csv` in the run directory."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from knlightning.run_directory import replacing
+
+
+class MetricsCSV(Logger):
+    """Write a row for each call of `log_metrics`: the step, then a column for each metric, empty where not logged.
+
+    Lightning's CSVLogger deletes the table of the run it resumes; this one goes on with it. Every row is in the file
+    when `log_metrics` returns.
+
+    Args:
+        directory: where `metrics.csv` lies.
+        first_step: optimizer step at which the run starts or resumes; rows of an earlier table from that step on
+            belong to what is trained again, and are dropped.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], first_step: int = 0) -> None:
+        super().__init__()
+        self.path = Path(directory) / "metrics.csv"
+        self._first_step = first_step
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the name of the log: none, since the run directory is the whole address."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Return the version of the log: none either."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """Return the run directory."""
+        return str(self.path.parent)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the hyperparameters are in `config.yaml`."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row.
+
+        Args:
+            metrics: values by name.
+            step: optimizer step.
+        """
+        if self._columns is None:
+            self._take_over()
+        assert self._columns is not None
+        row = {"step": step, **metrics}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            rows = self._read()
+            self._columns += new
+            self._rewrite(rows)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with self.path.open(newline="") as file:
+            # a kill can cut the last row short: the values that are missing then are None, not ""
+            return [row for row in csv.DictReader(file) if None not in row.values()]
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns or [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _take_over(self) -> None:
+        """Drop what a resumed run is going to log again."""
+        kept = [row for row in self._read() if int(row["step"]) < self._first_step]
+        self._columns = list(kept[0]) if kept else ["step"]
+        if self.path.is_file():
+            self._rewrite(kept)

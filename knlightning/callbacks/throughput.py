@@ -1,0 +1,57 @@
+"""How fast a run trains."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+
+
+class Throughput(Callback):
+    """Log `train/images_per_s`: training images of an epoch on all devices, by the seconds spent on training.
+
+    Time for validation does not count, that for reading the data does. Shown in the progress bar while the epoch
+    goes on, logged at its end. (Lightning's ThroughputMonitor counts over a window of batches, and needs two
+    functions that a configuration file cannot give.)
+    """
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._seconds = 0.0
+        self._since = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock, also for a run resumed within an epoch."""
+        self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the images."""
+        self._images += extract_batch_size(batch) * trainer.world_size
+        self._stop()
+        pl_module.log("train/images_per_s", self._images / self._seconds, prog_bar=True, logger=False, batch_size=1)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._stop()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the clock go on."""
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the rate of the epoch."""
+        for logger in trainer.loggers:  # not by pl_module.log, which writes only after the epoch's checkpoint
+            logger.log_metrics(
+                {"train/images_per_s": self._images / self._seconds, "epoch": trainer.current_epoch},
+                step=trainer.global_step - 1,
+            )
+
+    def _stop(self) -> None:
+        now = time.perf_counter()
+        self._seconds, self._since = self._seconds + now - self._since, now
