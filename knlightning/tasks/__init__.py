@@ -1,0 +1,7 @@
+"""What a network is trained for: LightningModules around a backbone."""
+
+from knlightning.tasks.base import Task
+from knlightning.tasks.classification import ClassificationTask
+from knlightning.tasks.schedules import CosineLR
+
+__all__ = ["ClassificationTask", "CosineLR", "Task"]

@@ -1,0 +1,153 @@
+"""What all tasks share: an injected backbone, an optimizer and a schedule from the configuration."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanMetric
+
+from knlightning.tasks.schedules import CosineLR
+
+
+class Task(LightningModule):
+    """Base of the tasks: forward, optimizer, schedule, and what keeps a resumed run true to its configuration.
+
+    A checkpoint brings back the optimizer and the schedule as they were. What the configuration has changed since
+    then (rate, weight decay, length of the schedule, ...) wins over it.
+
+    Args:
+        backbone: network, from images (N, C, H, W) in floating point to the output of the task.
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the schedule from the optimizer; None keeps the rate constant.
+        lr_scheduler_interval: whether the schedule advances with every "epoch" or with every optimizer "step".
+        channels_last: keep weights and images in the channels-last memory format, often faster on GPUs.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: OptimizerCallable,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None,
+        lr_scheduler_interval: Literal["epoch", "step"],
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.backbone = backbone.to(memory_format=self.memory_format)
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self.lr_scheduler_interval = lr_scheduler_interval
+        self._configured: dict[str, Any] = {}
+        self._configured_before: dict[str, Any] = {}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer and its schedule.
+
+        Raises:
+            ValueError: if the schedule follows a metric.
+        """
+        optimizer = self.make_optimizer(self.parameters())
+        scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError(
+                "model.init_args.lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have;"
+                " choose a schedule of time such as knlightning.tasks.CosineLR"
+            )
+        self._configured = {
+            "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
+            "schedule": copy.deepcopy(scheduler.state_dict()) if scheduler else {},
+        }
+        if scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.lr_scheduler_interval},
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Apply the backbone to images (N, C, H, W)."""
+        return self.backbone(images.contiguous(memory_format=self.memory_format))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what the optimizer and the schedule were configured with."""
+        checkpoint["configured"] = self._configured
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Recall what the optimizer and the schedule of the checkpoint were configured with."""
+        self._configured_before = checkpoint.get("configured", {})
+
+    def on_train_start(self) -> None:
+        """Give the schedule its length, and apply what the configuration of a resumed run has changed, that alone.
+
+        Raises:
+            ValueError: if the schedule needs the length of a run that has none.
+        """
+        self._set_length()
+        before, self._configured_before = self._configured_before, {}
+        if not before or before == self._configured:
+            return
+        optimizer = self.trainer.optimizers[0]
+        for group, old, new in zip(optimizer.param_groups, before["groups"], self._configured["groups"], strict=True):
+            rate = new["lr"]
+            if self.trainer.lr_scheduler_configs:  # the present rate keeps its place in the schedule
+                rate = group["lr"] * _ratio(_initial_rate(new), _initial_rate(old))
+            group.update({key: value for key, value in new.items() if key not in old or old[key] != value})
+            group["lr"] = rate
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler, old, new = config.scheduler, before["schedule"], self._configured["schedule"]
+            vars(scheduler).update(
+                {key: new[key] for key in new if key in old and old[key] != new[key] and not key.startswith("_")}
+            )
+            if isinstance(scheduler, CosineLR):  # its rate is a function of time alone
+                for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+                    group["lr"] = rate
+
+    def _set_length(self) -> None:
+        """Give a schedule that lasts as long as the run its length.
+
+        Not sooner than when training starts: to count the steps of a run, Lightning makes the training loader, and one
+        made before a checkpoint is restored would not go on where the checkpoint was written.
+        """
+        schedule = self._configured["schedule"]
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, CosineLR) and schedule["total"] is None:
+                config.scheduler.total = schedule["total"] = self._run_length()
+
+    def _run_length(self) -> int:
+        """Return the length of the run in units of the schedule's interval."""
+        by_epoch = self.lr_scheduler_interval == "epoch"
+        length = self.trainer.max_epochs if by_epoch else self.trainer.estimated_stepping_batches
+        if length is None or length < 1 or math.isinf(length):
+            raise ValueError(
+                "CosineLR lasts as long as the run, and this run has no end in units of"
+                f" lr_scheduler_interval={self.lr_scheduler_interval!r}: set trainer.max_epochs, or give the length as"
+                " model.init_args.lr_scheduler.init_args.total"
+            )
+        return int(length)
+
+    def _log_epoch_now(self, metrics: dict[str, MeanMetric]) -> None:
+        """Log metrics of a training epoch from `on_train_epoch_end`, before the checkpoint of the epoch is written.
+
+        What `self.log` sends to the loggers comes after it, and would be lost with a process killed in between.
+        """
+        for name, metric in metrics.items():
+            self.log(name, metric, logger=False)  # for the progress bar and the callbacks
+        values = {name: float(metric.compute()) for name, metric in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics({**values, "epoch": self.current_epoch}, step=self.global_step - 1)
+
+
+def _initial_rate(group: dict[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def _ratio(new: float, old: float) -> float:
+    return new / old if old else 1.0

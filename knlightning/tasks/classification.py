@@ -1,0 +1,147 @@
+"""Image classification."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from knlightning.tasks.base import Task
+
+TOP_K = 5
+
+
+class ClassificationMetrics(nn.Module):
+    """Means over the images of an epoch, and over the devices: loss, top-1 and top-5 accuracy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # "disable": a loss that is not a number shows as such; the other strategies would leave its images out
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.acc = MeanMetric(nan_strategy="disable")
+        self.acc_top5 = MeanMetric(nan_strategy="disable")
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            loss: mean loss of the batch.
+            logits: (N, classes).
+            labels: (N,), integers.
+        """
+        hits = logits.topk(min(TOP_K, logits.shape[1])).indices == labels[:, None]
+        self.loss.update(loss.expand(len(labels)))  # "disable" ignores weights too
+        self.acc.update(hits[:, 0].float())
+        if logits.shape[1] >= TOP_K:
+            self.acc_top5.update(hits.any(dim=1).float())
+
+    def named(self, prefix: str) -> dict[str, MeanMetric]:
+        """Return the metrics that have seen images, by name."""
+        metrics = {"loss": self.loss, "acc": self.acc, "acc_top5": self.acc_top5}
+        return {f"{prefix}/{name}": metric for name, metric in metrics.items() if metric.update_called}
+
+
+class ClassificationTask(Task):
+    """Train a network to tell the class of an image, by cross-entropy.
+
+    Logs `loss` and `acc` (top-1 accuracy in [0, 1]), and `acc_top5` where there are at least five classes, under
+    `train/`, `val/` and `test/`: means over all images of an epoch and all devices, so that a short last batch counts
+    by its images. While training they are taken as the weights change, with dropout and augmentation; in an epoch
+    that was resumed in its middle they cover the batches since then.
+
+    Args:
+        backbone: network, from images (N, C, H, W) to logits (N, classes).
+        label_smoothing: share of the target that is spread over all classes while training, in [0, 1]; the losses of
+            validation and test are without.
+        optimizer: makes the optimizer from the parameters.
+        lr_scheduler: makes the schedule from the optimizer; None keeps the rate constant.
+        lr_scheduler_interval: whether the schedule advances with every "epoch" or with every optimizer "step".
+        channels_last: keep weights and images in the channels-last memory format, often faster on GPUs.
+
+    Raises:
+        ValueError: if label_smoothing is not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        label_smoothing: float = 0.0,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.05, momentum=0.9),
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        channels_last: bool = False,
+    ) -> None:
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"model.init_args.label_smoothing must lie in [0, 1], got {label_smoothing}")
+        super().__init__(backbone, optimizer, lr_scheduler, lr_scheduler_interval, channels_last)
+        # plain values alone, so that the checkpoint needs no pickled code:
+        # ClassificationTask.load_from_checkpoint(path, backbone=...) makes the task anew
+        self.save_hyperparameters("label_smoothing", "lr_scheduler_interval", "channels_last")
+        self.label_smoothing = label_smoothing
+        self.train_metrics = ClassificationMetrics()
+        self.val_metrics = ClassificationMetrics()
+        self.test_metrics = ClassificationMetrics()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Compute the loss of a batch.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        loss, _ = self._shared_step(batch, self.train_metrics, self.label_smoothing)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
+                f" {self.global_step}). Try a lower learning rate (model.init_args.optimizer.init_args.lr) or"
+                " trainer.gradient_clip_val=1; with trainer.precision=16-mixed try bf16-mixed or 32-true; and see that"
+                " the images themselves are finite."
+            )
+        self.log("train/loss_step", loss, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of the training epoch."""
+        self._log_epoch_now(self.train_metrics.named("train"))
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the logits (N, classes) of a batch, for the callbacks."""
+        return self._evaluation_step(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the logits (N, classes) of a batch, for the callbacks."""
+        return self._evaluation_step(batch, "test", self.test_metrics)
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
+        """Return the probabilities (N, classes) of a batch."""
+        return self(batch[0]).float().softmax(dim=1)
+
+    def _evaluation_step(self, batch: tuple[Tensor, Tensor], stage: str, metrics: ClassificationMetrics) -> Tensor:
+        _, logits = self._shared_step(batch, metrics, label_smoothing=0.0)
+        for name, metric in metrics.named(stage).items():
+            self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(logits))
+        return logits
+
+    def _shared_step(
+        self, batch: tuple[Tensor, Tensor], metrics: ClassificationMetrics, label_smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        logits = self(images)
+        self._check_width(logits)
+        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        metrics.update(loss, logits, labels)
+        return loss, logits
+
+    def _check_width(self, logits: Tensor) -> None:
+        """Compare the network with the data; met by the first batch, before any step of the optimizer."""
+        classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        if classes is not None and logits.shape[1] != classes:
+            raise ValueError(
+                f"the network has {logits.shape[1]} outputs and the data {classes} classes: set"
+                f" model.init_args.backbone.init_args.num_classes to {classes}"
+            )

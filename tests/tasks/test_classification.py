@@ -1,0 +1,118 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from standins import RandomData, TinyNet
+from torch import nn
+from torch.nn import functional as F
+
+from knlightning.tasks import ClassificationTask
+
+
+def trainer(tmp_path, **kwargs):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=tmp_path, enable_checkpointing=False, **(quiet | {"max_epochs": 1} | kwargs))
+
+
+class Table(nn.Module):
+    """Logits that depend on the image in a known way, with one parameter to train."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.classes = classes
+
+    def forward(self, images):
+        return self.scale * images.flatten(1)[:, : self.classes]
+
+
+@pytest.mark.parametrize(("classes", "stage"), [(3, "val"), (3, "test"), (7, "val"), (7, "test")])
+def test_metrics_are_means_over_images_with_a_short_last_batch(tmp_path, classes, stage):
+    data, network = RandomData(samples=10, batch_size=4, classes=classes), Table(classes)
+    task = ClassificationTask(network, label_smoothing=0.3)
+    run = trainer(tmp_path)
+    (run.validate if stage == "val" else run.test)(task, data, verbose=False)
+    images, labels = data.dataset.tensors
+    logits = network(images)
+    order = logits.argsort(dim=1, descending=True)
+    expected = {"loss": F.cross_entropy(logits, labels), "acc": (order[:, 0] == labels).double().mean()}
+    if classes >= 5:
+        expected["acc_top5"] = (order[:, :5] == labels[:, None]).any(dim=1).double().mean()
+    assert run.callback_metrics == {f"{stage}/{name}": pytest.approx(value.item()) for name, value in expected.items()}
+    mean_of_batches = torch.stack([F.cross_entropy(*b) for b in zip(logits.split(4), labels.split(4), strict=True)])
+    assert expected["loss"].item() != pytest.approx(mean_of_batches.mean().item())  # else the test could not fail
+
+
+def test_training_metrics_are_means_over_images(tmp_path):
+    data, network = RandomData(), Table(3)
+    task = ClassificationTask(network, 0.3, lambda params: torch.optim.SGD(params, lr=0.0))
+    run = trainer(tmp_path)
+    run.fit(task, data)
+    images, labels = data.dataset.tensors
+    expected = F.cross_entropy(network(images), labels, label_smoothing=0.3)
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(expected.item())
+    hits = network(images).argmax(dim=1) == labels
+    assert run.callback_metrics["train/acc"].item() == pytest.approx(hits.double().mean().item())
+
+
+def test_not_finite_loss_stops_the_run(tmp_path):
+    data = RandomData()
+    data.dataset.tensors[0][5] = float("nan")  # in the second batch
+    run = trainer(tmp_path, num_sanity_val_steps=0)
+    with pytest.raises(FloatingPointError, match=r"loss is nan at epoch 0, batch 1 .*learning rate"):
+        run.fit(ClassificationTask(TinyNet(3)), data)
+    assert run.global_step == 1
+
+
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_width_is_compared_with_the_data_before_the_first_step(tmp_path, sanity):
+    data = RandomData()
+    data.num_classes = 3
+    run = trainer(tmp_path, num_sanity_val_steps=sanity)
+    with pytest.raises(ValueError, match=r"10 outputs .* 3 classes: .*init_args.num_classes to 3"):
+        run.fit(ClassificationTask(TinyNet(10)), data)
+    assert run.global_step == 0
+
+
+def test_loaders_without_datamodule(tmp_path):
+    data = RandomData()
+    run = trainer(tmp_path)
+    run.fit(ClassificationTask(TinyNet(3)), data.train_dataloader(), data.val_dataloader())
+    assert 0 <= run.callback_metrics["val/acc"] <= 1
+
+
+def test_predict_step_gives_probabilities():
+    task = ClassificationTask(TinyNet(3)).eval()
+    images = torch.rand(2, 3, 8, 8)
+    probabilities = task.predict_step((images, ["a", "b"]), 0)
+    torch.testing.assert_close(probabilities, task(images).softmax(dim=1))
+
+
+def test_channels_last():
+    seen = []
+
+    class Spy(nn.Conv2d):
+        def forward(self, images):
+            seen.append((images, self.weight))
+            return super().forward(images)
+
+    network = nn.Sequential(Spy(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    ClassificationTask(network, channels_last=True)(torch.rand(2, 3, 8, 8))
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen[0])
+
+
+def test_checkpoint_needs_no_code_to_load(tmp_path):
+    run = trainer(tmp_path)
+    task = ClassificationTask(TinyNet(3), 0.1, lambda params: torch.optim.SGD(params, lr=0.1))
+    run.fit(task, RandomData())
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    stored = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert stored["hyper_parameters"]["label_smoothing"] == 0.1
+    loaded = ClassificationTask.load_from_checkpoint(tmp_path / "a.ckpt", backbone=TinyNet(3))
+    assert loaded.label_smoothing == 0.1
+    assert torch.equal(loaded.backbone.head.weight, task.backbone.head.weight)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_label_smoothing_out_of_range(value):
+    with pytest.raises(ValueError, match="label_smoothing"):
+        ClassificationTask(TinyNet(3), label_smoothing=value)
