@@ -1,0 +1,51 @@
+"""kill -9 at any moment costs the work since the last checkpoint, and nothing else."""
+
+import csv
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import pytest
+from standins import assert_same_weights, knl, tiny_config, write_config
+
+KILLS = int(os.environ.get("KNL_TEST_KILLS", "3"))
+EPOCHS = 4 * KILLS  # enough for the last kill to come before the end
+
+
+def kill_at_some_moment(process, checkpoint, moments):
+    """Wait until a process has written a few checkpoints, and a little longer, then kill it."""
+    for _ in range(moments.randint(1, 5)):
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while process.poll() is None and (checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0) == before:
+            time.sleep(0.002)
+    time.sleep(moments.uniform(0, 0.05))
+    process.kill()
+
+
+@pytest.mark.slow
+def test_killed_run_ends_like_one_left_alone(tmp_path):
+    config = tiny_config(max_epochs=EPOCHS, limit_val_batches=1)
+    config["last_checkpoint"] = {"every_n_steps": 5}
+    config["pictures"] = {"every_n_epochs": 0}
+    write_config(tmp_path / "a.yaml", config)
+    whole = knl("fit", "--config", "a.yaml", "--run_dir", "whole", cwd=tmp_path)
+    output, _ = whole.communicate()
+    assert whole.returncode == 0, output
+
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    moments = random.Random()
+    for kill in range(KILLS + 1):
+        resume = ["--ckpt_path", "last"] if kill else []
+        process = knl("fit", "--config", "a.yaml", "--run_dir", "killed", *resume, cwd=tmp_path)
+        if kill < KILLS:
+            kill_at_some_moment(process, last, moments)
+        output, _ = process.communicate()
+        assert process.returncode == (-signal.SIGKILL if kill < KILLS else 0), output
+    assert_same_weights(last, tmp_path / "whole" / "checkpoints" / "last.ckpt")
+    with (tmp_path / "killed" / "metrics.csv").open(newline="") as file:
+        logged = Counter((row["step"], name) for row in csv.DictReader(file) for name, value in row.items() if value)
+    for name in ("train/loss", "val/loss", "lr-SGD"):
+        entries = [count for (_, key), count in logged.items() if key == name]
+        assert entries == [1] * EPOCHS, f"{name} of the {EPOCHS} epochs was logged {entries} times"

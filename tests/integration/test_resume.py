@@ -1,0 +1,104 @@
+"""An interrupted and resumed run ends where a run left alone ends, bit for bit."""
+
+import csv
+
+import pytest
+import torch
+from standins import assert_same_weights, tiny_config, write_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from knlightning.cli import main
+
+# 1437 images in batches of 64: 23 steps an epoch, of which the network with dropout sees all or the first 8
+CASES = {
+    "epoch end": ({}, 8, 8),
+    "before the first checkpoint of the epoch": ({}, 11, 8),
+    "mid-epoch": ({"last_checkpoint": {"every_n_steps": 3}}, 13, 12),
+    "mid-epoch, workers": ({"last_checkpoint": {"every_n_steps": 3}, "workers": 1}, 13, 12),
+    "mid-epoch, schedule by step": ({"last_checkpoint": {"every_n_steps": 1}, "interval": "step"}, 14, 14),
+    "mid-epoch, two batches a step": (
+        {"last_checkpoint": {"every_n_steps": 1}, "trainer": {"accumulate_grad_batches": 2}},
+        6,
+        6,
+    ),
+    "mid-epoch, validation within the epoch": (
+        {"last_checkpoint": {"every_n_steps": 3}, "trainer": {"val_check_interval": 4}},
+        10,
+        9,
+    ),
+    "kernel normalization": (
+        {"last_checkpoint": {"every_n_steps": 3}, "backbone": "knlightning.models.knresnet8", "batch_size": 4},
+        10,
+        9,
+    ),
+}
+
+
+def rows(run):
+    """What each step has logged, without the clock's part."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if value and name != "train/images_per_s"}
+            for row in csv.DictReader(file)
+        ]
+
+
+def curve(run):
+    """The losses that TensorBoard shows, step by step."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss_step")]
+
+
+@pytest.mark.parametrize(("change", "interrupted", "resumed"), CASES.values(), ids=CASES)
+def test_resumed_run_equals_the_whole_one(tmp_path, monkeypatch, capsys, change, interrupted, resumed):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(limit_train_batches=8, limit_val_batches=2, log_every_n_steps=1, **change.get("trainer", {}))
+    task, data = config["model"]["init_args"], config["data"]["init_args"]
+    data["batch_size"] = change.get("batch_size", 64)
+    data["num_workers"] = change.get("workers", 0)
+    task["lr_scheduler_interval"] = change.get("interval", "epoch")
+    if "backbone" in change:
+        task["backbone"] = {"class_path": change["backbone"], "init_args": {"num_classes": 10, "low_resolution": True}}
+        task["optimizer"]["init_args"]["lr"] = 0.05
+    config["last_checkpoint"] = change.get("last_checkpoint", {})
+    config["pictures"] = {"every_n_epochs": 0}
+    write_config(tmp_path / "a.yaml", config)
+
+    main(["fit", "--config", "a.yaml", "--run_dir", "whole"])
+    config["trainer"]["callbacks"] = [{"class_path": "standins.Interrupt", "init_args": {"step": interrupted}}]
+    write_config(tmp_path / "b.yaml", config)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "b.yaml", "--run_dir", "parts"])
+    assert stop.value.code == 130
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == resumed
+    torch.manual_seed(123)  # another process would have other random numbers, too
+    main(["fit", "--config", "a.yaml", "--run_dir", "parts", "--ckpt_path", "last"])
+
+    whole = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    assert_same_weights(last, whole)
+    one, other = (torch.load(path, weights_only=True) for path in (last, whole))
+    for key in ("optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+    if resumed % 8 == 0:
+        assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+        assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+    else:  # the epoch's training metrics cover its second part alone: compare what was logged, and all else
+        steps = [[(row["step"], *sorted(row)) for row in rows(tmp_path / run)] for run in ("parts", "whole")]
+        if "val_check_interval" not in change.get("trainer", {}):
+            assert steps[0] == steps[1]
+            assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+        scores = [[row["val/loss"] for row in rows(tmp_path / run) if "val/loss" in row] for run in ("parts", "whole")]
+        assert set(scores[0]) <= set(scores[1])
+        assert scores[0][-1] == scores[1][-1]
+
+
+def test_the_network_of_these_tests_draws_random_numbers(tmp_path, monkeypatch):
+    """Else equal weights would prove little."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "a.yaml", tiny_config(max_epochs=1, limit_train_batches=3))
+    main(["fit", "--config", "a.yaml", "--run_dir", "one"])
+    main(["fit", "--config", "a.yaml", "--run_dir", "two", "--model.backbone.dropout_p", "0"])
+    one, two = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in ("one", "two"))
+    assert not torch.equal(one["backbone.head.weight"], two["backbone.head.weight"])
