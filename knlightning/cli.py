@@ -51,6 +51,7 @@ SUBCOMMANDS = {
     "test": "Evaluate a checkpoint on the test data.",
     "predict": "Apply a checkpoint to images of your own; writes predictions.csv.",
 }
+BENCHMARK = "Measure time and memory beside other normalizations."
 TITLES = {
     "model": "Task and network (knl fit --model.help knlightning.tasks.ClassificationTask)",
     "data": "Data (knl fit --data.help knlightning.data.DigitsDataModule)",
@@ -143,6 +144,8 @@ class KNLightningCLI(LightningCLI):
             )
             self._subcommand_parsers[name] = subparser
             commands.add_subcommand(name, subparser, help=text)
+        # For the list alone: `main` hands this command on before the parsers are built.
+        commands.add_subcommand("benchmark", LightningArgumentParser(), help=BENCHMARK)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line."""
@@ -296,8 +299,13 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: with status 2 if the configuration or the data are at fault, 130 if interrupted.
     """
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["benchmark"]:
+        from knlightning.analysis import benchmark  # here: it draws, which no other command needs
+
+        return benchmark.main(args[1:])
     try:
-        run(sys.argv[1:] if args is None else args)
+        run(args)
     except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
         foreign = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)
         if foreign or os.environ.get(DEBUG_VARIABLE):

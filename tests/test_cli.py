@@ -421,7 +421,11 @@ def test_faults_of_the_configuration(empty, capsys, args, said):
 
 
 def test_missing_subcommand(empty, capsys):
-    assert "{fit,validate,test,predict}" in refused(capsys)
+    assert "{fit,validate,test,predict,benchmark}" in refused(capsys)
+
+
+def test_benchmark_is_handed_on(capsys):
+    assert "rounds" in refused(capsys, "benchmark", "--rounds=-1")
 
 
 def test_unknown_score_is_named_after_the_first_validation(empty, capsys):

@@ -57,6 +57,11 @@ class Layers:
         if self.norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {self.norm!r}")
 
+    @property
+    def fused(self) -> bool:
+        """Whether activations and sums are left to the convolutions, which then keep half as much for backward."""
+        return self.norm == "kernel" and self.activation is nn.ReLU
+
     def conv(self, in_channels: int, out_channels: int, k: int, stride: int = 1, padding: Padding = 0) -> nn.Module:
         """Make a convolution, kernel normalized if the network is."""
         if self.norm == "kernel":
@@ -93,12 +98,15 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels: int, inner: int, layers: Layers) -> None:
         super().__init__()
+        self.fused = layers.fused
         self.act1 = layers.norm_act(channels)
         self.conv1 = layers.conv(channels, inner, 2, padding=1)
         self.act2 = layers.norm_act(inner)
         self.conv2 = layers.conv(inner, channels, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return self.conv2(self.conv1(x, relu_input=True, relu_output=True), residual=x)
         return x + self.conv2(self.act2(self.conv1(self.act1(x))))
 
 
@@ -107,6 +115,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels: int, inner: int, layers: Layers, pointwise: bool = False) -> None:
         super().__init__()
+        self.fused = layers.fused
         outer = 1 if pointwise else 2
         self.act1 = layers.norm_act(channels)
         self.conv1 = layers.conv(channels, inner, outer, padding=outer - 1)
@@ -116,6 +125,9 @@ class Bottleneck(nn.Module):
         self.conv3 = layers.conv(inner, channels, outer)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            out = self.conv2(self.conv1(x, relu_input=True, relu_output=True), relu_output=True)
+            return self.conv3(out, residual=x)
         out = self.conv2(self.act2(self.conv1(self.act1(x))))
         return x + self.conv3(self.act3(out))
 
@@ -126,6 +138,12 @@ class Transition(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, k: int, padding: Padding, layers: Layers) -> None:
         conv = layers.conv(in_channels, out_channels, k, padding=padding)
         super().__init__(layers.norm_act(in_channels), conv, nn.MaxPool2d(2))
+        self.fused = layers.fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return self[2](self[1](x, relu_input=True, keep_output=True))
+        return super().forward(x)
 
 
 class KNResNet(nn.Module):

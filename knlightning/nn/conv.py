@@ -58,7 +58,14 @@ class _KNConv(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        relu_input: bool = False,
+        relu_output: bool = False,
+        residual: Tensor | None = None,
+        keep_output: bool = False,
+    ) -> Tensor:
         return KF.kn_conv(
             input,
             self.weight,
@@ -70,6 +77,11 @@ class _KNConv(nn.Module):
             self.training,
             self.eval_statistics,
             self.eps,
+            None,
+            relu_input,
+            relu_output,
+            residual,
+            keep_output,
         )
 
     def extra_repr(self) -> str:

@@ -6,7 +6,7 @@ unit U is normalized as (U - mean(U')) / sqrt(var(U') + eps).
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -98,12 +98,21 @@ def kn_conv(
     eval_statistics: EvalStatistics = "clean",
     eps: float = 1e-5,
     mask: Tensor | None = None,
+    relu_input: bool = False,
+    relu_output: bool = False,
+    residual: Tensor | None = None,
+    keep_output: bool = False,
 ) -> Tensor:
     """Convolve the kernel normalized windows of the input: (conv(x, W) - mean * sum(W)) / sqrt(var + eps) + b.
 
     Source: Nasirigerdeh et al. (TMLR 2024), equation 5 and Algorithm 1. The statistics are those of
     :func:`kernel_norm`, over all channels whatever the groups. Under autocast the convolution runs in the
     lower precision and the statistics in float32.
+
+    For backward an input and a convolution's result are kept. A network whose layers follow one another can do with
+    one tensor a layer: with `keep_output` the output, which the next layer keeps anyway, stands in for the result, and
+    with `relu_input`, `relu_output` and `residual` the operations around the convolution keep nothing of their own.
+    Then the output must not be changed in place; autograd raises an error if it is.
 
     Args:
         input: floating point tensor [N, C, *spatial] with one to three spatial dimensions.
@@ -117,6 +126,10 @@ def kn_conv(
         eval_statistics: as in :func:`kernel_norm`.
         eps: added to the variance.
         mask: as in :func:`kernel_norm`.
+        relu_input: take relu(input) in place of the input.
+        relu_output: return the ReLU of the output; implies keep_output, excludes a residual.
+        residual: tensor of the output's shape to add to the output; implies keep_output.
+        keep_output: keep the output for backward.
 
     Returns:
         Tensor [N, O, *floor((size + padding - k) / stride + 1)].
@@ -135,13 +148,15 @@ def kn_conv(
     if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
         input, weight = input.to(dtype), weight.to(dtype)
+    if relu_output and residual is not None:
+        raise ValueError("relu_output and residual exclude each other: apply the ReLU to the sum")
     sampled, inflation = _dropout(input, kernel_size, dropout_p, training, eval_statistics, mask)
-    settings = (stride, pads, groups, dropout_p, inflation, eps)
+    settings = _Settings(stride, pads, groups, dropout_p, inflation, eps, relu_input, relu_output)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         # Compilers and function transforms want to see the operations themselves, and derive the gradient from them.
         if sampled and mask is None:
             mask = draw_mask(input, dropout_p)
-        return _kn_conv_composite(input, weight, bias, mask if sampled else None, *settings)
+        return _kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings)
 
     if not (input.is_contiguous() or _is_channels_last(input)):
         input = input.contiguous()
@@ -151,7 +166,8 @@ def kn_conv(
             dropped = draw_dropped(input.numel(), dropout_p)
         else:
             mask = draw_mask(input, dropout_p)
-    return _KNConv.apply(input, weight, bias, mask if sampled else None, dropped, *settings)
+    keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
+    return _KNConv.apply(input, weight, bias, residual, mask if sampled else None, dropped, keep_output, settings)
 
 
 def check_dropout(p: float, eval_statistics: str) -> None:
@@ -190,23 +206,38 @@ def _is_channels_last(input: Tensor) -> bool:
     return input.dim() in formats and input.is_contiguous(memory_format=formats[input.dim()])
 
 
+class _Settings(NamedTuple):
+    stride: tuple[int, ...]
+    pads: tuple[int, ...]
+    groups: int
+    dropout_p: float
+    inflation: float
+    eps: float
+    relu_input: bool
+    relu_output: bool
+
+
 def _kn_conv_composite(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    residual: Tensor | None,
     mask: Tensor | None,
-    stride: tuple[int, ...],
-    pads: tuple[int, ...],
-    groups: int,
-    dropout_p: float,
-    inflation: float,
-    eps: float,
+    settings: _Settings,
 ) -> Tensor:
+    stride, pads, groups, dropout_p, inflation, eps, relu_input, relu_output = settings
+    if relu_input:
+        input = input.relu()
     pixels = pixel_moments(input, mask, dropout_p)
     mean, var = inflate(*window_moments(*pixels, tuple(weight.shape[2:]), stride, pads), inflation)
     centred = _convolve(input, weight, stride, pads, groups) - mean * _per_filter(_sums(weight, mean.dtype), weight)
     output = centred * torch.rsqrt(var + eps)
-    return (output if bias is None else output + _per_filter(bias, weight)).to(input.dtype)
+    if bias is not None:
+        output = output + _per_filter(bias, weight)
+    if residual is not None:
+        output = output + residual
+    output = output.to(input.dtype)
+    return output.relu() if relu_output else output
 
 
 def _convolve(input: Tensor, weight: Tensor, stride: tuple[int, ...], pads: tuple[int, ...], groups: int) -> Tensor:
@@ -244,6 +275,9 @@ class _KNConv(torch.autograd.Function):
     Nothing kept for backward grows with the kernel size. Large temporaries are avoided: on a CPU a new one costs
     several passes over memory.
 
+    What is kept besides the input is either o or, with `keep_output`, the output, from which d_r follows too:
+    sum_o G * o = sum_o G * (y - b - residual) / r, also behind a ReLU, where G is zero unless y is positive.
+
     The mask comes as a tensor (`mask`) or as the positions in memory that are `dropped`.
     """
 
@@ -253,79 +287,99 @@ class _KNConv(torch.autograd.Function):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        residual: Tensor | None,
         mask: Tensor | None,
         dropped: Tensor | None,
-        *settings: Any,
+        keep_output: bool,
+        settings: _Settings,
     ) -> Tensor:
-        stride, pads, groups, dropout_p, inflation, eps = settings
-        if input.device.type == "cpu" and mask is None:
-            pixels = pixel_moments_by_sums(input, dropped, dropout_p)
+        stride, pads, groups, dropout_p, inflation, eps, relu_input, relu_output = settings
+        x = input.relu() if relu_input else input
+        if x.device.type == "cpu" and mask is None:
+            pixels = pixel_moments_by_sums(x, dropped, dropout_p)
         else:
-            pixels = pixel_moments(input, mask, dropout_p)
+            pixels = pixel_moments(x, mask, dropout_p)
         mean, var = inflate(*window_moments(*pixels, tuple(weight.shape[2:]), stride, pads), inflation)
         rstd = torch.rsqrt(var + eps)
-        centred = _convolve(input, weight, stride, pads, groups)
-        sums = _per_filter(_sums(weight, mean.dtype), weight)
+        kept = _convolve(x, weight, stride, pads, groups)
+        dtype = kept.dtype
+        kept = kept.to(mean.dtype).addcmul_(mean, _per_filter(_sums(weight, mean.dtype), weight), value=-1.0)
         shift = rstd.new_zeros(()) if bias is None else _per_filter(bias, weight)
-        if centred.dtype == mean.dtype:
-            centred.addcmul_(mean, sums, value=-1.0)
-            output = torch.addcmul(shift, centred, rstd)
-        else:
-            exact = centred - mean * sums
-            output = torch.addcmul(shift, exact, rstd).to(centred.dtype)
-            centred = exact.to(centred.dtype)
-        # The output itself is not kept: it may be changed in place by the operation that follows.
-        ctx.save_for_backward(input, weight, bias, mask, dropped, centred, *pixels)
-        ctx.settings = settings
+        output = torch.addcmul(shift, kept, rstd, out=kept if keep_output else None)
+        if residual is not None:
+            output.add_(residual)
+        if relu_output:
+            output.relu_()
+        output = output.to(dtype)
+        ctx.save_for_backward(
+            input, weight, bias, residual, mask, dropped, output if keep_output else kept.to(dtype), *pixels
+        )
+        ctx.kept_output, ctx.settings = keep_output, settings
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, mask, dropped, centred, pixel_mean, pixel_var = ctx.saved_tensors
-        stride, pads, groups, dropout_p, inflation, eps = ctx.settings
-        needs = ctx.needs_input_grad[:3]
-        nothing = (None,) * (2 + len(ctx.settings))
+        input, weight, bias, residual, mask, dropped, kept, pixel_mean, pixel_var = ctx.saved_tensors
+        stride, pads, groups, dropout_p, inflation, eps, relu_input, relu_output = ctx.settings
+        needs = ctx.needs_input_grad[:4]
+        nothing = (None,) * 4
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
-            wanted = [t for t, needed in zip((input, weight, bias), needs, strict=True) if needed]
+            inputs = (input, weight, bias, residual)
+            wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed]
             mask = mask if dropped is None else mask_of(dropped, input)
-            output = _kn_conv_composite(input, weight, bias, mask, *ctx.settings)
+            output = _kn_conv_composite(*inputs, mask, ctx.settings)
             found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
             return *(next(found) if needed else None for needed in needs), *nothing
 
+        x = input.relu() if relu_input else input
         with torch.enable_grad():
             pixels = pixel_mean.requires_grad_(), pixel_var.requires_grad_()
             mean, var = inflate(*window_moments(*pixels, tuple(weight.shape[2:]), stride, pads), inflation)
             rstd = torch.rsqrt(var + eps)
-        dtype = mean.dtype
-        spatial = weight.dim() - 2
-        scaled = grad * rstd.detach()
-        padded, padding = _convolution_padding(input, pads)
+        dtype, spatial = mean.dtype, weight.dim() - 2
+        if relu_output:
+            grad = torch.ops.aten.threshold_backward(grad, kept, 0)
+        d_residual = grad if needs[3] else None
+        rows, rstd_map, mean_map = grad.to(dtype).flatten(2), rstd.detach().flatten(2), mean.detach().flatten(2)
+        d_bias = grad.sum((0, *range(2, 2 + spatial)), dtype=bias.dtype) if needs[2] else None
+        d_sums = -torch.einsum("nop,np->o", rows, (mean_map * rstd_map).squeeze(1))
+        d_maps: tuple[Tensor, ...] = ()
+        if needs[0]:
+            offsets = bias.to(dtype) if bias is not None else rows.new_zeros(rows.shape[1])
+            over_filters = torch.einsum("nop,ok->nkp", rows, torch.stack((_sums(weight, dtype), offsets), 1))
+            d_rstd = torch.einsum("nop,nop->np", rows, kept.to(dtype).flatten(2)).unsqueeze(1)
+            if ctx.kept_output:
+                if residual is not None:
+                    d_rstd -= torch.einsum("nop,nop->np", rows, residual.to(dtype).flatten(2)).unsqueeze(1)
+                d_rstd = (d_rstd - over_filters[:, 1:]) / rstd_map
+            d_maps = (-over_filters[:, :1] * rstd_map).view(mean.shape), d_rstd.view(mean.shape)
+        # in place where this gradient is nobody else's; `rows` goes with it
+        scaled = grad.mul_(rstd.detach()) if relu_output and grad.dtype == dtype else grad * rstd.detach()
+        padded, padding = _convolution_padding(x, pads)
         d_input, d_weight, _ = torch.ops.aten.convolution_backward(
             scaled.to(weight.dtype), padded, weight, None, stride, padding,
             (1,) * spatial, False, (0,) * spatial, groups, (needs[0], needs[1], False),
         )  # fmt: skip
         if needs[1]:
-            shift = torch.einsum("nop,np->o", scaled.flatten(2), mean.detach().flatten(1))
-            d_weight -= shift.to(weight.dtype).view(-1, *(1,) * (1 + spatial))
-        d_bias = grad.sum((0, *range(2, 2 + spatial)), dtype=bias.dtype) if needs[2] else None
+            d_weight += d_sums.to(weight.dtype).view(-1, *(1,) * (1 + spatial))
         if needs[0]:
-            d_mean = -torch.einsum("nop,o->np", scaled.flatten(2), _sums(weight, dtype)).view(mean.shape)
-            d_rstd = torch.einsum("nop,nop->np", grad.flatten(2), centred.flatten(2)).to(dtype).view(mean.shape)
-            d_pixels = torch.autograd.grad((mean, rstd), pixels, (d_mean, d_rstd))
-            if padded is not input:
+            d_pixels = torch.autograd.grad((mean, rstd), pixels, d_maps)
+            if padded is not x:
                 d_input = F.pad(d_input, [-p for p in pads])
-            kept = 1.0 if mask is None and dropped is None else 1.0 - dropout_p
-            slope = d_pixels[1] * (2.0 / input.shape[1])
-            constant = (d_pixels[0] / input.shape[1] - slope * pixel_mean.detach()) / kept
-            slope = slope / kept**2
+            share = 1.0 if mask is None and dropped is None else 1.0 - dropout_p
+            slope = d_pixels[1] * (2.0 / x.shape[1])
+            constant = (d_pixels[0] / x.shape[1] - slope * pixel_mean.detach()) / share
+            slope = slope / share**2
             d_input = d_input.to(dtype)
             if mask is not None:
-                d_input += torch.addcmul(constant, slope, input).mul_(mask)
+                d_input += torch.addcmul(constant, slope, x).mul_(mask)
             elif dropped is not None:  # these elements have no part in the statistics
                 untouched = in_memory_order(d_input)[dropped]
-                d_input.addcmul_(slope, input.to(dtype)).add_(constant)
+                d_input.addcmul_(slope, x.to(dtype)).add_(constant)
                 in_memory_order(d_input)[dropped] = untouched
             else:
-                d_input.addcmul_(slope, input.to(dtype)).add_(constant)
+                d_input.addcmul_(slope, x.to(dtype)).add_(constant)
+            if relu_input:
+                torch.ops.aten.threshold_backward.grad_input(d_input, x.to(dtype), 0, grad_input=d_input)
             d_input = d_input.to(input.dtype)
-        return d_input, d_weight, d_bias, *nothing
+        return d_input, d_weight, d_bias, d_residual, *nothing

@@ -95,20 +95,16 @@ def window_moments(
     Returns:
         Two tensors [N, 1, *positions].
     """
-    mean, var = F.pad(mean, pads), F.pad(var, pads)
+    maps = F.pad(torch.cat((mean, var), 1), pads)
     for i, (size, step) in enumerate(zip(kernel_size, stride, strict=True)):
         if size > 1 or step > 1:
-            means = _neighbours(mean, 2 + i, size, step)
-            mean = means.mean(0)
-            var = _neighbours(var, 2 + i, size, step).mean(0) + (means - mean).square().mean(0)
-    return mean, var
-
-
-def _neighbours(map: Tensor, dim: int, size: int, step: int) -> Tensor:
-    """Stack the elements of each window along one dimension, in a new first dimension."""
-    span = map.shape[dim] - size + 1
-    index = (slice(None),) * dim
-    return torch.stack([map[(*index, slice(offset, offset + span, step))] for offset in range(size)])
+            index = (slice(None),) * (2 + i)
+            span = maps.shape[2 + i] - size + 1
+            each = torch.stack([maps[(*index, slice(first, first + span, step))] for first in range(size)])
+            average = each.mean(0)
+            between = (each[:, :, :1] - average[:, :1]).square().mean(0)
+            maps = average + F.pad(between, (0, 0) * (maps.dim() - 2) + (1, 0))  # to the variance, not to the mean
+    return maps[:, :1], maps[:, 1:]
 
 
 def expected_inflation(size: int, dropout_p: float) -> float:

@@ -204,6 +204,63 @@ def test_layers_equal_the_published_ones(layer: dict) -> None:
     assert z.flatten()[:6].tolist() == pytest.approx(layer["kernelnorm_first"], rel=1e-6)  # stored from float32
 
 
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.booleans(), st.sampled_from(["none", "relu", "residual", "keep"]), st.booleans())
+def test_surrounding_operations_may_be_left_to_the_convolution(
+    case: Case, relu_input: bool, after: str, given_mask: bool
+) -> None:
+    """ReLU before, ReLU or sum after: the outputs and gradients of the separate operations, from one kept tensor."""
+    geometry = (case.stride, case.padding, case.groups, case.p)
+    mask = case.mask if given_mask else None
+    inputs = [t.requires_grad_() for t in (case.x, case.weight, case.bias) if t is not None]
+    torch.manual_seed(1)
+    y = kn_conv(case.x.relu() if relu_input else case.x, case.weight, case.bias, *geometry, mask=mask)
+    residual = torch.cos(torch.arange(y.numel(), dtype=y.dtype)).reshape(y.shape).requires_grad_()
+    if after == "residual":
+        y, inputs = y + residual, [*inputs, residual]
+    y = y.relu() if after == "relu" else y
+    torch.manual_seed(1)
+    fused = kn_conv(
+        case.x,
+        case.weight,
+        case.bias,
+        *geometry,
+        mask=mask,
+        relu_input=relu_input,
+        relu_output=after == "relu",
+        residual=residual if after == "residual" else None,
+        keep_output=after == "keep",
+    )
+    close(fused, y)
+    for a, b in zip(gradients(fused, inputs), gradients(y, inputs), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("relu_output", [True, False])
+def test_second_derivatives_with_the_surrounding_operations(relu_output: bool) -> None:
+    torch.manual_seed(0)
+    x, weight, bias, residual = (
+        torch.randn(s, dtype=torch.float64, requires_grad=True)
+        for s in ((2, 3, 4, 4), (2, 3, 2, 2), (2,), (2, 2, 3, 3))
+    )
+    mask = torch.rand(x.shape) > 0.3
+
+    def function(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        added = None if relu_output else residual
+        return kn_conv(
+            x, weight, bias, dropout_p=0.3, mask=mask, relu_input=True, relu_output=relu_output, residual=added
+        ) + (residual if relu_output else 0)
+
+    assert torch.autograd.gradcheck(function, (x, weight, bias, residual))
+    assert torch.autograd.gradgradcheck(function, (x, weight, bias, residual))
+
+
+def test_a_kept_output_may_not_be_changed_in_place() -> None:
+    x, weight = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(4, 3, 2, 2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kn_conv(x, weight, keep_output=True).mul_(2).sum().backward()
+
+
 # ---- hard inputs
 
 
@@ -419,6 +476,7 @@ def test_autocast_convolves_low_and_keeps_statistics_in_float32(dtype: torch.dty
         ({"stride": 0}, ValueError, "stride must be an integer of at least 1.*got 0"),
         ({"padding": (1, 2, 3)}, ValueError, r"padding must be .*left, right, top, bottom.*"),
         ({"padding": -1}, ValueError, "padding must be an integer of at least 0.*got -1"),
+        ({"relu_output": True, "residual": torch.ones(1, 4, 4, 4)}, ValueError, "relu_output and residual exclude"),
         ({"mask": torch.ones(1, 4, 5, 5)}, ValueError, "mask must be a bool tensor"),
         ({"mask": torch.ones(1, 4, 5, 4, dtype=torch.bool)}, ValueError, r"mask must be .*\(1, 4, 5, 4\)"),
     ],

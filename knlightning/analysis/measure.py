@@ -1,0 +1,186 @@
+"""Measure one network in a process of its own, so that peaks of memory do not mix and a process may die alone."""
+
+import math
+import multiprocessing
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from knlightning.analysis.variants import Case, build, count_flops
+
+PASSES = ("step", "evaluation")
+WARM_UP = 2
+LEAST_MS = 100.0
+"""A pass that is shorter is timed several times over."""
+OUT_OF_MEMORY = "out of memory"
+
+
+def bytes_kept(net: nn.Module, images: Tensor) -> int:
+    """Count the bytes of the distinct storages that autograd saves in a forward pass, those of parameters aside.
+
+    Args:
+        net: the network, in the mode that is wanted.
+        images: its input.
+    """
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}  # alive until all are counted: none takes the place of another
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(images)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+class Probe:
+    """A network with its data, and the passes that are timed.
+
+    A training step is forward pass, cross-entropy, backward pass and SGD with momentum, as in the paper. The images
+    are random numbers.
+
+    Args:
+        case: the network.
+        device: "cpu" or "cuda".
+        channels_last: memory format of images and weights.
+    """
+
+    def __init__(self, case: Case, device: str, channels_last: bool) -> None:
+        self.device = device
+        nn.Conv2d(1, 1, 1, device=device)(torch.zeros(1, 1, 1, 1, device=device)).sum().backward()  # loads libraries
+        self.before = 0 if device == "cuda" else self._peak()
+        torch.manual_seed(0)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        size = (case.batch_size, 3, case.resolution, case.resolution)
+        self.images = torch.rand(size, device=device).contiguous(memory_format=layout)
+        self.net = build(case).to(device, memory_format=layout)  # type: ignore[call-overload] # torch's stub lacks it
+        self.labels = torch.randint(100, size[:1], device=device)
+        # The rate is 0: nothing diverges, and the time is the same.
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.0, momentum=0.9)
+        self.repeats = dict.fromkeys(PASSES, 1)
+
+    def costs(self) -> dict[str, int]:
+        """Warm up, and measure all but the time.
+
+        Returns:
+            "step_peak" and "evaluation_peak", the most bytes in use: on a GPU those allocated, on a CPU the growth of
+            the process's resident set since before the network was built; "kept", see :func:`bytes_kept`; "flops", see
+            :func:`knlightning.analysis.variants.count_flops`.
+        """
+        peaks = {}
+        for which in PASSES[::-1]:  # a step needs more memory than an evaluation: the later peak is its own
+            if self.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            for _ in range(WARM_UP):
+                milliseconds = self.milliseconds(which)
+            peaks[f"{which}_peak"] = self._peak() - self.before
+            self.repeats[which] = math.ceil(LEAST_MS / milliseconds)
+        self.net.train()
+        return peaks | {"kept": bytes_kept(self.net, self.images), "flops": count_flops(self.net, self.images)}
+
+    def milliseconds(self, which: str) -> float:
+        """Time one of the passes, in milliseconds."""
+        self.net.train(which == "step")
+        run = self._step if which == "step" else self._evaluate
+        self._synchronize()
+        start = time.perf_counter()
+        for _ in range(self.repeats[which]):
+            run()
+        self._synchronize()
+        elapsed = time.perf_counter() - start
+        if self.device == "cuda":
+            torch.cuda.empty_cache()  # the networks that it is compared with need the memory now
+        return 1e3 * elapsed / self.repeats[which]
+
+    def _step(self) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.net(self.images), self.labels).backward()
+        self.optimizer.step()
+
+    @torch.inference_mode()
+    def _evaluate(self) -> None:
+        self.net(self.images)
+
+    def _synchronize(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def _peak(self) -> int:
+        if self.device == "cuda":
+            return torch.cuda.max_memory_allocated()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that memory ran out, on a GPU or a CPU."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    in_text = isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    return in_text or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+_probe: Probe
+
+
+def start(case: Case, device: str, channels_last: bool) -> dict[str, int]:
+    """Make the probe of this process, and return its costs."""
+    global _probe
+    _probe = Probe(case, device, channels_last)
+    return _probe.costs()
+
+
+def milliseconds(which: str) -> float:
+    """Time a pass of this process's probe."""
+    return _probe.milliseconds(which)
+
+
+class Worker:
+    """A process that measures, seen from outside.
+
+    `status` is "ok", or says why there are no more answers.
+    """
+
+    def __init__(self) -> None:
+        self.status = "ok"
+        # Forked from a process that has imported torch but not used it: starts at once, even beside a GPU in use. A
+        # worker imports the main module again: what that imports is to be there already.
+        context = multiprocessing.get_context("forkserver")
+        imported = {"jsonargparse", "lightning.pytorch.cli", "matplotlib.figure", "rich.table"} & sys.modules.keys()
+        context.set_forkserver_preload([__name__, *imported])
+        # Ctrl-C is the caller's
+        self._pool = ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function in the process; None if memory has run out there, now or before.
+
+        Raises:
+            Exception: any other that the function raises.
+        """
+        if self.status != "ok":
+            return None
+        try:
+            return self._pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            self.status = f"killed: {OUT_OF_MEMORY}?"
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            self.status = OUT_OF_MEMORY
+        self.close()
+        return None
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown()

@@ -1,0 +1,192 @@
+"""The networks that `knl benchmark` sets against each other: one architecture, several ways to normalize it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import torchvision.models as torchvision_models
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from knlightning.models import knresnet18, knresnet34, knresnet50
+from knlightning.nn import KernelNorm2d, KNConv2d
+from knlightning.nn.geometry import padding_pairs
+
+Network = Literal["resnet18", "resnet34", "resnet50", "layers"]
+Variant = Literal["floor", "kernel", "algorithm1", "batch", "batch-primitives", "group", "layer"]
+
+LAYERS = 4
+CHANNELS = 256
+LOW_RESOLUTION = 96
+"""Images with smaller sides go through the stem for small images, a 3x3 convolution without pooling."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the benchmark: a network, and the images it is given.
+
+    Args:
+        network: a residual network, or "layers": four convolutions of 256 filters, as in Table 8 of the paper.
+        variant: how it normalizes. "floor": the kernel normalized network with plain convolutions and no
+            normalization; "kernel": with KNConv; "algorithm1": with KNConv as published; the others are torchvision's
+            ResNets, or plain convolutions each with a norm: "batch", "batch-primitives" (BatchNorm from elementary
+            operations), "group" (GroupNorm with 32 groups) and "layer" (GroupNorm with one).
+        resolution: height and width of the images.
+        batch_size: images in a batch.
+        stride: of each of the "layers".
+        kernel_size: of each of the "layers".
+    """
+
+    network: Network
+    variant: Variant
+    resolution: int
+    batch_size: int
+    stride: int = 1
+    kernel_size: int = 3
+
+    @property
+    def setting(self) -> str:
+        """What the case shares with those that it is compared with."""
+        name: str = self.network
+        if name == "layers":
+            name = f"{LAYERS} layers {self.kernel_size}x{self.kernel_size}, {CHANNELS} filters, stride {self.stride}"
+        return f"{name}, {self.resolution}x{self.resolution}, batch {self.batch_size}"
+
+
+class AlgorithmOneConv2d(KNConv2d):
+    """KNConv as published: the windows are unfolded for their statistics, and dropout is on in evaluation too.
+
+    Arguments and shapes as in :class:`knlightning.nn.KNConv2d`. Source: Nasirigerdeh et al. (TMLR 2024), Algorithm 1.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override] # none of the operations around it
+        padded = F.pad(input, padding_pairs(self.padding, 2))
+        units = F.dropout(padded, self.dropout_p)
+        for dim in (2, 3):
+            units = units.unfold(dim, self.kernel_size[dim - 2], self.stride[dim - 2])  # [N, C, p_h, p_w, k_h, k_w]
+        var, mean = (m.unsqueeze(1) for m in torch.var_mean(units, (1, 4, 5), correction=0))
+        output = F.conv2d(padded, self.weight, None, self.stride, groups=self.groups)
+        output = output - mean * self.weight.sum((1, 2, 3)).view(-1, 1, 1)
+        output = output / torch.sqrt(var + self.eps)
+        return output if self.bias is None else output + self.bias.view(-1, 1, 1)
+
+
+class PrimitiveBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization from elementary operations, as in Zhang et al., Dive into Deep Learning, section 8.5."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if self.training:
+            mean = input.mean((0, 2, 3), keepdim=True)
+            var = ((input - mean) ** 2).mean((0, 2, 3), keepdim=True)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.flatten(), self.momentum or 0.0)
+                self.running_var.lerp_(var.flatten(), self.momentum or 0.0)
+        else:
+            mean, var = self.running_mean.view(-1, 1, 1), self.running_var.view(-1, 1, 1)
+        normalized = (input - mean) / torch.sqrt(var + self.eps)
+        return self.weight.view(-1, 1, 1) * normalized + self.bias.view(-1, 1, 1)
+
+
+KNRESNETS = {"resnet18": knresnet18, "resnet34": knresnet34, "resnet50": knresnet50}
+RESNETS = {name: getattr(torchvision_models, name) for name in KNRESNETS}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "batch-primitives": PrimitiveBatchNorm2d,
+    "group": partial(nn.GroupNorm, 32),
+    "layer": partial(nn.GroupNorm, 1),
+}
+
+
+def build(case: Case) -> nn.Module:
+    """Build the network of a case, with dropout as in the paper.
+
+    It maps images [N, 3, H, W] to at least 100 numbers each. Residual networks have 1000 classes, for small images 100.
+    """
+    net: nn.Module
+    if case.network == "layers":
+        layers = [_layer(case, 3 if i == 0 else CHANNELS) for i in range(LAYERS)]
+        net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    else:
+        low = case.resolution < LOW_RESOLUTION
+        classes = 100 if low else 1000
+        if case.variant in NORMS:
+            net = RESNETS[case.network](num_classes=classes, norm_layer=NORMS[case.variant])
+            if low:
+                net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        else:
+            net = KNRESNETS[case.network](classes, low, norm="none" if case.variant == "floor" else "kernel")
+    if case.variant == "algorithm1":
+        for module in net.modules():
+            if isinstance(module, KNConv2d):
+                module.__class__ = AlgorithmOneConv2d  # the same parameters, computed with as published
+            elif isinstance(module, KernelNorm2d):
+                module.eval_statistics = "sampled"
+            elif hasattr(module, "fused"):
+                module.fused = False  # type: ignore[assignment] # a plain attribute
+    return net
+
+
+def _layer(case: Case, in_channels: int) -> nn.Module:
+    geometry = (in_channels, CHANNELS, case.kernel_size, case.stride, case.kernel_size // 2)
+    if case.variant in ("kernel", "algorithm1"):
+        return KNConv2d(*geometry)
+    conv = nn.Conv2d(*geometry)
+    return conv if case.variant == "floor" else nn.Sequential(conv, NORMS[case.variant](CHANNELS))
+
+
+def count_flops(net: nn.Module, images: Tensor) -> int:
+    """Count the floating point operations of one forward pass in training.
+
+    A multiplication and an addition are two. Convolutions and linear layers are counted by torch, normalization by
+    :func:`normalization_flops`; activations, pooling and additions of residuals are left out.
+
+    Args:
+        net: the network.
+        images: its input.
+    """
+    normalization = 0
+
+    def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal normalization
+        normalization += normalization_flops(module, inputs[0], output)
+
+    handles = [module.register_forward_hook(add) for module in net.modules()]
+    net.train()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(images)
+    for handle in handles:
+        handle.remove()
+    # Nothing else that torch counts: a layer may take its statistics by products of matrices.
+    counts = counter.get_flop_counts().get("Global", {})
+    return normalization + sum(
+        counts.get(operation, 0) for operation in (torch.ops.aten.convolution, torch.ops.aten.addmm)
+    )
+
+
+def normalization_flops(module: nn.Module, input: Tensor, output: Tensor) -> int:
+    """Count the operations of a layer's normalization, whatever way it is computed; zero for other layers.
+
+    Counted are the sums and sums of squares (three operations for each element they run over) and what is done to
+    each element that is normalized: two, with an affine transformation four. KNConv normalizes its output: three.
+    Left out are random numbers, and maps with a single channel.
+
+    Args:
+        module: any layer.
+        input: its input [N, C, H, W].
+        output: its output.
+    """
+    if isinstance(module, AlgorithmOneConv2d):
+        window = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+        return 3 * (output.numel() // module.out_channels) * window + 3 * output.numel()
+    if isinstance(module, KNConv2d):
+        return 3 * input.numel() + 3 * output.numel()
+    if isinstance(module, KernelNorm2d):
+        return 3 * input.numel() + 2 * output.numel()
+    if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        return 3 * input.numel() + 4 * output.numel()
+    return 0

@@ -1,0 +1,56 @@
+import os
+from contextlib import closing
+
+import pytest
+import torch
+from torch import nn
+
+from knlightning.analysis.measure import Probe, Worker, bytes_kept, ran_out_of_memory
+from knlightning.analysis.variants import Case
+
+
+def test_bytes_kept_by_hand() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Sigmoid())
+    # the input, the activation that two layers save, and the output; no parameters
+    assert bytes_kept(net, torch.rand(2, 4)) == 4 * (2 * 4 + 2 * 3 + 2 * 2)
+    whole = torch.rand(10, 4)
+    assert bytes_kept(nn.Linear(4, 3), whole[:2]) == 4 * 10 * 4  # a view keeps its whole storage alive
+
+
+def test_costs_and_times_of_a_network() -> None:
+    probe = Probe(Case("layers", "kernel", 16, 1, stride=3), "cpu", channels_last=True)
+    assert probe.images.is_contiguous(memory_format=torch.channels_last)
+    before = [p.detach().clone() for p in probe.net.parameters()]
+    costs = probe.costs()
+    assert costs["step_peak"] >= costs["evaluation_peak"] >= 0
+    assert costs["kept"] >= 4 * (3 * 16 * 16 + 256 * (6 * 6 + 2 * 2 + 1))  # the inputs of the layers at the least
+    assert probe.milliseconds("step") > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, probe.net.parameters(), strict=True))
+    assert all(p.grad is not None for p in probe.net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("size mismatch"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+    assert ran_out_of_memory(error) is expected
+
+
+def test_a_killed_worker_is_reported() -> None:
+    with closing(Worker()) as worker:
+        assert worker.ask(max, 1, 2) == 2
+        assert worker.ask(os._exit, 9) is None
+        assert worker.status == "killed: out of memory?"
+        assert worker.ask(max, 1, 2) is None
+
+
+def test_other_errors_of_a_worker_are_raised() -> None:
+    with closing(Worker()) as worker, pytest.raises(ValueError, match="invalid literal"):
+        worker.ask(int, "x")
