@@ -23,6 +23,7 @@ from knlightning.nn.statistics import (
     pixel_moments,
     pixel_moments_by_sums,
     window_moments,
+    windows_transposed,
 )
 
 EvalStatistics = Literal["clean", "expected", "sampled"]
@@ -268,12 +269,12 @@ class _KNConv(torch.autograd.Function):
     and g = G * r:
 
         db = sum(G),  dW = wgrad(x, g) - sum(g * mean),  d_mean = -sum_o g * sum(W),  d_r = sum_o G * o,
-        dx = igrad(g, W) + m / (1 - p) * (d_mean' + 2 * d_var' * (x' - mean')) / C,
+        d_var = -r^3 / 2 * d_r,  dx = igrad(g, W) + m / (1 - p) * (A + B * x'),
+        A = window^T(d_mean - 2 * d_var * mean) / size,  B = window^T(2 * d_var) / size,
 
-    with the mask m and the dropped out input x'. mean' and var' are the pixels' moments over the C channels; their
-    gradients d_mean' and d_var' follow from d_mean and d_r through maps with one channel, which is left to autograd.
-    Nothing kept for backward grows with the kernel size. Large temporaries are avoided: on a CPU a new one costs
-    several passes over memory.
+    with the mask m, the dropped out input x', the size of a window in elements, and window^T the transpose of summing
+    over windows, on maps with one channel. Nothing kept for backward grows with the kernel size. Large temporaries are
+    avoided: on a CPU a new one costs several passes over memory.
 
     What is kept besides the input is either o or, with `keep_output`, the output, from which d_r follows too:
     sum_o G * o = sum_o G * (y - b - residual) / r, also behind a ReLU, where G is zero unless y is positive.
@@ -311,16 +312,15 @@ class _KNConv(torch.autograd.Function):
         if relu_output:
             output.relu_()
         output = output.to(dtype)
-        ctx.save_for_backward(
-            input, weight, bias, residual, mask, dropped, output if keep_output else kept.to(dtype), *pixels
-        )
+        kept = output if keep_output else kept.to(dtype)
+        ctx.save_for_backward(input, weight, bias, residual, mask, dropped, kept, mean, rstd)
         ctx.kept_output, ctx.settings = keep_output, settings
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, residual, mask, dropped, kept, pixel_mean, pixel_var = ctx.saved_tensors
-        stride, pads, groups, dropout_p, inflation, eps, relu_input, relu_output = ctx.settings
+        input, weight, bias, residual, mask, dropped, kept, mean, rstd = ctx.saved_tensors
+        stride, pads, groups, dropout_p, inflation, _, relu_input, relu_output = ctx.settings
         needs = ctx.needs_input_grad[:4]
         nothing = (None,) * 4
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
@@ -332,18 +332,13 @@ class _KNConv(torch.autograd.Function):
             return *(next(found) if needed else None for needed in needs), *nothing
 
         x = input.relu() if relu_input else input
-        with torch.enable_grad():
-            pixels = pixel_mean.requires_grad_(), pixel_var.requires_grad_()
-            mean, var = inflate(*window_moments(*pixels, tuple(weight.shape[2:]), stride, pads), inflation)
-            rstd = torch.rsqrt(var + eps)
         dtype, spatial = mean.dtype, weight.dim() - 2
         if relu_output:
             grad = torch.ops.aten.threshold_backward(grad, kept, 0)
         d_residual = grad if needs[3] else None
-        rows, rstd_map, mean_map = grad.to(dtype).flatten(2), rstd.detach().flatten(2), mean.detach().flatten(2)
+        rows, rstd_map, mean_map = grad.to(dtype).flatten(2), rstd.flatten(2), mean.flatten(2)
         d_bias = grad.sum((0, *range(2, 2 + spatial)), dtype=bias.dtype) if needs[2] else None
         d_sums = -torch.einsum("nop,np->o", rows, (mean_map * rstd_map).squeeze(1))
-        d_maps: tuple[Tensor, ...] = ()
         if needs[0]:
             offsets = bias.to(dtype) if bias is not None else rows.new_zeros(rows.shape[1])
             over_filters = torch.einsum("nop,ok->nkp", rows, torch.stack((_sums(weight, dtype), offsets), 1))
@@ -352,9 +347,12 @@ class _KNConv(torch.autograd.Function):
                 if residual is not None:
                     d_rstd -= torch.einsum("nop,nop->np", rows, residual.to(dtype).flatten(2)).unsqueeze(1)
                 d_rstd = (d_rstd - over_filters[:, 1:]) / rstd_map
-            d_maps = (-over_filters[:, :1] * rstd_map).view(mean.shape), d_rstd.view(mean.shape)
+            d_var = (-0.5 * d_rstd * rstd_map**3).view(mean.shape)
+            d_mean = (-over_filters[:, :1] * rstd_map).view(mean.shape) + 2.0 * (inflation - 1.0) * d_var * mean
+            d_var = inflation * d_var
+            maps = torch.cat((d_mean - 2.0 * d_var * mean, 2.0 * d_var), 1)
         # in place where this gradient is nobody else's; `rows` goes with it
-        scaled = grad.mul_(rstd.detach()) if relu_output and grad.dtype == dtype else grad * rstd.detach()
+        scaled = grad.mul_(rstd) if relu_output and grad.dtype == dtype else grad * rstd
         padded, padding = _convolution_padding(x, pads)
         d_input, d_weight, _ = torch.ops.aten.convolution_backward(
             scaled.to(weight.dtype), padded, weight, None, stride, padding,
@@ -363,13 +361,13 @@ class _KNConv(torch.autograd.Function):
         if needs[1]:
             d_weight += d_sums.to(weight.dtype).view(-1, *(1,) * (1 + spatial))
         if needs[0]:
-            d_pixels = torch.autograd.grad((mean, rstd), pixels, d_maps)
             if padded is not x:
                 d_input = F.pad(d_input, [-p for p in pads])
             share = 1.0 if mask is None and dropped is None else 1.0 - dropout_p
-            slope = d_pixels[1] * (2.0 / x.shape[1])
-            constant = (d_pixels[0] / x.shape[1] - slope * pixel_mean.detach()) / share
-            slope = slope / share**2
+            kernel_size = tuple(weight.shape[2:])
+            maps /= x.shape[1] * math.prod(kernel_size) * share
+            constant, slope = windows_transposed(maps, x.shape[2:], kernel_size, stride, pads).split(1, 1)
+            slope = slope / share
             d_input = d_input.to(dtype)
             if mask is not None:
                 d_input += torch.addcmul(constant, slope, x).mul_(mask)

@@ -11,6 +11,7 @@ terms are centred: nothing cancels where the mean is large beside the spread.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,34 @@ def window_moments(
     return maps[:, :1], maps[:, 1:]
 
 
+def windows_transposed(
+    maps: Tensor, size: Sequence[int], kernel_size: tuple[int, ...], stride: tuple[int, ...], pads: tuple[int, ...]
+) -> Tensor:
+    """Add what stands at each window's position to all of its pixels: the transpose of summing over windows.
+
+    Args:
+        maps: tensor [N, maps, *positions].
+        size: size of the input in each spatial dimension.
+        kernel_size: window size in each spatial dimension.
+        stride: step between windows in each spatial dimension.
+        pads: zeros around the input in the order of :func:`torch.nn.functional.pad`.
+
+    Returns:
+        Tensor [N, maps, *size].
+    """
+    for i, (k, step) in enumerate(zip(kernel_size, stride, strict=True)):
+        before, after = pads[2 * (len(size) - 1 - i) : 2 * (len(size) - i)]
+        if k > 1 or step > 1 or before or after:
+            shape = list(maps.shape)
+            shape[2 + i] = before + size[i] + after
+            spread = maps.new_zeros(shape)
+            span = shape[2 + i] - k + 1
+            for first in range(k):
+                spread[(slice(None),) * (2 + i) + (slice(first, first + span, step),)] += maps
+            maps = spread.narrow(2 + i, before, size[i])
+    return maps
+
+
 def expected_inflation(size: int, dropout_p: float) -> float:
     """Return the factor by which dropout raises the mean square of a window of `size` elements on average.
 
@@ -144,12 +173,19 @@ def draw_dropped(count: int, dropout_p: float) -> Tensor:
     """
     expected = count * dropout_p
     draws = int(expected + 6 * math.sqrt(expected)) + 16  # more than enough but once in a billion times
-    dtype = torch.int32 if count + 64 / dropout_p < 2**31 else torch.int64
-    ends = torch.empty(draws, dtype=dtype).geometric_(dropout_p).cumsum(0, dtype=dtype) - 1
-    while ends[-1] < count:
-        more = torch.empty(draws, dtype=dtype).geometric_(dropout_p).cumsum(0, dtype=dtype)
-        ends = torch.cat((ends, ends[-1] + more))
-    return ends[: int(torch.searchsorted(ends, count))]
+    ends = _geometric(draws, dropout_p).cumsum_(0)
+    while ends[-1] <= count:
+        ends = torch.cat((ends, _geometric(draws, dropout_p).cumsum_(0).add_(ends[-1])))
+    ends = ends[: int(torch.searchsorted(ends, count, right=True))] - 1.0
+    return ends.to(torch.int32 if count <= 2**31 else torch.int64)
+
+
+def _geometric(draws: int, p: float) -> Tensor:
+    """Draw numbers of trials up to the first success, by inversion; in float64, which counts exactly up to 2^53.
+
+    Several times faster than Tensor.geometric_, which takes its logarithms one by one.
+    """
+    return torch.rand(draws, dtype=torch.float64).neg_().log1p_().div_(math.log1p(-p)).floor_().add_(1.0)
 
 
 def in_memory_order(input: Tensor) -> Tensor:
