@@ -495,7 +495,9 @@ def test_help(capsys):
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_help_of_a_subcommand_begins_with_what_matters(capsys, command):
-    head = help_text(capsys, command)[:60]
+    lines = help_text(capsys, command)
+    # the lists of known subclasses grow with what is imported, so that line numbers say nothing
+    head = lines[: next(i for i, line in enumerate(lines) if line.lstrip().startswith("--trainer."))]
     for option in ("--config", "--run_dir", "--ckpt_path", "--model", "--data", "--best_checkpoint.monitor"):
         assert any(option in line for line in head)
 
