@@ -85,8 +85,8 @@ def search_rate(norm: str, batch_size: int, start: float, config: Path, out: Pat
 
 def compare(
     experiment: Path,
-    norms: list[str] = ["kernel", "batch"],  # noqa: B006 - read only, and shown as the default by --help
-    batch_sizes: list[int] = [2, 32],  # noqa: B006
+    norms: tuple[str, ...] = ("kernel", "batch"),
+    batch_sizes: tuple[int, ...] = (2, 32),
     seeds: int = 3,
     epochs: int = 8,
     start_rate: float = 0.05,

@@ -59,7 +59,7 @@ def test_wrong_arguments(change: dict, message: str) -> None:
 def test_the_table_holds_what_the_runs_have_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(CONFIG)
-    compare(config, norms=["none"], batch_sizes=[8], seeds=2, epochs=1, start_rate=1e-9, out=tmp_path / "runs")
+    compare(config, norms=("none",), batch_sizes=(8,), seeds=2, epochs=1, start_rate=1e-9, out=tmp_path / "runs")
     table = capsys.readouterr().out.strip().splitlines()
     results = [
         json.loads((tmp_path / "runs" / f"none-batch8-rate1e-09-seed{seed}" / "result.json").read_text())["test"]
