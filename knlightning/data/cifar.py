@@ -98,7 +98,7 @@ class CIFAR10DataModule(ImageDataModule):
         """Download the dataset if asked to and files are missing.
 
         Raises:
-            RuntimeError: It could not be had, or its checksum is wrong.
+            OSError: It could not be had, or its checksum is wrong.
         """
         if not self.download or not self._missing():
             return
@@ -106,7 +106,7 @@ class CIFAR10DataModule(ImageDataModule):
         try:
             download_and_extract_archive(source.url, self.root, filename=source.filename, md5=source.tgz_md5)
         except (OSError, RuntimeError) as error:
-            raise RuntimeError(
+            raise OSError(
                 f"{source.url} could not be brought to {self.root.absolute()}: {error}. Get it in another way "
                 "and unpack it there."
             ) from error

@@ -151,6 +151,12 @@ def kn_conv(
         input, weight = input.to(dtype), weight.to(dtype)
     if relu_output and residual is not None:
         raise ValueError("relu_output and residual exclude each other: apply the ReLU to the sum")
+    if residual is not None:
+        before, after = pads[::2][::-1], pads[1::2][::-1]
+        sizes = zip(input.shape[2:], before, after, kernel_size, stride, strict=True)
+        shape = (input.shape[0], weight.shape[0], *((n + b + a - k) // step + 1 for n, b, a, k, step in sizes))
+        if residual.shape != shape:
+            raise ValueError(f"residual must have the output's shape {shape}, got {tuple(residual.shape)}")
     sampled, inflation = _dropout(input, kernel_size, dropout_p, training, eval_statistics, mask)
     settings = _Settings(stride, pads, groups, dropout_p, inflation, eps, relu_input, relu_output)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -370,8 +376,10 @@ class _KNConv(torch.autograd.Function):
             slope = slope / share
             d_input = d_input.to(dtype)
             if mask is not None:
-                d_input += torch.addcmul(constant, slope, x).mul_(mask)
+                d_input += torch.addcmul(constant, slope, x.to(dtype)).mul_(mask)
             elif dropped is not None:  # these elements have no part in the statistics
+                if d_input.stride() != x.stride():  # a channels-last weight makes it so, and positions are those of x
+                    d_input = torch.empty_like(x, dtype=dtype).copy_(d_input)
                 untouched = in_memory_order(d_input)[dropped]
                 d_input.addcmul_(slope, x.to(dtype)).add_(constant)
                 in_memory_order(d_input)[dropped] = untouched

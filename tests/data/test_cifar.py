@@ -266,11 +266,11 @@ def test_a_download_that_fails_says_what_to_do(
     data = CIFAR100DataModule(tmp_path / "home", download=True)
     with monkeypatch.context() as wrong:
         wrong.setattr(datasets.CIFAR100, "tgz_md5", "0" * 32)
-        with pytest.raises(RuntimeError, match="Get it in another way and unpack it there"):
+        with pytest.raises(OSError, match="Get it in another way and unpack it there"):
             data.prepare_data()
     published.unlink()
     (tmp_path / "home" / published.name).unlink()
-    with pytest.raises(RuntimeError, match=f"{published.name} could not be brought to {tmp_path / 'home'}"):
+    with pytest.raises(OSError, match=f"{published.name} could not be brought to {tmp_path / 'home'}"):
         data.prepare_data()
 
 

@@ -128,6 +128,39 @@ def test_kn_conv_with_a_drawn_mask_equals_its_definition(case: Case, channels_la
         close(a, b)
 
 
+@pytest.mark.parametrize("relu_input", [True, False])
+@pytest.mark.parametrize("padding", [0, 1, (1, 0, 1, 0)])
+@pytest.mark.parametrize("weight_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("input_format", [torch.contiguous_format, torch.channels_last])
+def test_positions_of_dropped_elements_hold_whatever_format_the_gradient_comes_in(
+    input_format: torch.memory_format, weight_format: torch.memory_format, padding: int, relu_input: bool
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 7, 8).contiguous(memory_format=input_format).requires_grad_()
+    weight = torch.randn(32, 16, 3, 3).contiguous(memory_format=weight_format)
+    torch.manual_seed(1)
+    mask = mask_of(draw_dropped(x.numel(), 0.3), x)
+    torch.manual_seed(1)
+    drawn = kn_conv(x, weight, None, 1, padding, dropout_p=0.3, relu_input=relu_input)
+    given_ = kn_conv(x, weight, None, 1, padding, dropout_p=0.3, relu_input=relu_input, mask=mask)
+    torch.testing.assert_close(drawn, given_, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradients(drawn, [x])[0], gradients(given_, [x])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_given_mask_and_a_drawn_one_agree_in_low_precision(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 7, 8).to(dtype).requires_grad_()
+    weight = torch.randn(32, 16, 3, 3).to(dtype)
+    torch.manual_seed(1)
+    mask = mask_of(draw_dropped(x.numel(), 0.3), x)
+    torch.manual_seed(1)
+    drawn, given_ = kn_conv(x, weight, dropout_p=0.3), kn_conv(x, weight, dropout_p=0.3, mask=mask)
+    precision = 4 * torch.finfo(dtype).eps
+    one, other = gradients(drawn, [x])[0].float(), gradients(given_, [x])[0].float()
+    assert (one - other).norm() < precision * other.norm()
+
+
 @settings(max_examples=100, deadline=None)
 @given(cases())
 def test_kernel_norm_equals_its_definition(case: Case) -> None:
@@ -476,6 +509,7 @@ def test_autocast_convolves_low_and_keeps_statistics_in_float32(dtype: torch.dty
         ({"stride": 0}, ValueError, "stride must be an integer of at least 1.*got 0"),
         ({"padding": (1, 2, 3)}, ValueError, r"padding must be .*left, right, top, bottom.*"),
         ({"padding": -1}, ValueError, "padding must be an integer of at least 0.*got -1"),
+        ({"residual": torch.ones(1, 4, 1, 1)}, ValueError, r"residual must have the output's shape \(1, 4, 4, 4\)"),
         ({"relu_output": True, "residual": torch.ones(1, 4, 4, 4)}, ValueError, "relu_output and residual exclude"),
         ({"mask": torch.ones(1, 4, 5, 5)}, ValueError, "mask must be a bool tensor"),
         ({"mask": torch.ones(1, 4, 5, 4, dtype=torch.bool)}, ValueError, r"mask must be .*\(1, 4, 5, 4\)"),
