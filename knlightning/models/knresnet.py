@@ -146,6 +146,22 @@ class Transition(nn.Sequential):
         return super().forward(x)
 
 
+class Stem(nn.Sequential):
+    """A convolution of the image, pooled unless the image is small."""
+
+    def __init__(self, channels: int, low_resolution: bool, layers: Layers) -> None:
+        if low_resolution:
+            super().__init__(layers.conv(3, channels, 3, padding=1), nn.Identity())
+        else:
+            super().__init__(layers.conv(3, channels, 7, stride=2, padding=3), nn.MaxPool2d(3, 2, 1))
+        self.fused = layers.fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return self[1](self[0](x, keep_output=True))
+        return super().forward(x)
+
+
 class KNResNet(nn.Module):
     """Kernel normalized residual network for classification.
 
@@ -176,11 +192,7 @@ class KNResNet(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-        width = stages[0].channels
-        if low_resolution:
-            self.stem: nn.Module = layers.conv(3, width, 3, padding=1)
-        else:
-            self.stem = nn.Sequential(layers.conv(3, width, 7, stride=2, padding=3), nn.MaxPool2d(3, 2, 1))
+        self.stem = Stem(stages[0].channels, low_resolution, layers)
         # 2x2 windows pad one side more than the other; the sides alternate. (left, right, top, bottom)
         pads: list[Padding] = [(1, 0, 1, 0), (0, 1, 0, 1), (1, 0, 1, 0) if low_resolution else (2, 1, 2, 1)]
         self.transitions = nn.ModuleList()

@@ -61,7 +61,7 @@ def norm_torch_names(model: KNResNet) -> dict[str, str]:
     """
     if not any(isinstance(module, KNConv2d) for module in model.modules()):
         raise ValueError('published weights fit kernel normalized networks: build the model with norm="kernel"')
-    pairs = [("block0.0", "stem" if hasattr(model.stem, "weight") else "stem.0")]
+    pairs = [("block0.0", "stem.0")]
     count = 0
     for i, stage in enumerate(model.stages):
         if i > 0:

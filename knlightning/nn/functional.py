@@ -28,6 +28,9 @@ from knlightning.nn.statistics import (
 
 EvalStatistics = Literal["clean", "expected", "sampled"]
 
+_LARGE = 16 * 2**20
+"""Bytes of a temporary on a CPU: larger ones leave the caches, and are new pages, whose first touch is expensive."""
+
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -260,7 +263,19 @@ def _convolution_padding(input: Tensor, pads: tuple[int, ...]) -> tuple[Tensor, 
 
 def _sums(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum each filter; shape [O]."""
-    return weight.flatten(1).sum(1, dtype=dtype)
+    return weight.sum(tuple(range(1, weight.dim())), dtype=dtype)
+
+
+def _over_filters(grad: Tensor, vectors: Tensor) -> Tensor:
+    """Sum grad [N, O, *positions] times each of the vectors [K, O] over the filters; shape [N, K, *positions]."""
+    if _is_channels_last(grad):
+        return F.linear(grad.movedim(1, -1), vectors).movedim(-1, 1)
+    return torch.matmul(vectors, grad.flatten(2)).unflatten(2, grad.shape[2:])
+
+
+def _over_positions(grad: Tensor, map: Tensor) -> Tensor:
+    """Sum grad [N, O, *positions] times a map [N, 1, *positions] over samples and positions; shape [O]."""
+    return torch.bmm(map.flatten(2), grad.flatten(2).transpose(1, 2)).sum((0, 1))
 
 
 def _per_filter(values: Tensor, weight: Tensor) -> Tensor:
@@ -279,8 +294,8 @@ class _KNConv(torch.autograd.Function):
         A = window^T(d_mean - 2 * d_var * mean) / size,  B = window^T(2 * d_var) / size,
 
     with the mask m, the dropped out input x', the size of a window in elements, and window^T the transpose of summing
-    over windows, on maps with one channel. Nothing kept for backward grows with the kernel size. Large temporaries are
-    avoided: on a CPU a new one costs several passes over memory.
+    over windows, on maps with one channel. Nothing kept for backward grows with the kernel size. The gradient is taken
+    for a few samples at a time where a batch is large.
 
     What is kept besides the input is either o or, with `keep_output`, the output, from which d_r follows too:
     sum_o G * o = sum_o G * (y - b - residual) / r, also behind a ReLU, where G is zero unless y is positive.
@@ -308,9 +323,16 @@ class _KNConv(torch.autograd.Function):
             pixels = pixel_moments(x, mask, dropout_p)
         mean, var = inflate(*window_moments(*pixels, tuple(weight.shape[2:]), stride, pads), inflation)
         rstd = torch.rsqrt(var + eps)
-        kept = _convolve(x, weight, stride, pads, groups)
-        dtype = kept.dtype
-        kept = kept.to(mean.dtype).addcmul_(mean, _per_filter(_sums(weight, mean.dtype), weight), value=-1.0)
+        sums = _sums(weight, mean.dtype)
+        if mask is None and dropped is None and groups == 1 and mean.numel() * weight.shape[0] > 2 * weight.numel():
+            # the mean is that of all a filter sees: centre the filters, which are smaller than the result
+            centre = sums.div(weight[0].numel()).to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
+            kept = _convolve(x, weight - centre, stride, pads, groups)
+            dtype, kept = kept.dtype, kept.to(mean.dtype)
+        else:
+            kept = _convolve(x, weight, stride, pads, groups)
+            dtype = kept.dtype
+            kept = kept.to(mean.dtype).addcmul_(mean, _per_filter(sums, weight), value=-1.0)
         shift = rstd.new_zeros(()) if bias is None else _per_filter(bias, weight)
         output = torch.addcmul(shift, kept, rstd, out=kept if keep_output else None)
         if residual is not None:
@@ -319,14 +341,13 @@ class _KNConv(torch.autograd.Function):
             output.relu_()
         output = output.to(dtype)
         kept = output if keep_output else kept.to(dtype)
-        ctx.save_for_backward(input, weight, bias, residual, mask, dropped, kept, mean, rstd)
+        ctx.save_for_backward(input, weight, bias, residual, mask, dropped, kept, mean, rstd, sums)
         ctx.kept_output, ctx.settings = keep_output, settings
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, residual, mask, dropped, kept, mean, rstd = ctx.saved_tensors
-        stride, pads, groups, dropout_p, inflation, _, relu_input, relu_output = ctx.settings
+        input, weight, bias, residual, mask, dropped, kept, mean, rstd, sums = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
         nothing = (None,) * 4
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
@@ -337,55 +358,112 @@ class _KNConv(torch.autograd.Function):
             found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
             return *(next(found) if needed else None for needed in needs), *nothing
 
-        x = input.relu() if relu_input else input
-        dtype, spatial = mean.dtype, weight.dim() - 2
-        if relu_output:
-            grad = torch.ops.aten.threshold_backward(grad, kept, 0)
-        d_residual = grad if needs[3] else None
-        rows, rstd_map, mean_map = grad.to(dtype).flatten(2), rstd.flatten(2), mean.flatten(2)
-        d_bias = grad.sum((0, *range(2, 2 + spatial)), dtype=bias.dtype) if needs[2] else None
-        d_sums = -torch.einsum("nop,np->o", rows, (mean_map * rstd_map).squeeze(1))
-        if needs[0]:
-            offsets = bias.to(dtype) if bias is not None else rows.new_zeros(rows.shape[1])
-            over_filters = torch.einsum("nop,ok->nkp", rows, torch.stack((_sums(weight, dtype), offsets), 1))
-            d_rstd = torch.einsum("nop,nop->np", rows, kept.to(dtype).flatten(2)).unsqueeze(1)
-            if ctx.kept_output:
-                if residual is not None:
-                    d_rstd -= torch.einsum("nop,nop->np", rows, residual.to(dtype).flatten(2)).unsqueeze(1)
-                d_rstd = (d_rstd - over_filters[:, 1:]) / rstd_map
-            d_var = (-0.5 * d_rstd * rstd_map**3).view(mean.shape)
-            d_mean = (-over_filters[:, :1] * rstd_map).view(mean.shape) + 2.0 * (inflation - 1.0) * d_var * mean
-            d_var = inflation * d_var
-            maps = torch.cat((d_mean - 2.0 * d_var * mean, 2.0 * d_var), 1)
-        # in place where this gradient is nobody else's; `rows` goes with it
-        scaled = grad.mul_(rstd) if relu_output and grad.dtype == dtype else grad * rstd
-        padded, padding = _convolution_padding(x, pads)
-        d_input, d_weight, _ = torch.ops.aten.convolution_backward(
-            scaled.to(weight.dtype), padded, weight, None, stride, padding,
-            (1,) * spatial, False, (0,) * spatial, groups, (needs[0], needs[1], False),
-        )  # fmt: skip
-        if needs[1]:
-            d_weight += d_sums.to(weight.dtype).view(-1, *(1,) * (1 + spatial))
-        if needs[0]:
-            if padded is not x:
-                d_input = F.pad(d_input, [-p for p in pads])
-            share = 1.0 if mask is None and dropped is None else 1.0 - dropout_p
-            kernel_size = tuple(weight.shape[2:])
-            maps /= x.shape[1] * math.prod(kernel_size) * share
-            constant, slope = windows_transposed(maps, x.shape[2:], kernel_size, stride, pads).split(1, 1)
-            slope = slope / share
-            d_input = d_input.to(dtype)
-            if mask is not None:
-                d_input += torch.addcmul(constant, slope, x.to(dtype)).mul_(mask)
-            elif dropped is not None:  # these elements have no part in the statistics
-                if d_input.stride() != x.stride():  # a channels-last weight makes it so, and positions are those of x
-                    d_input = torch.empty_like(x, dtype=dtype).copy_(d_input)
-                untouched = in_memory_order(d_input)[dropped]
-                d_input.addcmul_(slope, x.to(dtype)).add_(constant)
-                in_memory_order(d_input)[dropped] = untouched
-            else:
-                d_input.addcmul_(slope, x.to(dtype)).add_(constant)
-            if relu_input:
-                torch.ops.aten.threshold_backward.grad_input(d_input, x.to(dtype), 0, grad_input=d_input)
-            d_input = d_input.to(input.dtype)
-        return d_input, d_weight, d_bias, d_residual, *nothing
+        parts = []
+        with torch.autocast(grad.device.type, enabled=False):  # whatever backward itself is called under
+            for part in _slices(kept):
+                whole = (grad, input, residual, mask, kept, mean, rstd)
+                grad_, input_, residual_, mask_, kept_, mean_, rstd_ = (None if t is None else t[part] for t in whole)
+                parts.append(
+                    _gradients(
+                        grad_, input_, residual_, mask_, kept_, mean_, rstd_,
+                        None if dropped is None else _restrict(dropped, input, part),
+                        weight, bias, sums, needs, ctx.kept_output, ctx.settings,
+                    )  # fmt: skip
+                )
+        d_input, d_weight, d_bias = parts[0]
+        if len(parts) > 1:
+            d_inputs, d_weights, d_biases = zip(*parts, strict=True)
+            d_input = torch.cat(d_inputs) if needs[0] else None
+            d_weight = sum(d_weights) if needs[1] else None
+            d_bias = sum(d_biases) if needs[2] else None
+        return d_input, d_weight, d_bias, grad if needs[3] else None, *nothing
+
+
+def _slices(output: Tensor) -> list[slice]:
+    """Cut a batch of outputs so that temporaries of their size are not large."""
+    samples = output.shape[0]
+    pieces = -(-output.nbytes // _LARGE) if output.device.type == "cpu" else 1
+    step = max(1, -(-samples // max(pieces, 1)))
+    return [slice(start, start + step) for start in range(0, max(samples, 1), step)]
+
+
+def _restrict(dropped: Tensor, input: Tensor, part: slice) -> Tensor:
+    """Select the dropped positions that lie in a slice of the samples, counted from its beginning."""
+    size = input[0].numel() if len(input) else 0
+    first, last = torch.searchsorted(dropped, torch.tensor([part.start * size, part.stop * size])).tolist()
+    return dropped[first:last].long().sub_(part.start * size)
+
+
+def _gradients(
+    grad: Tensor,
+    input: Tensor,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    kept: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dropped: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    sums: Tensor,
+    needs: tuple[bool, ...],
+    kept_output: bool,
+    settings: _Settings,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute the gradients of input, weight and bias; see :class:`_KNConv`."""
+    stride, pads, groups, dropout_p, inflation, _, relu_input, relu_output = settings
+    x = input.relu() if relu_input else input
+    dtype, spatial = mean.dtype, weight.dim() - 2
+    d_bias = scratch = None
+    grad, kept = grad.to(dtype), kept.to(dtype)
+    if needs[0]:  # first what runs over grad * kept: behind a ReLU, kept is 0 wherever grad is to become 0
+        scratch = torch.mul(kept, grad) if residual is None else torch.sub(kept, residual).mul_(grad)
+        d_rstd = scratch.sum(1, keepdim=True)
+    if relu_output:
+        if scratch is None or scratch.stride() != grad.stride():
+            scratch = torch.empty_like(grad)
+        grad = torch.ops.aten.threshold_backward.grad_input(grad, kept, 0, grad_input=scratch)
+    if needs[2] and bias is not None:
+        d_bias = grad.sum((0, *range(2, 2 + spatial))).to(bias.dtype)
+    if needs[0]:
+        vectors = [sums, bias.to(dtype)] if kept_output and bias is not None else [sums]
+        over_filters = _over_filters(grad, torch.stack(vectors))
+        if len(vectors) == 2:
+            d_rstd -= over_filters[:, 1:]
+        d_var = d_rstd.mul_(rstd.square() if kept_output else rstd**3).mul_(-0.5)
+        d_mean = 2.0 * (inflation - 1.0) * d_var * mean - over_filters[:, :1] * rstd
+        d_var = inflation * d_var
+        maps = torch.cat((d_mean - 2.0 * d_var * mean, 2.0 * d_var), 1)
+    d_sums = _over_positions(grad, mean * rstd).neg_()
+    scaled = torch.mul(grad, rstd, out=scratch)
+    padded, padding = _convolution_padding(x, pads)
+    d_input, d_weight, _ = torch.ops.aten.convolution_backward(
+        scaled.to(weight.dtype), padded, weight, None, stride, padding,
+        (1,) * spatial, False, (0,) * spatial, groups, (needs[0], needs[1], False),
+    )  # fmt: skip
+    if needs[1]:
+        d_weight += d_sums.to(weight.dtype).view(-1, *(1,) * (1 + spatial))
+    if needs[0]:
+        if padded is not x:
+            d_input = F.pad(d_input, [-p for p in pads])
+        share = 1.0 if mask is None and dropped is None else 1.0 - dropout_p
+        kernel_size = tuple(weight.shape[2:])
+        maps /= x.shape[1] * math.prod(kernel_size) * share
+        constant, slope = windows_transposed(maps, x.shape[2:], kernel_size, stride, pads).split(1, 1)
+        slope = slope / share
+        d_input, values = d_input.to(dtype), x.to(dtype)
+        if mask is not None:
+            d_input += torch.addcmul(constant, slope, values).mul_(mask)
+        else:
+            if dropped is not None:  # these elements have no part in the statistics
+                if d_input.stride() != x.stride():  # a channels-last weight makes it so; positions are those of x
+                    d_input = torch.empty_like(values).copy_(d_input)
+                in_memory = in_memory_order(d_input)
+                untouched = in_memory.take(dropped)
+            d_input.addcmul_(slope, values).add_(constant)
+            if dropped is not None:
+                in_memory.put_(dropped, untouched)
+        if relu_input:
+            torch.ops.aten.threshold_backward.grad_input(d_input, values, 0, grad_input=d_input)
+        d_input = d_input.to(input.dtype)
+    return d_input, d_weight, d_bias

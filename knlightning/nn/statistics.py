@@ -65,8 +65,9 @@ def pixel_moments_by_sums(input: Tensor, dropped: Tensor | None, dropout_p: floa
         again = torch.var_mean(input.movedim(1, -1)[inexact].to(dtype), -1, correction=0)
         var.squeeze(1)[inexact], mean.squeeze(1)[inexact] = again
     if dropped is not None:
-        values = in_memory_order(input)[dropped].to(dtype)
-        pixels = pixels_of(dropped, input)
+        positions = dropped.long()
+        values = in_memory_order(input).take(positions).to(dtype)
+        pixels = pixels_of(positions, input)
         first = torch.zeros_like(mean, memory_format=torch.contiguous_format)
         second = torch.zeros_like(first)
         first.view(-1).index_add_(0, pixels, values)
@@ -98,13 +99,13 @@ def window_moments(
     """
     maps = F.pad(torch.cat((mean, var), 1), pads)
     for i, (size, step) in enumerate(zip(kernel_size, stride, strict=True)):
-        if size > 1 or step > 1:
-            index = (slice(None),) * (2 + i)
-            span = maps.shape[2 + i] - size + 1
-            each = torch.stack([maps[(*index, slice(first, first + span, step))] for first in range(size)])
-            average = each.mean(0)
-            between = (each[:, :, :1] - average[:, :1]).square().mean(0)
-            maps = average + F.pad(between, (0, 0) * (maps.dim() - 2) + (1, 0))  # to the variance, not to the mean
+        span = maps.shape[2 + i] - size + 1
+        lines = [maps[(slice(None),) * (2 + i) + (slice(first, first + span, step),)] for first in range(size)]
+        maps = lines[0]
+        for n, line in enumerate(lines[1:], 1):  # merge one more with n (Chan et al., 1979)
+            delta = line - maps
+            maps = torch.add(maps, delta, alpha=1 / (n + 1))
+            maps[:, 1:].add_(delta[:, :1].square(), alpha=n / (n + 1) ** 2)
     return maps[:, :1], maps[:, 1:]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nn import naive
 from torch import Tensor
 
-from knlightning.nn import kernel_norm, kn_conv
+from knlightning.nn import functional, kernel_norm, kn_conv
 from knlightning.nn.functional import EvalStatistics
 from knlightning.nn.statistics import (
     draw_dropped,
@@ -145,6 +145,44 @@ def test_positions_of_dropped_elements_hold_whatever_format_the_gradient_comes_i
     given_ = kn_conv(x, weight, None, 1, padding, dropout_p=0.3, relu_input=relu_input, mask=mask)
     torch.testing.assert_close(drawn, given_, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(gradients(drawn, [x])[0], gradients(given_, [x])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["drawn", "given", "none"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_a_large_batch_is_taken_by_slices(
+    memory_format: torch.memory_format, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(7, 4, 6, 5, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    weight, bias = torch.randn(6, 4, 2, 2, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    inputs = [x, weight.requires_grad_(), bias.requires_grad_(), torch.randn(7, 6, 5, 4, dtype=torch.float64)]
+    mask = torch.rand(x.shape) < 0.7 if which == "given" else None
+
+    def all_gradients() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        p = 0.0 if which == "none" else 0.3
+        output = kn_conv(x, weight, bias, dropout_p=p, mask=mask, relu_input=True, residual=inputs[3].requires_grad_())
+        return gradients(output, inputs)
+
+    whole = all_gradients()
+    monkeypatch.setattr(functional, "_LARGE", 3 * 6 * 5 * 4 * 8)  # three samples
+    calls = []
+    one = functional._gradients
+    monkeypatch.setattr(functional, "_gradients", lambda *args: calls.append(len(args[0])) or one(*args))
+    for a, b in zip(all_gradients(), whole, strict=True):
+        close(a, b)
+    assert calls == [3, 3, 1]
+
+
+def test_backward_under_autocast_keeps_the_statistics_exact() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 6, 6, requires_grad=True)
+    output = kn_conv(x, torch.randn(8, 8, 3, 3), dropout_p=0.0)
+    grad = torch.randn(output.shape)
+    (outside,) = torch.autograd.grad(output, x, grad, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        (inside,) = torch.autograd.grad(output, x, grad)
+    assert torch.equal(inside, outside)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
