@@ -347,7 +347,7 @@ class _KNConv(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias, residual, mask, dropped, kept, mean, rstd, sums = ctx.saved_tensors
+        input, weight, bias, residual, mask, dropped, kept, *_ = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
         nothing = (None,) * 4
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
@@ -358,18 +358,11 @@ class _KNConv(torch.autograd.Function):
             found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
             return *(next(found) if needed else None for needed in needs), *nothing
 
-        parts = []
         with torch.autocast(grad.device.type, enabled=False):  # whatever backward itself is called under
-            for part in _slices(kept):
-                whole = (grad, input, residual, mask, kept, mean, rstd)
-                grad_, input_, residual_, mask_, kept_, mean_, rstd_ = (None if t is None else t[part] for t in whole)
-                parts.append(
-                    _gradients(
-                        grad_, input_, residual_, mask_, kept_, mean_, rstd_,
-                        None if dropped is None else _restrict(dropped, input, part),
-                        weight, bias, sums, needs, ctx.kept_output, ctx.settings,
-                    )  # fmt: skip
-                )
+            parts = [
+                _gradients(part, needs, ctx.kept_output, ctx.settings, grad, *ctx.saved_tensors)
+                for part in _slices(kept)
+            ]
         d_input, d_weight, d_bias = parts[0]
         if len(parts) > 1:
             d_inputs, d_weights, d_biases = zip(*parts, strict=True)
@@ -395,22 +388,26 @@ def _restrict(dropped: Tensor, input: Tensor, part: slice) -> Tensor:
 
 
 def _gradients(
-    grad: Tensor,
-    input: Tensor,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    kept: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    dropped: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    sums: Tensor,
+    part: slice,
     needs: tuple[bool, ...],
     kept_output: bool,
     settings: _Settings,
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    dropped: Tensor | None,
+    kept: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    sums: Tensor,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute the gradients of input, weight and bias; see :class:`_KNConv`."""
+    """Compute the gradients of input, weight and bias from a slice of the samples; see :class:`_KNConv`."""
+    dropped = None if dropped is None else _restrict(dropped, input, part)
+    grad, input, kept, mean, rstd = (t[part] for t in (grad, input, kept, mean, rstd))
+    residual, mask = (None if t is None else t[part] for t in (residual, mask))
     stride, pads, groups, dropout_p, inflation, _, relu_input, relu_output = settings
     x = input.relu() if relu_input else input
     dtype, spatial = mean.dtype, weight.dim() - 2
