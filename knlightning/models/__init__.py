@@ -1,6 +1,29 @@
 """Backbones in pure torch."""
 
-from knlightning.models.knresnet import KNResNet, knresnet8, knresnet18, knresnet34, knresnet50
+from knlightning.models.convnext import convnext_tiny, knconvnext_tiny
+from knlightning.models.kernel_normalize import kernel_normalize
+from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.norm_torch import load_norm_torch_weights
+from knlightning.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet50
+from knlightning.models.resnet import resnet8, resnet13, resnet18, resnet34, resnet50
 
-__all__ = ["KNResNet", "knresnet8", "knresnet18", "knresnet34", "knresnet50", "load_norm_torch_weights"]
+__all__ = [
+    "KNResNet",
+    "convnext_tiny",
+    "kernel_normalize",
+    "knconvnext_tiny",
+    "knresnet8",
+    "knresnet13",
+    "knresnet18",
+    "knresnet34",
+    "knresnet50",
+    "load_norm_torch_weights",
+    "preact_resnet18",
+    "preact_resnet34",
+    "preact_resnet50",
+    "resnet8",
+    "resnet13",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+]

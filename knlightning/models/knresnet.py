@@ -1,16 +1,15 @@
 """Kernel normalized residual networks for classification (Nasirigerdeh et al., TMLR 2024, Figures 3 and 5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from knlightning.nn import KernelNorm2d, KNConv2d
+from knlightning.nn import Activation, KernelNorm2d, KNConv2d, Norm, make_activation, make_norm
 from knlightning.nn.functional import EvalStatistics
 
-Norm = Literal["kernel", "batch", "none"]
 Padding = int | tuple[int, int, int, int]
 
 
@@ -23,26 +22,29 @@ class Stage:
         blocks: number of residual blocks.
         inner: channels between the convolutions of a block.
         pointwise: the outer convolutions of the bottlenecks, and the transition before the stage, are 1x1.
+        k: kernel size of the basic blocks and of the transition before the stage, 2 or 3.
     """
 
     channels: int
     blocks: int
     inner: int
     pointwise: bool = False
+    k: int = 2
 
 
 @dataclass(frozen=True)
 class Layers:
     """How a network normalizes: makes its convolutions, norms and activations.
 
-    With "kernel" every convolution is a KNConv and no norm stands before the activations. With any other norm the
-    same network is built of plain convolutions, pre-activated as norm, activation, convolution.
+    With "kernel" every convolution is a KNConv and no norm stands beside the activations. With any other norm the
+    same network is built of plain convolutions, each activation with a norm before it.
 
     Args:
-        norm: "kernel", "batch" or "none".
+        norm: name of the normalization, as for :func:`knlightning.nn.make_norm`.
         dropout_p: dropout probability of KNConv; that of the head's KernelNorm is five times as high, at most 0.25.
-        activation: class of the activation.
+        activation: name of the activation.
         eval_statistics: evaluation statistics of the kernel normalized layers.
+        bias: whether plain convolutions have a bias; KNConvs always have one.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -50,8 +52,9 @@ class Layers:
 
     norm: Norm = "kernel"
     dropout_p: float = 0.05
-    activation: Callable[[], nn.Module] = nn.ReLU
+    activation: Activation = "relu"
     eval_statistics: EvalStatistics = "clean"
+    bias: bool = True
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
@@ -60,7 +63,7 @@ class Layers:
     @property
     def fused(self) -> bool:
         """Whether activations and sums are left to the convolutions, which then keep half as much for backward."""
-        return self.norm == "kernel" and self.activation is nn.ReLU
+        return self.norm == "kernel" and self.activation == "relu"
 
     def conv(self, in_channels: int, out_channels: int, k: int, stride: int = 1, padding: Padding = 0) -> nn.Module:
         """Make a convolution, kernel normalized if the network is."""
@@ -74,35 +77,41 @@ class Layers:
                 dropout_p=self.dropout_p,
                 eval_statistics=self.eval_statistics,
             )
-        conv = nn.Conv2d(in_channels, out_channels, k, stride, padding if isinstance(padding, int) else 0)
+        around = padding if isinstance(padding, int) else 0
+        conv = nn.Conv2d(in_channels, out_channels, k, stride, around, bias=self.bias)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type] # the layer above has a bias
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
         return conv if isinstance(padding, int) else nn.Sequential(nn.ZeroPad2d(padding), conv)
 
     def norm_act(self, channels: int) -> nn.Module:
-        """Make what stands before a convolution: the activation, after a norm unless that is the convolution's."""
-        if self.norm == "batch":
-            return nn.Sequential(nn.BatchNorm2d(channels), self.activation())
-        return self.activation()
+        """Make an activation, after a norm unless that is the convolution's."""
+        activation = make_activation(self.activation)
+        if self.norm in ("kernel", "none"):
+            return activation
+        return nn.Sequential(make_norm(self.norm, channels), activation)
+
+    def head_norm(self) -> KernelNorm2d:
+        """Make the KernelNorm of a kernel normalized network's head."""
+        return KernelNorm2d(1, dropout_p=min(5 * self.dropout_p, 0.25), eval_statistics=self.eval_statistics)
 
     def head(self, channels: int) -> nn.Module:
         """Make what stands before the global average pooling."""
         if self.norm != "kernel":
             return self.norm_act(channels)
-        norm = KernelNorm2d(1, dropout_p=min(5 * self.dropout_p, 0.25), eval_statistics=self.eval_statistics)
-        return nn.Sequential(norm, self.activation())
+        return nn.Sequential(self.head_norm(), make_activation(self.activation))
 
 
 class BasicBlock(nn.Module):
-    """Two 2x2 convolutions around the identity (Figure 3)."""
+    """Two convolutions, 2x2 or 3x3, around the identity (Figure 3)."""
 
-    def __init__(self, channels: int, inner: int, layers: Layers) -> None:
+    def __init__(self, channels: int, inner: int, layers: Layers, k: int = 2) -> None:
         super().__init__()
         self.fused = layers.fused
         self.act1 = layers.norm_act(channels)
-        self.conv1 = layers.conv(channels, inner, 2, padding=1)
+        self.conv1 = layers.conv(channels, inner, k, padding=1)
         self.act2 = layers.norm_act(inner)
-        self.conv2 = layers.conv(inner, channels, 2)
+        self.conv2 = layers.conv(inner, channels, k, padding=k - 2)  # 2x2 takes away what the first has added
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fused:
@@ -175,6 +184,7 @@ class KNResNet(nn.Module):
         num_classes: number of classes.
         low_resolution: a 3x3 stem without pooling, for images such as 32x32, in place of 7x7 with.
         layers: how the network normalizes.
+        pooled: height and width to which the features are averaged before the linear layer.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -188,10 +198,10 @@ class KNResNet(nn.Module):
         num_classes: int,
         low_resolution: bool,
         layers: Layers,
+        pooled: int = 1,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_num_classes(num_classes)
         self.stem = Stem(stages[0].channels, low_resolution, layers)
         # 2x2 windows pad one side more than the other; the sides alternate. (left, right, top, bottom)
         pads: list[Padding] = [(1, 0, 1, 0), (0, 1, 0, 1), (1, 0, 1, 0) if low_resolution else (2, 1, 2, 1)]
@@ -199,16 +209,15 @@ class KNResNet(nn.Module):
         self.stages = nn.ModuleList()
         for i, stage in enumerate(stages):
             if i > 0:
-                k = 1 if stage.pointwise else 2
-                padding = 0 if stage.pointwise else pads[i - 1]
+                k = 1 if stage.pointwise else stage.k
+                padding = pads[i - 1] if k == 2 else k // 2
                 self.transitions.append(Transition(stages[i - 1].channels, stage.channels, k, padding, layers))
             if bottleneck:
                 blocks = [Bottleneck(stage.channels, stage.inner, layers, stage.pointwise) for _ in range(stage.blocks)]
                 self.stages.append(nn.Sequential(*blocks))
             else:
-                self.stages.append(
-                    nn.Sequential(*(BasicBlock(stage.channels, stage.inner, layers) for _ in range(stage.blocks)))
-                )
+                basic = [BasicBlock(stage.channels, stage.inner, layers, stage.k) for _ in range(stage.blocks)]
+                self.stages.append(nn.Sequential(*basic))
         channels = stages[-1].channels
         self.tail: nn.Module = nn.Identity()
         if tail_channels is not None:
@@ -216,21 +225,32 @@ class KNResNet(nn.Module):
             self.tail = nn.Sequential(nn.MaxPool2d(2), layers.norm_act(channels), conv)
             channels = tail_channels
         self.head = layers.head(channels)
-        self.fc = nn.Linear(channels, num_classes)
+        self.pool = nn.AdaptiveAvgPool2d(pooled)
+        self.fc = nn.Linear(channels * pooled**2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stages[0](self.stem(x))
         for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
             x = stage(transition(x))
         x = self.head(self.tail(x))
-        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        return self.fc(torch.flatten(self.pool(x), 1))
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Check a number of classes.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
 
 
 def knresnet8(
     num_classes: int = 10,
     low_resolution: bool = True,
     dropout_p: float = 0.05,
-    activation: type[nn.Module] = nn.ReLU,
+    activation: Activation = "relu",
     norm: Norm = "kernel",
     eval_statistics: EvalStatistics = "clean",
 ) -> KNResNet:
@@ -243,11 +263,30 @@ def knresnet8(
     return KNResNet(stages, False, None, num_classes, low_resolution, layers)
 
 
+def knresnet13(
+    num_classes: int = 10,
+    low_resolution: bool = True,
+    dropout_p: float = 0.05,
+    activation: Activation = "relu",
+    norm: Norm = "kernel",
+    eval_statistics: EvalStatistics = "clean",
+) -> KNResNet:
+    """Make a KNResNet-13, a network for private training on small images.
+
+    A basic block at each of 64, 64, 128 and 256 channels, all of 3x3 convolutions, and 2x2 averages before the linear
+    layer. Arguments as in :func:`knresnet18`. Source: Nasirigerdeh et al., Kernel Normalized Convolutional Networks
+    for Privacy-Preserving Machine Learning (2023), whose code has dropout probabilities of 0.1, and 0.5 in the head.
+    """
+    stages = (Stage(64, 1, 64, k=3), Stage(64, 1, 64, k=3), Stage(128, 1, 128, k=3), Stage(256, 1, 256, k=3))
+    layers = Layers(norm, dropout_p, activation, eval_statistics)
+    return KNResNet(stages, False, None, num_classes, low_resolution, layers, pooled=2)
+
+
 def knresnet18(
     num_classes: int = 1000,
     low_resolution: bool = False,
     dropout_p: float = 0.05,
-    activation: type[nn.Module] = nn.ReLU,
+    activation: Activation = "relu",
     norm: Norm = "kernel",
     eval_statistics: EvalStatistics = "clean",
 ) -> KNResNet:
@@ -258,8 +297,9 @@ def knresnet18(
         low_resolution: a 3x3 stem without pooling, for images such as 32x32, in place of 7x7 with.
         dropout_p: dropout probability of KNConv in [0, 1); that of the head's KernelNorm is five times as high, at
             most 0.25.
-        activation: class of the activation.
-        norm: "kernel"; for comparison the same network of plain convolutions with "batch" normalization or "none".
+        activation: name of the activation.
+        norm: "kernel"; for comparison any other, by which the same network is built of plain convolutions. The groups
+            of "group" and of "local_context" do not divide the channels of all of these networks.
         eval_statistics: evaluation statistics of the kernel normalized layers.
 
     Raises:
@@ -274,7 +314,7 @@ def knresnet34(
     num_classes: int = 1000,
     low_resolution: bool = False,
     dropout_p: float = 0.05,
-    activation: type[nn.Module] = nn.ReLU,
+    activation: Activation = "relu",
     norm: Norm = "kernel",
     eval_statistics: EvalStatistics = "clean",
 ) -> KNResNet:
@@ -288,7 +328,7 @@ def knresnet50(
     num_classes: int = 1000,
     low_resolution: bool = False,
     dropout_p: float = 0.05,
-    activation: type[nn.Module] = nn.ReLU,
+    activation: Activation = "relu",
     norm: Norm = "kernel",
     eval_statistics: EvalStatistics = "clean",
 ) -> KNResNet:

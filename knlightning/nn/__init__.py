@@ -1,16 +1,28 @@
 """Layers in pure torch."""
 
+from knlightning.nn.activations import Activation, make_activation
 from knlightning.nn.conv import KNConv1d, KNConv2d, KNConv3d
 from knlightning.nn.functional import kernel_norm, kn_conv
+from knlightning.nn.local_context import LocalContextNorm2d, local_context_norm
 from knlightning.nn.norm import KernelNorm1d, KernelNorm2d, KernelNorm3d
+from knlightning.nn.normalization import Norm, make_norm
+from knlightning.nn.positional import PositionalNorm2d, positional_norm
 
 __all__ = [
+    "Activation",
     "KNConv1d",
     "KNConv2d",
     "KNConv3d",
     "KernelNorm1d",
     "KernelNorm2d",
     "KernelNorm3d",
+    "LocalContextNorm2d",
+    "Norm",
+    "PositionalNorm2d",
     "kernel_norm",
     "kn_conv",
+    "local_context_norm",
+    "make_activation",
+    "make_norm",
+    "positional_norm",
 ]

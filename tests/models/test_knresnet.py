@@ -4,11 +4,13 @@ from collections.abc import Callable
 import published
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from knlightning.analysis.measure import bytes_kept
-from knlightning.models import KNResNet, knresnet8, knresnet18, knresnet34, knresnet50
+from knlightning.models import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.norm_torch import norm_torch_names
+from knlightning.nn import kernel_norm, kn_conv
 
 MODELS: dict[str, Callable[..., KNResNet]] = {
     "knresnet18": knresnet18,
@@ -62,6 +64,26 @@ def test_every_parameter_gets_a_gradient(norm, low_resolution: bool) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
+def test_knresnet13_is_the_network_that_its_description_says() -> None:
+    torch.manual_seed(0)
+    model = knresnet13(6, dropout_p=0.0).double()
+    weights = {name: nn.init.normal_(p, std=0.05) for name, p in model.named_parameters()}
+    assert len(weights) == 2 * 13
+
+    def conv(x: Tensor, name: str) -> Tensor:
+        return kn_conv(x, weights[f"{name}.weight"], weights[f"{name}.bias"], padding=1, dropout_p=0.0)
+
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    x = conv(images, "stem.0")
+    for i in range(4):
+        if i > 0:
+            x = F.max_pool2d(conv(x.relu(), f"transitions.{i - 1}.1"), 2)
+        x = x + conv(conv(x.relu(), f"stages.{i}.0.conv1").relu(), f"stages.{i}.0.conv2")
+    assert x.shape == (2, 256, 4, 4)
+    x = F.adaptive_avg_pool2d(kernel_norm(x, 1, dropout_p=0.0).relu(), 2).flatten(1)
+    torch.testing.assert_close(model(images), F.linear(x, weights["fc.weight"], weights["fc.bias"]))
+
+
 @pytest.mark.parametrize("size", [(128, 128), (161, 225)])
 def test_high_resolution_networks_take_any_size(size: tuple[int, int]) -> None:
     with torch.no_grad():
@@ -78,7 +100,7 @@ def test_dropout_probabilities_and_evaluation_statistics_reach_every_layer() -> 
 
 
 def test_activation() -> None:
-    model = knresnet8(activation=nn.Mish)
+    model = knresnet8(activation="mish")
     assert any(isinstance(m, nn.Mish) for m in model.modules())
     assert not any(isinstance(m, nn.ReLU) for m in model.modules())
 
@@ -93,7 +115,7 @@ def test_other_norms_replace_every_kernel_normalized_layer() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="norm must be one of kernel, batch, none, got 'layers'"):
+    with pytest.raises(ValueError, match=r"norm must be one of batch, .*, kernel, none, got 'layers'"):
         knresnet8(norm="layers")
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         knresnet8(0)
@@ -120,7 +142,7 @@ def test_fused_blocks_compute_what_the_separate_layers_do(make) -> None:
             results.append([logits, *gradients])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
-    assert not any(getattr(m, "fused", False) for m in make(5, activation=nn.Mish).modules())
+    assert not any(getattr(m, "fused", False) for m in make(5, activation="mish").modules())
 
 
 def test_a_kernel_normalized_network_keeps_hardly_more_for_backward_than_plain_convolutions() -> None:

@@ -78,3 +78,31 @@ def kn_conv(
     counts = [max(at[i] for at in cut) + 1 for i in range(weight.dim() - 2)]
     stacked = torch.stack([outputs[at] for at in itertools.product(*map(range, counts))], -1)
     return stacked.reshape(*stacked.shape[:2], *counts)
+
+
+def positional_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Normalize the channels of one position after the other."""
+    output = torch.empty_like(x)
+    for n, i, j in itertools.product(*(range(x.shape[d]) for d in (0, 2, 3))):
+        values = x[n, :, i, j]
+        mean = values.sum() / len(values)
+        output[n, :, i, j] = (values - mean) / torch.sqrt((values - mean).square().sum() / len(values) + eps)
+    return output
+
+
+def local_context_norm(x: Tensor, groups: int, window: Sequence[int], eps: float = 1e-5) -> Tensor:
+    """Normalize one group and position after the other by the pixels of its window that are inside the image."""
+    depth = x.shape[1] // groups
+    outputs = []
+    for i, j in itertools.product(range(x.shape[2]), range(x.shape[3])):
+        rows = [r for r in range(i - (window[0] - 1) // 2, i + window[0] // 2 + 1) if 0 <= r < x.shape[2]]
+        columns = [c for c in range(j - (window[1] - 1) // 2, j + window[1] // 2 + 1) if 0 <= c < x.shape[3]]
+        inside = x[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        parts = []
+        for g in range(groups):
+            channels = slice(g * depth, (g + 1) * depth)
+            mean = inside[:, channels].mean((1, 2, 3)).unsqueeze(1)
+            var = (inside[:, channels] - mean[:, :, None, None]).square().mean((1, 2, 3)).unsqueeze(1)
+            parts.append((x[:, channels, i, j] - mean) / torch.sqrt(var + eps))
+        outputs.append(torch.cat(parts, 1))
+    return torch.stack(outputs, -1).reshape(x.shape)

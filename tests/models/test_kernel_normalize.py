@@ -1,0 +1,428 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from nn import naive
+from torch import Tensor, nn
+
+from knlightning.models import kernel_normalize, knresnet8
+from knlightning.models.kernel_normalize import Report
+from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, make_norm
+
+KN_CONVS = KNConv1d | KNConv2d | KNConv3d
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+# pairs, and the normalizations that are in none
+TORCHVISION = {
+    "resnet18": (20, []),
+    "densenet121": (120, ["features.norm5"]),
+    "regnet_y_400mf": (53, []),
+    "efficientnet_b0": (49, []),
+    "mobilenet_v2": (52, []),
+    "convnext_tiny": (22, ["classifier.0"]),
+}
+
+
+def conv_bn(in_channels: int, out_channels: int, **geometry) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, 3, bias=False, **geometry)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+class Network(nn.Module):
+    """Layers by name, and a function that calls them."""
+
+    def __init__(self, call: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.call = call
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x)
+
+
+def reason(report: Report, name: str) -> str:
+    assert name in report.left, report
+    return report.left[name]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_networks_of_torchvision(name: str) -> None:
+    pairs, unpaired = TORCHVISION[name]
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(num_classes=5)
+    before = copy.deepcopy(model)
+    network, report = kernel_normalize(model)
+
+    assert str(model) == str(before)
+    for (key, tensor), (_, old) in zip(model.state_dict().items(), before.state_dict().items(), strict=True):
+        assert torch.equal(tensor, old), key
+
+    assert (len(report.convolutions), len(report.norms)) == (pairs, pairs)
+    assert [n for n in report.left if isinstance(model.get_submodule(n), NORMS)] == unpaired
+    assert not [n for n, m in network.named_modules() if isinstance(m, NORMS) and n not in unpaired]
+    named = [*report.convolutions, *report.norms, *report.left]
+    assert sorted(named) == sorted(n for n, m in model.named_modules() if isinstance(m, CONVS + NORMS))
+    assert all(isinstance(network.get_submodule(n), KNConv2d) for n in report.convolutions)
+    assert all(isinstance(network.get_submodule(n), nn.Identity) for n in report.norms)
+    assert all(type(network.get_submodule(n)) is type(model.get_submodule(n)) for n in report.left)
+
+    state, old_state = network.state_dict(), model.state_dict()
+    of_norms = {k for k in old_state if k.rpartition(".")[0] in report.norms}
+    assert state.keys() == (old_state.keys() - of_norms) | {f"{n}.bias" for n in report.convolutions}
+    assert all(torch.equal(state[k], old_state[k]) for k in old_state.keys() - of_norms)
+
+    network(torch.randn(2, 3, 32, 32)).logsumexp(1).sum().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+    network = network.double().eval()
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        together = network(x)
+        assert torch.equal(together, network(x))
+        torch.testing.assert_close(together[1:2], network(x[1:2]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch's
+@pytest.mark.parametrize(
+    ("conv", "pads"),
+    [
+        (nn.Conv2d(4, 6, (3, 2), (2, 1), (1, 0), groups=2), (0, 0, 1, 1)),
+        (nn.Conv2d(4, 6, (2, 4), padding="same", bias=False), (1, 2, 0, 1)),
+        (nn.Conv2d(4, 4, 3, padding="same", groups=4), (1, 1, 1, 1)),
+        (nn.Conv2d(4, 6, 2, padding="valid"), (0, 0, 0, 0)),
+        (nn.Conv2d(4, 6, 1, dilation=2, padding_mode="reflect"), (0, 0, 0, 0)),
+        (nn.Conv1d(4, 6, 5, padding="same", bias=False), (2, 2)),
+        (nn.Conv3d(4, 6, 2, 2, (1, 0, 1)), (1, 1, 0, 0, 1, 1)),
+    ],
+)
+def test_a_pair_becomes_the_kernel_normalized_convolution_by_its_definition(conv, pads: tuple[int, ...]) -> None:
+    spatial = len(conv.kernel_size)
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[spatial - 1](conv.out_channels)
+    model = nn.Sequential(conv, norm, nn.ReLU(inplace=True)).double().eval()
+    network, _ = kernel_normalize(model)
+    x = torch.randn(2, 4, *range(5, 5 + spatial), dtype=torch.float64)
+    plain = conv(x)
+    expected = naive.kn_conv(x, conv.weight, conv.bias, conv.stride, pads, conv.groups).relu()
+    torch.testing.assert_close(network(x), expected)
+    padded = F.pad(x, pads)
+    conv.padding = (0,) * spatial
+    assert torch.equal(plain, conv(padded))  # the padding is torch's
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.SyncBatchNorm(8),
+        nn.GroupNorm(2, 8),
+        nn.InstanceNorm2d(8),
+        nn.LayerNorm([8, 4, 4]),
+        torchvision.models.convnext.LayerNorm2d(8),
+        *(make_norm(name, 8) for name in ("positional", "local_context")),
+    ],
+)
+def test_kinds_of_normalization(norm: nn.Module) -> None:
+    network, report = kernel_normalize(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), norm, nn.ReLU()))
+    assert report == Report(["0"], ["1"])
+    assert isinstance(network[1], nn.Identity)
+
+
+def test_layer_normalization_of_permuted_images() -> None:
+    def network(*dims: int) -> nn.Sequential:
+        norm = nn.LayerNorm(4)
+        return nn.Sequential(nn.Conv2d(3, 4, 1), torchvision.ops.Permute(list(dims)), norm, nn.Linear(4, 4))
+
+    assert kernel_normalize(network(0, 2, 3, 1))[1] == Report(["0"], ["2"])
+    with pytest.raises(ValueError, match="2  left: its input comes from permute"):
+        kernel_normalize(network(0, 3, 2, 1))
+    model = Network(lambda self, x: self.norm(self.conv(x).permute(0, 2, 3, 1)), conv=nn.Conv2d(3, 4, 1))
+    model.norm = nn.LayerNorm(4)
+    assert kernel_normalize(model)[1] == Report(["conv"], ["norm"])
+    with pytest.raises(ValueError, match="1  left: it does not normalize the channels"):
+        kernel_normalize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm(4)))
+    with pytest.raises(ValueError, match="0  left: its input comes from the input; it normalizes the last dimension"):
+        kernel_normalize(nn.Sequential(nn.LayerNorm(4), nn.Conv2d(3, 4, 1)))
+
+
+class PreActivated(nn.Module):
+    """A block as in preact ResNets, with an activation in place that all convolutions share."""
+
+    def __init__(self, function: bool = False) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.shortcut = nn.Conv2d(4, 4, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x), inplace=True) if self.function else self.relu(self.bn1(x))
+        branch = self.conv2(self.relu(self.bn2(self.conv1(out))))
+        return x + branch + self.shortcut(out)
+
+
+def test_a_pre_activated_block_leaves_its_shortcut_unchanged() -> None:
+    model = PreActivated().double().eval()
+    network, report = kernel_normalize(model)
+    assert report == Report(["conv1", "conv2", "shortcut"], ["bn1", "bn2"])
+    assert model.relu.inplace
+
+    def kn_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        return naive.kn_conv(x, conv.weight, conv.bias, (1, 1), conv.padding * 2)
+
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    out = x.relu()
+    expected = x + kn_conv(model.conv2, kn_conv(model.conv1, out).relu()) + kn_conv(model.shortcut, out)
+    given = x.clone()
+    torch.testing.assert_close(network(given), expected)
+    assert torch.equal(given, x)
+    network.train()(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_a_function_in_place_keeps_the_normalization_before_it() -> None:
+    _, report = kernel_normalize(PreActivated(function=True))
+    assert "bn1" not in report.norms
+    assert reason(report, "bn1") == (
+        "its input comes from the input; its result is changed in place by the function relu"
+    )
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As in timm: normalization, dropout and activation in one layer, which is a normalization to its class."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop = nn.Dropout2d(0.5)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_normalizations_with_an_activation_leave_it_behind(norm_first: bool) -> None:
+    layers = [BatchNormAct2d(4), nn.Conv2d(4, 4, 3)]
+    model = nn.Sequential(*(layers if norm_first else layers[::-1])).eval()
+    network, report = kernel_normalize(model)
+    at = 0 if norm_first else 1
+    assert report == Report([str(1 - at)], [str(at)])
+    assert list(network[at].named_children()) == [("drop", network[at].drop), ("act", network[at].act)]
+    assert network[at].act.inplace is not norm_first
+    assert not network[at].training
+    x = torch.randn(2, 4, 5, 5)
+    given = x.clone()
+    y = network(given)
+    assert torch.equal(given, x)
+    assert norm_first or (y >= 0).all()
+
+
+def test_a_block_called_twice() -> None:
+    model = Network(lambda self, x: self.block(self.block(x)), block=conv_bn(3, 3, padding=1))
+    model.other, model.first = model.block, model.block[0]
+    network, report = kernel_normalize(model)
+    assert report == Report(["block.0"], ["block.1"])
+    assert network.other is network.block
+    assert network.first is network.block[0]
+    network(torch.randn(2, 3, 5, 5)).sum().backward()
+
+
+def test_a_convolution_called_twice_needs_a_normalization_each_time() -> None:
+    layers = {"conv": nn.Conv2d(3, 3, 1), "a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3)}
+    model = Network(lambda self, x: self.a(self.conv(x)) + self.b(self.conv(2 * x)), **layers)
+    assert kernel_normalize(model)[1] == Report(["conv"], ["a", "b"])
+    model.call = lambda self, x: self.a(self.conv(x)) + self.conv(2 * x)
+    with pytest.raises(ValueError, match="a     left: the result of conv goes to add; its result goes to add\n"):
+        kernel_normalize(model)
+    model.call = lambda self, x: self.conv(F.relu(self.a(x))) + self.conv(self.b(2 * x))
+    assert kernel_normalize(model)[1] == Report(["conv"], ["a", "b"])
+    model.call = lambda self, x: self.conv(self.a(x)) + self.conv(2 * x)
+    with pytest.raises(ValueError, match="its result goes to conv, and so does that of mul\n"):
+        kernel_normalize(model)
+
+
+def test_a_result_that_goes_elsewhere_too() -> None:
+    layers = {"stem": conv_bn(3, 3), "conv": nn.Conv2d(3, 3, 3, padding=1), "norm": nn.BatchNorm2d(3)}
+
+    def conv_elsewhere(self: nn.Module, x: Tensor) -> Tensor:
+        out = self.conv(self.stem(x))
+        return self.norm(out) + out
+
+    _, report = kernel_normalize(Network(conv_elsewhere, **layers))
+    assert report.convolutions == ["stem.0"]
+    assert reason(report, "norm") == "the result of conv goes to norm and add; its result goes to add"
+    assert reason(report, "conv") == "no normalization forms a pair with it"
+
+    def norm_elsewhere(self: nn.Module, x: Tensor) -> Tensor:
+        out = self.norm(F.max_pool2d(self.stem(x), 2))
+        return self.conv(out) + out
+
+    _, report = kernel_normalize(Network(norm_elsewhere, **layers))
+    assert report.convolutions == ["stem.0"]
+    assert reason(report, "norm") == "its input comes from max_pool2d; its result goes to add"
+
+
+def test_each_convolution_makes_do_with_one_normalization() -> None:
+    """A classifier behind a pair stays plain; a pair that is normalized on both sides loses both normalizations."""
+    model = nn.Sequential(*conv_bn(3, 4), nn.Dropout(), nn.Conv2d(4, 2, 1))
+    assert kernel_normalize(model)[1] == Report(["0"], ["1"], {"4": "no normalization forms a pair with it"})
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert kernel_normalize(model)[1] == Report(["2"], ["0", "3"])
+
+
+class OtherConv(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input * 2)
+
+
+class ConditionalNorm(nn.BatchNorm2d):
+    def forward(self, input: Tensor, scale: float = 2.0) -> Tensor:
+        return super().forward(input) * scale
+
+
+class GatedNorm(nn.BatchNorm2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.gate = nn.Linear(1, 1)
+
+
+def hooked(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("conv", "why"),
+    [
+        (nn.Conv2d(4, 4, 3, dilation=2), r"KNConv has no dilation, and its is \(2, 2\)"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "KNConv pads with zeros, and its padding mode is refl"),
+        (nn.Conv3d(4, 4, 2, padding="same"), r"its padding is uneven: 'same' for a kernel of \(2, 2, 2\)"),
+        (nn.ConvTranspose2d(4, 4, 2), "a transposed convolution has no kernel normalized form"),
+        (OtherConv(4, 4, 3), "OtherConv computes something else than Conv2d"),
+        (hooked(nn.Conv2d(4, 4, 3)), "it has hooks or parametrizations, which would be lost"),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "it has hooks or parametrizations"),
+    ],
+)
+def test_convolutions_that_cannot_be_replaced(conv: nn.Module, why: str) -> None:
+    norm = nn.BatchNorm3d(4) if isinstance(conv, nn.Conv3d) else nn.BatchNorm2d(4)
+    with pytest.raises(ValueError, match=f"0  left: {why}.*\n1  left: its input comes from 0: {why}"):
+        kernel_normalize(nn.Sequential(conv, norm))
+    with pytest.raises(ValueError, match=f"0  left: its input comes from the input; its result goes to 1: {why}"):
+        kernel_normalize(nn.Sequential(norm, conv))
+
+
+@pytest.mark.parametrize(
+    ("norm", "why"),
+    [
+        (GatedNorm(4), "GatedNorm has layers of its own: gate"),
+        (ConditionalNorm(4), "ConditionalNorm takes more than one input"),
+        (hooked(nn.BatchNorm2d(4)), "it has hooks or parametrizations, which would be lost"),
+    ],
+)
+def test_normalizations_that_cannot_be_removed(norm: nn.Module, why: str) -> None:
+    with pytest.raises(ValueError, match=f"1  left: {why}"):
+        kernel_normalize(nn.Sequential(nn.Conv2d(4, 4, 3), norm))
+
+
+def test_nothing_to_replace() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match="nothing in this Sequential can be kernel normalized:\n0  left: no normaliz"):
+        kernel_normalize(model)
+    with pytest.raises(ValueError, match="nothing in this KNResNet"):
+        kernel_normalize(knresnet8())
+
+
+def test_a_network_that_cannot_be_traced_is_searched_block_by_block() -> None:
+    def call(self: nn.Module, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        for block in self.blocks:
+            x = block(x) if x.sum() != 0 else x
+        return x
+
+    blocks = nn.ModuleList([conv_bn(4, 4), nn.Conv2d(4, 4, 1)])
+    model = Network(call, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), blocks=blocks)
+    counted = [int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    network, report = kernel_normalize(model)
+    assert (report.convolutions, report.norms) == (["blocks.0.0"], ["blocks.0.1"])
+    assert list(report.left) == ["conv", "norm", "blocks.1"]
+    for why in report.left.values():
+        assert why == (
+            "Network cannot be traced (TraceError: symbolically traced variables cannot be used as inputs to control "
+            "flow)"
+        )
+    assert counted == [int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    network(torch.randn(2, 3, 7, 7)).sum().backward()
+    assert network.norm.num_batches_tracked == 1
+
+
+class Branches(nn.Module):
+    """Takes optional arguments; has a head for training and one for evaluation; one layer rests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.auxiliary, self.final, self.resting = (conv_bn(3, 3) for _ in range(4))
+        self.register_buffer("shift", torch.zeros(1))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, deep: bool = False, *, scale: float = 1.0) -> Tensor:
+        x = self.stem(x - torch.ones(1))
+        if mask is not None:
+            x = x * mask
+        if deep:
+            x = self.resting(x)
+        return self.auxiliary(x) if self.training else self.final(x) * scale
+
+
+def test_optional_arguments_and_both_modes() -> None:
+    model = Branches()
+    network, report = kernel_normalize(model)
+    assert report.convolutions == ["stem.0", "auxiliary.0", "final.0"]
+    assert report.left == dict.fromkeys(["resting.0", "resting.1"], "it is not called")
+    assert vars(network).keys() == vars(model).keys()
+    assert network.training
+    assert network.eval()(torch.randn(1, 3, 9, 9), torch.ones(1), scale=2.0).shape == (1, 3, 5, 5)
+
+
+def test_a_pair_in_one_mode_alone_is_none() -> None:
+    def call(self: nn.Module, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        return self.norm(out) if self.training else self.norm(out) + out
+
+    layers = {"stem": conv_bn(3, 3), "conv": nn.Conv2d(3, 3, 1), "norm": nn.BatchNorm2d(3)}
+    _, report = kernel_normalize(Network(lambda self, x: call(self, self.stem(x)), **layers))
+    assert reason(report, "norm") == "the result of conv goes to norm and add; its result goes to the output"
+
+
+def test_parameters_are_those_of_the_convolution() -> None:
+    model = nn.Sequential(*(conv_bn(4, 4) for _ in range(3))).to(torch.bfloat16, memory_format=torch.channels_last)
+    model[1][0].weight = model[0][0].weight
+    model[2][0].requires_grad_(False).eval()
+    state = torch.random.get_rng_state()
+    network, _ = kernel_normalize(model, dropout_p=0.2, eval_statistics="expected")
+    assert torch.equal(state, torch.random.get_rng_state())
+    convs = [m for m in network.modules() if isinstance(m, KN_CONVS)]
+    assert convs[0].weight is convs[1].weight
+    assert convs[0].weight is not model[0][0].weight
+    assert [p.requires_grad for conv in convs for p in conv.parameters()] == [True] * 4 + [False] * 2
+    assert [conv.training for conv in convs] == [True, True, False]
+    for conv in convs:
+        assert (conv.dropout_p, conv.eval_statistics) == (0.2, "expected")
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+        assert conv.bias.dtype == torch.bfloat16
+        assert not conv.bias.any()
+    with pytest.raises(ValueError, match="dropout_p"):
+        kernel_normalize(model, dropout_p=1.0)
+
+
+def test_the_report_is_a_table() -> None:
+    _, report = kernel_normalize(nn.Sequential(*conv_bn(3, 4), nn.Conv2d(4, 2, 1)))
+    assert str(report) == (
+        "0  convolution, kernel normalized now\n"
+        "1  normalization, removed\n"
+        "3  left: no normalization forms a pair with it"
+    )

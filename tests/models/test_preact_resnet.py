@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from knlightning.models import preact_resnet18, preact_resnet34, preact_resnet50
+from knlightning.nn import KernelNorm2d, KNConv2d
+
+MODELS = {"preact_resnet18": preact_resnet18, "preact_resnet34": preact_resnet34, "preact_resnet50": preact_resnet50}
+COUNTS = {"preact_resnet18": 11_218_340, "preact_resnet34": 21_326_500, "preact_resnet50": 23_697_572}  # CIFAR-100
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "group"])
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_counts(name: str, norm) -> None:
+    with torch.device("meta"):
+        model = MODELS[name](100, norm, low_resolution=True)
+    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("norm", ["batch", "kernel"])
+@pytest.mark.parametrize("make", [preact_resnet18, preact_resnet50])
+def test_order_within_a_block(make, norm) -> None:
+    """The identity passes a block unchanged; a shortcut with a convolution starts at the first activation."""
+    torch.manual_seed(0)
+    model = make(5, norm, low_resolution=True).eval()
+    first, second = model.stages[1][:2]
+    x = torch.randn(2, second.residual[0].in_channels, 6, 6)
+    nn.init.zeros_(second.residual[-1].weight)
+    assert torch.equal(second(x), x)
+    x = torch.randn(2, first.residual[0].in_channels, 6, 6)
+    activated = first.act(x)
+    assert activated.min() == 0
+    torch.testing.assert_close(first(x), first.shortcut(activated) + first.residual(activated))
+    assert first(x).shape == (2, second.residual[0].in_channels, 3, 3)
+
+
+def test_norm_and_activation_stand_before_the_pooling() -> None:
+    model = preact_resnet18(5, "layer", low_resolution=True)
+    features = []
+    model.pool.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    model(torch.rand(2, 3, 32, 32))
+    assert features[0].shape == (2, 512, 4, 4)
+    assert features[0].min() == 0
+    assert isinstance(model.head[0], nn.GroupNorm)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kernel_makes_every_convolution_a_knconv_and_the_last_norm_a_kernel_norm(name: str) -> None:
+    kernel = MODELS[name](7, "kernel", low_resolution=True, dropout_p=0.04)
+    batch = MODELS[name](7, low_resolution=True)
+    ours = {n: (m.weight.shape, m.stride) for n, m in kernel.named_modules() if isinstance(m, KNConv2d)}
+    assert ours == {n: (m.weight.shape, m.stride) for n, m in batch.named_modules() if isinstance(m, nn.Conv2d)}
+    assert not any(isinstance(m, nn.Conv2d | nn.BatchNorm2d) for m in kernel.modules())
+    assert {m.dropout_p for m in kernel.modules() if isinstance(m, KNConv2d)} == {0.04}
+    assert [m.dropout_p for m in kernel.modules() if isinstance(m, KernelNorm2d)] == [pytest.approx(0.2)]
+
+
+def test_convolutions_have_a_bias_where_no_norm_has() -> None:
+    for norm, bias in (("batch", False), ("none", True)):
+        convolutions = [m for m in preact_resnet18(norm=norm).modules() if isinstance(m, nn.Conv2d)]
+        assert len(convolutions) == 20
+        assert all((m.bias is not None) == bias for m in convolutions)
