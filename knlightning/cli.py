@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,13 @@ SUBCOMMANDS = {
     "test": "Evaluate a checkpoint on the test data.",
     "predict": "Apply a checkpoint to images of your own; writes predictions.csv.",
 }
-BENCHMARK = "Measure time and memory beside other normalizations."
+OTHER_COMMANDS = {
+    "benchmark": ("knlightning.analysis.benchmark", "Measure time and memory beside other normalizations."),
+    "export": ("knlightning.export", "Write the network of a checkpoint for other programs."),
+    "reproduce": ("knlightning.analysis.reproduce", "List the results of the paper, or train for them again."),
+    "sweep-lr": ("knlightning.analysis.sweep", "Search the learning rate, and repeat the best with several seeds."),
+}
+"""Commands with a parser of their own: the module whose `main` takes their arguments, and what they do."""
 TITLES = {
     "model": "Task and network (knl fit --model.help knlightning.tasks.ClassificationTask)",
     "data": "Data (knl fit --data.help knlightning.data.DigitsDataModule)",
@@ -87,6 +94,7 @@ class KNLightningCLI(LightningCLI):
         self.run_dir: Path | None = None  # None: neither needed nor given
         self._name = "run"
         self._first_step = 0
+        self._published: Path | None = None  # weights alone, as published
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -119,7 +127,7 @@ class KNLightningCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Checkpoint to start from: 'last' or 'best' of the run (of the newest one, if run_dir is not"
-            " given), or the path of a file.",
+            " given), or the path of a file, which may be one of the published ImageNet weights.",
         )
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
@@ -144,8 +152,9 @@ class KNLightningCLI(LightningCLI):
             )
             self._subcommand_parsers[name] = subparser
             commands.add_subcommand(name, subparser, help=text)
-        # For the list alone: `main` hands this command on before the parsers are built.
-        commands.add_subcommand("benchmark", LightningArgumentParser(), help=BENCHMARK)
+        for name, (_, text) in OTHER_COMMANDS.items():
+            # For the list alone: `main` hands these commands on before the parsers are built.
+            commands.add_subcommand(name, LightningArgumentParser(), help=text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line."""
@@ -156,13 +165,13 @@ class KNLightningCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         name = Path(str(config.config[-1])).stem if config.config else "run"
         launched = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(RUN_DIR_VARIABLE)
-        asked = launched or config.run_dir
+        asked = config.run_dir or launched
         run = Path(asked) if asked else None
         if config.ckpt_path is not None:
             checkpoint = find_checkpoint(config.ckpt_path, run, name)
             config.ckpt_path = str(checkpoint)
-            run = run or run_of(checkpoint)
             self._compare(checkpoint)
+            run = run or (run_of(checkpoint) if self._published is None else None)
         elif self.config.subcommand != "fit":
             _say("No --ckpt_path: the weights are those the model is made with, before any training.")
         elif run and holds_checkpoints(run) and not launched:
@@ -172,6 +181,32 @@ class KNLightningCLI(LightningCLI):
             )
         self.run_dir = run
         self._name = name
+
+    def _use_published(self, checkpoint: Path) -> None:
+        """Leave the weights of a checkpoint that is not of a run to `_load_published`."""
+        subcommand = self.config.subcommand
+        if subcommand == "fit":
+            raise ValueError(
+                f"--ckpt_path {checkpoint} holds weights alone, and no run that could go on: use it with knl validate,"
+                " test, predict or export"
+            )
+        self._published, self.config[subcommand].ckpt_path = checkpoint, None
+
+    def _load_published(self) -> None:
+        """Bring published weights, if they are asked for, into the network."""
+        if self._published is None:
+            return
+        from knlightning.models import KNResNet, load_norm_torch_weights  # here: `knl --help` does without
+
+        backbone = getattr(self.model, "backbone", None)
+        if not isinstance(backbone, KNResNet):
+            raise ValueError(
+                f"--ckpt_path {self._published} holds weights alone, which can be those of a published"
+                " knlightning.models.knresnet18, 34 or 50; model.init_args.backbone is another network, a"
+                f" {type(backbone).__name__}"
+            )
+        load_norm_torch_weights(backbone, self._published)
+        _say(f"{self._published} holds published weights, without a run; all else is as configured.")
 
     def _make_run(self) -> None:
         """Settle where the run lies: not before the configuration has proved good, so as not to leave empty ones."""
@@ -187,6 +222,7 @@ class KNLightningCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with what every run has: seeds, logs and checkpoints in the run directory."""
+        self._load_published()
         self._make_run()
         trainer = self.config_init[self.subcommand].trainer
         text, plain = self._dumped()
@@ -256,6 +292,9 @@ class KNLightningCLI(LightningCLI):
         """Print where the configuration differs from that of a checkpoint; the configuration counts."""
         try:
             stored = torch.load(checkpoint, map_location="meta", weights_only=True)
+            if _holds_weights_alone(stored):
+                self._use_published(checkpoint)
+                return
             self._first_step = stored["global_step"]
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
             raise ValueError(f"{checkpoint} is damaged, or not a checkpoint of a run: {error}") from error
@@ -274,11 +313,12 @@ class KNLightningCLI(LightningCLI):
             _say(f"Differs from what {checkpoint} was trained with (checkpoint -> used now):\n" + "\n".join(lines))
 
 
-def run(args: list[str]) -> KNLightningCLI:
+def run(args: list[str], cli: type[KNLightningCLI] = KNLightningCLI) -> KNLightningCLI:
     """Do what a command line asks for, without what Lightning says at every start.
 
     Args:
         args: command line without the name of the program.
+        cli: parses and runs it.
 
     Returns:
         What has been built and run: `trainer`, `model`, `datamodule`.
@@ -287,7 +327,7 @@ def run(args: list[str]) -> KNLightningCLI:
     with warnings.catch_warnings():
         for message in QUIET_WARNINGS:
             warnings.filterwarnings("ignore", message)
-        return KNLightningCLI(args)
+        return cli(args)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -300,12 +340,12 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: with status 2 if the configuration or the data are at fault, 130 if interrupted.
     """
     args = sys.argv[1:] if args is None else args
-    if args[:1] == ["benchmark"]:
-        from knlightning.analysis import benchmark  # here: it draws, which no other command needs
-
-        return benchmark.main(args[1:])
     try:
-        run(args)
+        if args and args[0] in OTHER_COMMANDS:
+            module = import_module(OTHER_COMMANDS[args[0]][0])  # here: it may draw, which the others do not need
+            module.main(args[1:])
+        else:
+            run(args)
     except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
         foreign = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)
         if foreign or os.environ.get(DEBUG_VARIABLE):
@@ -314,6 +354,14 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _holds_weights_alone(stored: Any) -> bool:
+    """Say whether what a file holds is no checkpoint of a run but a state dict, by itself or under "model"."""
+    if not isinstance(stored, dict) or "global_step" in stored:
+        return False
+    state = stored.get("model", stored)
+    return isinstance(state, dict) and bool(state) and all(isinstance(value, torch.Tensor) for value in state.values())
 
 
 def _as_list(value: Any) -> list[Any]:

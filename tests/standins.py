@@ -1,5 +1,6 @@
 """Small networks and data that stand in for the real ones where a test is about something else."""
 
+import io
 import os
 import pickle
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -118,6 +120,87 @@ def write_cifar100(root: Path, train: int = 24, test: int = 7) -> None:
         (folder / name).write_bytes(pickle.dumps({"data": images, "fine_labels": labels}, protocol=2))
     names = [f"class {number}" for number in range(100)]
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
+
+
+def write_cifar10(root: Path, images: int = 6) -> None:
+    """Write files in the format of CIFAR-10, with few images each."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]:
+        data = generator.integers(0, 256, (images, 3072), np.uint8)
+        content = {"data": data, "labels": generator.integers(0, 10, images).tolist()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    names = [f"class {number}" for number in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, protocol=2))
+
+
+def write_imagenet(root: Path, classes: int = 1000, size: tuple[int, int] = (8, 8)) -> None:
+    """Write folders in the layout of ImageNet, with one image of (width, height) `size` for each class and split."""
+    file = io.BytesIO()
+    Image.new("RGB", size, "orange").save(file, "JPEG")
+    for split in ("train", "val"):
+        for number in range(classes):
+            wnid = f"n{number + 1440764:08d}"
+            (root / split / wnid).mkdir(parents=True)
+            (root / split / wnid / f"{wnid}_{split}.JPEG").write_bytes(file.getvalue())
+
+
+def write_image_folder(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 3, size: tuple[int, int] = (40, 30)
+) -> None:
+    """Write images of random pixels, `count` of each class into ROOT/train and as many into ROOT/val."""
+    generator = np.random.default_rng(0)
+    width, height = size
+    for part in ("train", "val"):
+        for name in classes:
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def write_imagenet32(root: Path, pickles: bool = False, rows: int = 5, val: int = 7) -> dict[str, dict]:
+    """Write files in the formats of ImageNet 32x32, with few rows in each; return the arrays by the files' names."""
+    generator = np.random.default_rng(0)
+    contents = {}
+    for part, names, count in (
+        ("train", [f"train_data_batch_{number}" for number in range(1, 11)], rows),
+        ("val", ["val_data"], val),
+    ):
+        folder = root if pickles else root / f"Imagenet32_{part}_npz"
+        folder.mkdir(parents=True, exist_ok=True)
+        for place, name in enumerate(names):
+            content = {
+                "data": generator.integers(0, 256, (count, 3072), np.uint8),
+                "labels": (place * count + np.arange(count)) * 7 % 1000 + 1,  # all 1000 in turn
+            }
+            contents[name] = content
+            if pickles:
+                listed = content | {"labels": content["labels"].tolist()}
+                (folder / name).write_bytes(pickle.dumps(listed, protocol=2))
+            else:
+                np.savez(folder / f"{name}.npz", mean=np.zeros(3072), **content)
+    return contents
+
+
+def mapping(address: int) -> tuple[str, int]:
+    """Return the file that is mapped at an address of this process ("" for none), and how many bytes are its own.
+
+    Bytes are a process's own once it has written to them.
+    """
+    inside, file, private = False, "", 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        key, *values = line.split(maxsplit=5)
+        if not key.endswith(":"):
+            start, end = (int(place, 16) for place in key.split("-"))
+            inside = start <= address < end
+            if inside:
+                file = values[4] if len(values) > 4 else ""
+        elif inside and key == "Private_Dirty:":
+            private = int(values[0]) * 1024
+    return file, private
 
 
 class Interrupt(Callback):

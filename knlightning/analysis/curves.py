@@ -4,10 +4,26 @@ python -m knlightning.analysis.curves --runs '[runs/quickstart/0]' --out curves.
 """
 
 import csv
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+
+STYLES = (
+    ("#000000", "o", "-"),
+    ("#E69F00", "s", "-"),
+    ("#56B4E9", "^", "-"),
+    ("#009E73", "v", "-"),
+    ("#0072B2", "D", "-"),
+    ("#D55E00", "P", "-"),
+    ("#CC79A7", "X", "-"),
+    ("#999999", "<", "--"),
+    ("#882255", "*", "--"),
+)
+"""Colours that the colour-blind tell apart (Okabe and Ito 2008, but for the last two), markers and lines."""
 
 
 def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
@@ -52,6 +68,50 @@ def draw_curves(runs: list[Path]) -> Figure:
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
+    return figure
+
+
+def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figure:
+    """Draw the validation accuracy against the epochs trained: the mean over runs, and a band of one SD around it.
+
+    The axis of accuracy is stretched towards 100 %, where most lines end.
+
+    Args:
+        panels: for each panel, by its title, the lines by their names, each the directories of its runs. A name has
+            the same style in all panels; one without runs stands in the legend alone.
+
+    Raises:
+        FileNotFoundError: if a directory holds no metrics.csv.
+    """
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    figure = Figure(figsize=(4.2 * len(panels) + 1.8, 5), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+    handles = {}
+    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+        for name, runs in lines.items():
+            color, marker, style = STYLES[names.index(name) % len(STYLES)]
+            epochs: dict[int, list[float]] = {}
+            for run in runs:
+                for epoch, accuracy in read_metrics(run).get("val/acc", []):
+                    epochs.setdefault(int(epoch) + 1, []).append(100 * accuracy)
+            means = [statistics.mean(values) for values in epochs.values()]
+            deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in epochs.values()]
+            low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
+            high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+            (handles[name],) = axes.plot(list(epochs), means, style, color=color, marker=marker, markersize=5)
+            axes.fill_between(list(epochs), low, high, color=color, alpha=0.15, linewidth=0)
+        axes.set_title(title)
+        axes.set_xlabel("epochs")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    grid[0, 0].set_ylabel("validation accuracy in %")
+    lowest = grid[0, 0].get_ylim()[0]
+    grid[0, 0].set_yscale(
+        "function", functions=(lambda y: -np.log(101 - np.minimum(y, 100)), lambda y: 101 - np.exp(-y))
+    )
+    grid[0, 0].set_yticks([0, 30, 50, 60, 70, 80, 90, 95, 98, 100])
+    grid[0, 0].set_ylim(max(lowest, 0), 100)
+    figure.legend(handles.values(), handles, loc="outside right center")
     return figure
 
 

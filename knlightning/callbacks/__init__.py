@@ -1,6 +1,7 @@
-"""What goes on beside the training: seeds, checkpoints, logs, pictures, predictions."""
+"""What goes on beside the training: seeds, checkpoints, averaged weights, logs, pictures, predictions."""
 
 from knlightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
+from knlightning.callbacks.ema import EMA
 from knlightning.callbacks.hparams import HParams, TensorBoardLog
 from knlightning.callbacks.metrics_csv import MetricsCSV
 from knlightning.callbacks.pictures import Pictures
@@ -10,6 +11,7 @@ from knlightning.callbacks.seeding import Seeding
 from knlightning.callbacks.throughput import Throughput
 
 __all__ = [
+    "EMA",
     "AtomicCheckpointIO",
     "BestCheckpoint",
     "HParams",

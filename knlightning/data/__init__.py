@@ -4,6 +4,9 @@ from knlightning.data.base import ImageDataModule
 from knlightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
+from knlightning.data.image_folder import ImageFolderDataModule
+from knlightning.data.imagenet import ImageNetDataModule
+from knlightning.data.imagenet32 import ImageNet32DataModule
 from knlightning.data.loader import ResumableLoader
 from knlightning.data.samplers import EvalSampler, TrainSampler
 from knlightning.data.transforms import random_crop, random_horizontal_flip
@@ -15,6 +18,9 @@ __all__ = [
     "EvalSampler",
     "FolderImages",
     "ImageDataModule",
+    "ImageFolderDataModule",
+    "ImageNet32DataModule",
+    "ImageNetDataModule",
     "ResumableLoader",
     "TrainSampler",
     "random_crop",

@@ -1,8 +1,11 @@
-"""What all data of small images share: splits, loaders, scaling, prediction on a folder of one's own images."""
+"""What all datamodules share: splits, loaders, scaling, prediction on a folder of one's own images."""
 
+import copy
 import os
+import warnings
 from abc import ABC, abstractmethod
-from typing import Any, Literal, get_args
+from itertools import zip_longest
+from typing import Any, Literal, Self, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -10,15 +13,47 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tv
 
-from knlightning.data.folder import FolderImages, collate_named
+from knlightning.data.folder import FolderImages, collate_named, listed
 from knlightning.data.loader import ResumableLoader
 from knlightning.data.samplers import EvalSampler, TrainSampler
 
 Scaling = Literal["unit", "standard"]
+HELD_OUT = "held out"
+MOST_WORKERS = 16
 
 
-class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+class LabelledImages(Dataset[Any], ABC):
+    """Images with labels, of which a part can be taken.
+
+    Attributes:
+        labels: int64 `(N,)`.
+    """
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def take(self, rows: Tensor) -> Self:
+        """Return a part, without copying images.
+
+        Args:
+            rows: Numbers of its images, int64.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def collate(samples: Any) -> tuple[Tensor, Tensor]:
+        """Make a batch, uint8 `(N, C, H, W)` and int64 `(N,)`, of what is read for its numbers."""
+
+
+class TensorImages(LabelledImages):
     """Images and labels held in memory, read a whole batch at a time.
+
+    Processes that a DataLoader starts share the images: those that are forked have them from the process they come
+    from, others are given them in shared memory. The datamodules start none: to cut a batch out of the images takes
+    less time than to send it from one process to another.
 
     Args:
         images: uint8 `(N, C, H, W)`.
@@ -27,24 +62,314 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        self.rows = torch.arange(len(images))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
+        return self.images[self.rows[index]], self.labels[index]
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return a batch: `(images, labels)`; DataLoader calls this with the indices of a whole batch."""
-        return self.images[indices], self.labels[indices]
+        chosen = torch.tensor(indices)
+        return self.images.index_select(0, self.rows[chosen]), self.labels[chosen]
+
+    def take(self, rows: Tensor) -> Self:
+        part = copy.copy(self)
+        part.rows, part.labels = self.rows[rows], self.labels[rows]
+        return part
+
+    @staticmethod
+    def collate(samples: Any) -> tuple[Tensor, Tensor]:
+        return samples  # whole batches already
 
 
-def _as_is(batch: Any) -> Any:
-    """Collate nothing: `TensorImages` gives whole batches."""
-    return batch
+class BaseDataModule(LightningDataModule, ABC):
+    """Base of all datamodules.
+
+    Training batches are `(images, labels)`, those for prediction `(images, paths)`. Loaders give uint8 images, which
+    are scaled to float as soon as a batch is on its device. The order of the training images is a function of the
+    seed (`seed_everything`; 0 if it was not called) and the epoch alone. The names of the classes go into
+    checkpoints, and come back from there for predictions.
+
+    Args:
+        batch_size: Training images in a batch, on each device.
+        eval_batch_size: The same for validation, test and prediction; None for `batch_size`.
+        scaling: `unit` divides pixels by 255; `standard` then subtracts the mean and divides by the standard deviation.
+        val_split: Fraction of the training images, 0 to below 1, held out for validation with the same share of each
+            class.
+        split_seed: Seed of that split; independent of the run's seed, so that runs share the split.
+        num_workers: Processes that read image files, for each device; None for the processors there are, 16 at most.
+        pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
+        predict_dir: Folder of images to predict on; see `FolderImages`. Looked at when predicting only.
+
+    Attributes:
+        class_names: Names of the classes in the order of the labels.
+        mean: Mean of each channel, pixels scaled to 0 to 1.
+        std: Standard deviation likewise.
+        image_size: `(height, width)` of the images of `predict_dir` and of evaluation.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int]
+
+    # what `_load` is asked for: images to train on, to validate with if none are held out, and to test with
+    _train, _val, _test = "train", "test", "test"
+    # how batches are made of it
+    _train_loader: type[ResumableLoader] = ResumableLoader
+    _eval_loader: type[DataLoader[Any]] = DataLoader
+    _train_sampler: type[TrainSampler] = TrainSampler
+    _repeats = 1
+    _resize: int | None = None
+
+    def __init__(
+        self,
+        batch_size: int,
+        eval_batch_size: int | None,
+        scaling: Scaling,
+        val_split: float,
+        split_seed: int,
+        num_workers: int | None,
+        pin_memory: bool | None,
+        predict_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        super().__init__()
+        for name, value, allowed, ok in (
+            ("batch_size", batch_size, "1 or more", batch_size >= 1),
+            (
+                "eval_batch_size",
+                eval_batch_size,
+                "1 or more, or null for batch_size",
+                eval_batch_size is None or eval_batch_size >= 1,
+            ),
+            ("scaling", scaling, " or ".join(get_args(Scaling)), scaling in get_args(Scaling)),
+            ("val_split", val_split, "a fraction, 0 <= val_split < 1", 0 <= val_split < 1),
+            ("split_seed", split_seed, "0 to 2**32 - 1", 0 <= split_seed < 2**32),
+            ("num_workers", num_workers, "0 or more", num_workers is None or num_workers >= 0),
+        ):
+            if not ok:
+                raise ValueError(f"{name}={value!r}: must be {allowed}.")
+        self.save_hyperparameters()
+        for name, value in self.hparams.items():
+            if isinstance(value, os.PathLike):  # checkpoints hold plain values only
+                self.hparams[name] = os.fspath(value)
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.scaling = scaling
+        self.val_split = val_split
+        self.split_seed = split_seed
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.predict_dir = predict_dir
+        self._parts: dict[str, LabelledImages] = {}
+        self._predict_images: FolderImages | None = None
+        self._restored_seed = 0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def _load(self, source: str) -> LabelledImages:
+        """Return the checked images of one of `_train`, `_val`, `_test`."""
+
+    def setup(self, stage: str) -> None:
+        """Read what a stage needs, unless it was read before.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ValueError: The data are damaged, the split cannot be made, or `predict_dir` is not given or unusable.
+            FileNotFoundError: The data or `predict_dir` are not there.
+        """
+        if stage == "predict":
+            if self.predict_dir is None:
+                raise ValueError(
+                    "predict_dir is not set: give the folder of the images to predict on (--data.predict_dir FOLDER)."
+                )
+            self._predict_images = FolderImages(self.predict_dir, self.image_size, self._resize)
+            return
+        held_out = self.val_split > 0
+        if (stage == "fit" or (stage == "validate" and held_out)) and self._train not in self._parts:
+            train = self._load(self._train)
+            if held_out:
+                train, self._parts[HELD_OUT] = self._split(train)
+            self._parts[self._train] = train
+        evaluated = self._test if stage == "test" else self._val
+        if (stage == "test" or not held_out) and evaluated not in self._parts:
+            self._parts[evaluated] = self._load(evaluated)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled training batches of `(images, labels)`; the last one may be shorter."""
+        dataset = self._part(self._train)
+        seed = self._seed()
+        trainer = self.trainer
+        # Lightning tells the sampler one epoch too many after resuming at the end of an epoch with max_steps set; its
+        # current_epoch is right
+        current_epoch = None if trainer is None else lambda: trainer.current_epoch
+        workers = self._workers(dataset)
+        return self._train_loader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=self._train_sampler(len(dataset), seed, *self._ranks(), current_epoch, self._repeats),
+            num_workers=workers,
+            collate_fn=dataset.collate,
+            pin_memory=self._pin(),
+            # the workers' seeds are drawn from this one, not from the global generator: a resumed run starts its
+            # workers once more, which may not shift the random numbers of the model
+            generator=torch.Generator().manual_seed(seed),
+            persistent_workers=workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Validation batches of `(images, labels)`."""
+        part = self._part(HELD_OUT if self.val_split > 0 else self._val)
+        return self._in_order(self._eval_loader, part, part.collate)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test batches of `(images, labels)`."""
+        part = self._part(self._test)
+        return self._in_order(self._eval_loader, part, part.collate)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches of `(images, paths)` of the images in `predict_dir`."""
+        if self._predict_images is None:
+            raise RuntimeError("Nothing to predict on yet: call setup('predict') first.")
+        return self._in_order(DataLoader, self._predict_images, collate_named)
+
+    def prepared(self, images: Tensor, train: bool) -> Tensor:
+        """Scale the images of a batch, on the device where they are.
+
+        Args:
+            images: uint8 `(N, C, H, W)`.
+            train: Whether they are training images.
+
+        Returns:
+            float32 of the same shape.
+        """
+        images = images.float().div_(255)
+        return tv.normalize(images, list(self.mean), list(self.std)) if self.scaling == "standard" else images
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
+        """Prepare the images of a batch that has arrived on its device.
+
+        Args:
+            batch: uint8 images `(N, C, H, W)`, and labels or paths.
+            dataloader_idx: Unused; Lightning gives it.
+
+        Returns:
+            Float images, in the trainer's precision, and the rest unchanged.
+        """
+        images, rest = batch
+        if self.trainer is None:
+            return self.prepared(images, train=False), rest
+        # Lightning converts batches before this hook, when they still are uint8
+        return self.trainer.precision_plugin.convert_input(self.prepared(images, self.trainer.training)), rest
+
+    def displayable(self, images: Tensor) -> Tensor:
+        """Undo the scaling, for pictures.
+
+        Args:
+            images: Scaled images `(..., C, H, W)`.
+
+        Returns:
+            float32 of the same shape, clamped to 0 to 1.
+        """
+        images = images.float()
+        if self.scaling == "standard":
+            mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+            images = images * std + mean
+        return images.clamp(0, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what checkpoints keep: the seed of the order of training images, and the names of the classes."""
+        return {"seed": self._seed(), "class_names": list(self.class_names)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take from a checkpoint what it alone knows.
+
+        That is the seed of a run that is resumed, for the case that `seed_everything` gives none, and the names of the
+        classes, where no labelled images were read that have names of their own.
+        """
+        self._restored_seed = state_dict["seed"]
+        names = tuple(state_dict.get("class_names", self.class_names))
+        if not self._parts:
+            self.class_names = names
+        elif names != self.class_names:
+            differing = [f"{a!r} ({b!r})" for a, b in zip_longest(names, self.class_names) if a != b]
+            warnings.warn(
+                f"Names of classes in the checkpoint (in the data): {listed(differing)}. "
+                "Unless they mean the same, what the network says is wrong.",
+                stacklevel=2,
+            )
+
+    def _part(self, name: str) -> LabelledImages:
+        if name not in self._parts:
+            raise RuntimeError(f"The {name} images are not read yet: call setup('fit' or 'test') first.")
+        return self._parts[name]
+
+    def _split(self, data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+        """Return the part to train on and the part held out."""
+        from sklearn.model_selection import train_test_split  # here: slow to import
+
+        try:
+            parts = train_test_split(
+                range(len(data)), test_size=self.val_split, random_state=self.split_seed, stratify=data.labels.numpy()
+            )
+        except ValueError as error:  # a class of one image, or fewer images than classes in a part
+            raise ValueError(
+                f"val_split={self.val_split}: the {len(data)} training images in {self.num_classes} classes cannot "
+                f"be split so: {error}"
+            ) from error
+        train, val = (data.take(torch.tensor(sorted(part))) for part in parts)
+        return train, val
+
+    def _in_order(
+        self, loader: type[DataLoader[Any]], dataset: LabelledImages | FolderImages, collate: Any
+    ) -> DataLoader[Any]:
+        ranks, rank = self._ranks()
+        workers = self._workers(dataset)
+        return loader(
+            dataset,
+            batch_size=self.eval_batch_size,
+            sampler=EvalSampler(len(dataset), ranks, rank) if ranks > 1 else None,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=self._pin(),
+            generator=torch.Generator(),  # evaluation leaves the global generator alone
+            persistent_workers=workers > 0,
+        )
+
+    def _seed(self) -> int:
+        """Return the number `seed_everything` was given; without it that of the resumed run, or 0."""
+        return int(os.environ.get("PL_GLOBAL_SEED", self._restored_seed))
+
+    def _ranks(self) -> tuple[int, int]:
+        """Return the number of processes that share the work, and the number of this one."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _workers(self, dataset: LabelledImages | FolderImages) -> int:
+        if isinstance(dataset, TensorImages):
+            return 0
+        if self.num_workers is not None:
+            return self.num_workers
+        # a container or a batch system may grant fewer than the machine has
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        devices = 1 if self.trainer is None else self.trainer.num_devices
+        return max(1, min(MOST_WORKERS, processors // devices))
+
+    def _pin(self) -> bool:
+        if self.pin_memory is None:
+            return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return self.pin_memory
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(BaseDataModule):
     """Base of the datamodules for labelled images that fit into memory.
 
     Training batches are `(images, labels)`, those for prediction `(images, paths)`. Loaders give uint8 images; as
@@ -77,7 +402,7 @@ class ImageDataModule(LightningDataModule, ABC):
             class. With 0 **the test images serve for validation**, as in papers that report the accuracy of a fixed
             schedule; what is then chosen by validation accuracy (a rate, the best epoch) is chosen on the test set.
         split_seed: Seed of that split; independent of the run's seed, so that runs share the split.
-        num_workers: Processes that read batches. The images are in memory: 0 is mostly the fastest.
+        num_workers: Processes that read the files in `predict_dir`; images in memory need none.
         pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
         predict_dir: Folder of images to predict on; see `FolderImages`. Looked at when predicting only.
 
@@ -91,11 +416,6 @@ class ImageDataModule(LightningDataModule, ABC):
         ValueError: An argument is out of range.
     """
 
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: tuple[int, int]
-
     def __init__(
         self,
         batch_size: int = 32,
@@ -108,43 +428,17 @@ class ImageDataModule(LightningDataModule, ABC):
         pin_memory: bool | None = None,
         predict_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__()
-        for name, value, allowed, ok in (
-            ("batch_size", batch_size, "1 or more", batch_size >= 1),
-            (
-                "eval_batch_size",
-                eval_batch_size,
-                "1 or more, or null for batch_size",
-                eval_batch_size is None or eval_batch_size >= 1,
-            ),
-            ("scaling", scaling, " or ".join(get_args(Scaling)), scaling in get_args(Scaling)),
-            ("val_split", val_split, "a fraction, 0 <= val_split < 1", 0 <= val_split < 1),
-            ("split_seed", split_seed, "0 to 2**32 - 1", 0 <= split_seed < 2**32),
-            ("num_workers", num_workers, "0 or more", num_workers >= 0),
-        ):
-            if not ok:
-                raise ValueError(f"{name}={value!r}: must be {allowed}.")
-        self.save_hyperparameters()
-        for name, value in self.hparams.items():
-            if isinstance(value, os.PathLike):  # checkpoints hold plain values only
-                self.hparams[name] = os.fspath(value)
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.scaling = scaling
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            scaling=scaling,
+            val_split=val_split,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            predict_dir=predict_dir,
+        )
         self.augment = augment
-        self.val_split = val_split
-        self.split_seed = split_seed
-        self.num_workers = num_workers
-        self.pin_memory = pin_memory
-        self.predict_dir = predict_dir
-        self._parts: dict[str, TensorImages] = {}
-        self._predict_images: FolderImages | None = None
-        self._restored_seed = 0
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
 
     @abstractmethod
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
@@ -168,117 +462,21 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         return images
 
-    def setup(self, stage: str) -> None:
-        """Read what a stage needs, unless it was read before.
+    def prepared(self, images: Tensor, train: bool) -> Tensor:
+        """Augment training images, and scale.
 
         Args:
-            stage: `fit`, `validate`, `test` or `predict`.
-
-        Raises:
-            ValueError: The data are damaged, the split cannot be made, or `predict_dir` is not given or unusable.
-            FileNotFoundError: The data or `predict_dir` are not there.
-        """
-        if stage == "predict":
-            if self.predict_dir is None:
-                raise ValueError(
-                    "predict_dir is not set: give the folder of the images to predict on (--data.predict_dir FOLDER)."
-                )
-            self._predict_images = FolderImages(self.predict_dir, self.image_size)
-            return
-        held_out = self.val_split > 0
-        if (stage == "fit" or (stage == "validate" and held_out)) and "train" not in self._parts:
-            train = self._read_checked(train=True)
-            if held_out:
-                train, self._parts["val"] = self._split(train)
-            self._parts["train"] = train
-        if (stage == "test" or not held_out) and "test" not in self._parts:
-            self._parts["test"] = self._read_checked(train=False)
-
-    def train_dataloader(self) -> ResumableLoader:
-        """Shuffled training batches of `(images, labels)`; the last one may be shorter."""
-        dataset = self._part("train")
-        seed = self._seed()
-        trainer = self.trainer
-        # Lightning tells the sampler one epoch too many after resuming at the end of an epoch with max_steps set; its
-        # current_epoch is right
-        current_epoch = None if trainer is None else lambda: trainer.current_epoch
-        return ResumableLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=TrainSampler(len(dataset), seed, *self._ranks(), current_epoch),
-            num_workers=self.num_workers,
-            collate_fn=_as_is,
-            pin_memory=self._pin(),
-            # the workers' seeds are drawn from this one, not from the global generator: a resumed run starts its
-            # workers once more, which may not shift the random numbers of the model
-            generator=torch.Generator().manual_seed(seed),
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Validation batches of `(images, labels)`: the held-out split, or the test images if `val_split` is 0."""
-        return self._eval_loader(self._part("val" if self.val_split > 0 else "test"), _as_is)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Test batches of `(images, labels)`."""
-        return self._eval_loader(self._part("test"), _as_is)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of `(images, paths)` of the images in `predict_dir`."""
-        if self._predict_images is None:
-            raise RuntimeError("Nothing to predict on yet: call setup('predict') first.")
-        return self._eval_loader(self._predict_images, collate_named)
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
-        """Augment, while training, and scale the images of a batch that has arrived on its device.
-
-        Args:
-            batch: uint8 images `(N, C, H, W)`, and labels or paths.
-            dataloader_idx: Unused; Lightning gives it.
+            images: uint8 `(N, C, H, W)`, on the device where they are needed.
+            train: Whether they are training images.
 
         Returns:
-            Float images, in the trainer's precision, and the rest unchanged.
+            float32 of the same shape.
         """
-        images, rest = batch
-        if self.augment and self.trainer is not None and self.trainer.training:
-            images = self.augmentation(images)
-        images = images.float().div_(255)
-        if self.scaling == "standard":
-            images = tv.normalize(images, list(self.mean), list(self.std))
-        if self.trainer is not None:  # Lightning converts batches before this hook, when they still are uint8
-            images = self.trainer.precision_plugin.convert_input(images)
-        return images, rest
+        return super().prepared(self.augmentation(images) if train and self.augment else images, train)
 
-    def displayable(self, images: Tensor) -> Tensor:
-        """Undo the scaling, for pictures.
-
-        Args:
-            images: Scaled images `(..., C, H, W)`.
-
-        Returns:
-            float32 of the same shape, clamped to 0 to 1.
-        """
-        images = images.float()
-        if self.scaling == "standard":
-            mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-            images = images * std + mean
-        return images.clamp(0, 1)
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the seed of the order of training images, to be stored in checkpoints."""
-        return {"seed": self._seed()}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take the seed of a run that is resumed, for the case that `seed_everything` gives none."""
-        self._restored_seed = state_dict["seed"]
-
-    def _part(self, name: str) -> TensorImages:
-        if name not in self._parts:
-            raise RuntimeError(f"The {name} images are not read yet: call setup('fit' or 'test') first.")
-        return self._parts[name]
-
-    def _read_checked(self, train: bool) -> TensorImages:
+    def _load(self, source: str) -> TensorImages:
         """Read a part, and refuse what would fail, or train on nonsense, later."""
+        train = source == self._train
         images, labels = self.read(train)
         where = f"{type(self).__name__}, {'training' if train else 'test'} images"
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != len(self.mean):
@@ -295,45 +493,3 @@ class ImageDataModule(LightningDataModule, ABC):
         if low < 0 or high >= self.num_classes:
             raise ValueError(f"{where}: labels must be 0 to {self.num_classes - 1}, got {low} to {high}.")
         return TensorImages(images, labels)
-
-    def _split(self, data: TensorImages) -> tuple[TensorImages, TensorImages]:
-        """Return the part to train on and the part held out."""
-        from sklearn.model_selection import train_test_split  # here: slow to import
-
-        try:
-            parts = train_test_split(
-                range(len(data)), test_size=self.val_split, random_state=self.split_seed, stratify=data.labels.numpy()
-            )
-        except ValueError as error:  # a class of one image, or fewer images than classes in a part
-            raise ValueError(
-                f"val_split={self.val_split}: the {len(data)} training images in {self.num_classes} classes cannot "
-                f"be split so: {error}"
-            ) from error
-        train, val = (TensorImages(*data.__getitems__(sorted(part))) for part in parts)
-        return train, val
-
-    def _eval_loader(self, dataset: TensorImages | FolderImages, collate: Any) -> DataLoader[Any]:
-        ranks, rank = self._ranks()
-        return DataLoader(
-            dataset,
-            batch_size=self.eval_batch_size,
-            sampler=EvalSampler(len(dataset), ranks, rank) if ranks > 1 else None,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=self._pin(),
-            generator=torch.Generator(),  # evaluation leaves the global generator alone
-            persistent_workers=self.num_workers > 0,
-        )
-
-    def _seed(self) -> int:
-        """Return the number `seed_everything` was given; without it that of the resumed run, or 0."""
-        return int(os.environ.get("PL_GLOBAL_SEED", self._restored_seed))
-
-    def _ranks(self) -> tuple[int, int]:
-        """Return the number of processes that share the work, and the number of this one."""
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-
-    def _pin(self) -> bool:
-        if self.pin_memory is None:
-            return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return self.pin_memory

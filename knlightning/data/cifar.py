@@ -6,7 +6,6 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from knlightning.data.base import ImageDataModule, Scaling
 from knlightning.data.transforms import random_crop, random_horizontal_flip
-from knlightning.data.unpickling import load_pickle
+from knlightning.data.unpickling import entry, load_pickle
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -35,7 +34,7 @@ class CIFAR10DataModule(ImageDataModule):
         augment: Whether training images are cropped and mirrored at random.
         val_split: Fraction of the training images held out for validation; with 0 the test images serve for it.
         split_seed: Seed of that split.
-        num_workers: Processes that read batches; 0 is mostly the fastest.
+        num_workers: Processes that read the files in `predict_dir`; images in memory need none.
         pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
         predict_dir: Folder of images to predict on.
 
@@ -140,7 +139,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     def _read_names(self) -> tuple[str, ...]:
         path = self.folder / self.source.meta["filename"]
-        names = _entry(path, load_pickle(path), self.source.meta["key"])
+        names = entry(path, load_pickle(path), self.source.meta["key"])
         if (
             not isinstance(names, list)
             or len(names) != self.num_classes
@@ -152,7 +151,7 @@ class CIFAR10DataModule(ImageDataModule):
     def _read_batch(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Return a file's images, uint8 `(N, 3, 32, 32)`, and labels, int64 `(N,)`."""
         content = load_pickle(path)
-        data, labels = _entry(path, content, "data"), _entry(path, content, self.label_key)
+        data, labels = entry(path, content, "data"), entry(path, content, self.label_key)
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             found = f"{data.dtype} of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
             raise ValueError(f"{path}: 'data' must be uint8 of shape (N, 3072), found {found}.")
@@ -191,11 +190,3 @@ class CIFAR100DataModule(CIFAR10DataModule):
     std = (0.2673, 0.2564, 0.2762)
     source = datasets.CIFAR100
     label_key = "fine_labels"
-
-
-def _entry(path: Path, content: Any, key: str) -> Any:
-    """Return an entry of the dict in a file."""
-    if not isinstance(content, dict) or key not in content:
-        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: a dict with the key {key!r} is needed, found {found:.200}.")
-    return content[key]

@@ -1,7 +1,7 @@
-"""A user's own images, to predict on."""
+"""Folders of image files: which there are, how they are decoded, and a user's own to predict on."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,18 +12,98 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as tv
 
+MOST_NAMED = 5
+"""So many files or classes are named in a message."""
 
-class FolderImages(Dataset[tuple[Tensor, str]]):
-    """All images in a folder and its subfolders, in the order of their paths.
+
+def listed(names: Sequence[str]) -> str:
+    """Write the first names of a list, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def find_images(folder: str | os.PathLike[str]) -> list[str]:
+    """List the image files in a folder and its subfolders, sorted.
 
     Files are told by their suffix (`torchvision.datasets.folder.IMG_EXTENSIONS`); those whose name begins with a dot
-    are left out. An image is turned as its EXIF data say, made RGB (transparency is dropped), scaled until it covers
-    the target with its aspect ratio kept, and cropped around its centre to the target. Nothing else is done to it:
+    are left out.
+
+    Args:
+        folder: The folder, or a link to it; links to folders in it are passed over.
+
+    Returns:
+        Paths that begin with `folder`.
+    """
+    return sorted(
+        os.path.join(where, name)
+        for where, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+    )
+
+
+def find_classes(folder: Path) -> list[str]:
+    """List the folders of classes in a folder, sorted by name; those whose name begins with a dot are left out.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: There are no folders in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There is no folder {folder.absolute()}. Images are looked for in ROOT/train/CLASS and ROOT/val/CLASS; "
+            "give another ROOT with --data.root, or other names of folders."
+        )
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise ValueError(
+            f"There are no folders in {folder.absolute()}: the images of each class need one of their own."
+        )
+    return classes
+
+
+def decoded(path: str | os.PathLike[str], upright: bool = True) -> Image.Image:
+    """Decode an image file to RGB; transparency is dropped.
+
+    Args:
+        path: The file.
+        upright: Whether to turn the image as its EXIF data say.
+
+    Raises:
+        ValueError: The file cannot be decoded, or its pixels have more than 8 bits a channel; the message names it.
+    """
+    with _opened(path) as image:
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+
+
+def fitted(image: Image.Image, size: tuple[int, int], resize: int | None) -> Tensor:
+    """Bring an image to a size, with its aspect ratio kept, by cutting out its centre.
+
+    Args:
+        image: The image.
+        size: `(height, width)` to give.
+        resize: Length to which the shorter side is scaled first; None scales the image until it covers the target.
+
+    Returns:
+        uint8 `(3, height, width)`.
+    """
+    if resize is None:
+        height, width = size
+        return tv.pil_to_tensor(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR))
+    return tv.pil_to_tensor(tv.center_crop(tv.resize(image, [resize]), list(size)))
+
+
+class FolderImages(Dataset[tuple[Tensor, str]]):
+    """All images in a folder and its subfolders (`find_images`), in the order of their paths.
+
+    An image is turned as its EXIF data say, made RGB, and brought to a size by `fitted`. Nothing else is done to it:
     for a network trained on light strokes on a dark ground, such as the digits, invert scans of dark ink first.
 
     Args:
         root: The folder.
         size: `(height, width)` of the images to give.
+        resize: Length to which the shorter side is scaled before the centre is cut out; None for the least that
+            covers `size`.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -32,16 +112,12 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
             damage shows, by the same error, when the image is read.
     """
 
-    def __init__(self, root: str | os.PathLike[str], size: tuple[int, int]) -> None:
+    def __init__(self, root: str | os.PathLike[str], size: tuple[int, int], resize: int | None = None) -> None:
         folder = Path(root)
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder.absolute()} with images to predict on.")
-        self.size = size
-        self.paths = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".") and path.is_file()
-        )
+        self.size, self.resize = size, resize
+        self.paths = find_images(folder)
         if not self.paths:
             raise ValueError(
                 f"There are no images in {folder.absolute()} or its subfolders. Files are known by their suffix: "
@@ -57,15 +133,11 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """Return an image, uint8 `(3, height, width)`, and its path."""
         path = self.paths[index]
-        height, width = self.size
-        with _opened(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
-        return tv.pil_to_tensor(fitted), str(path)
+        return fitted(decoded(path), self.size, self.resize), path
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """Open an image, and say in one way which file cannot be read."""
     try:
         with Image.open(path) as image:

@@ -73,6 +73,7 @@ class ResumableLoader(DataLoader[Any]):
             "samples": sampler.samples,
             "batch_size": self.batch_size or 1,
             "ranks": sampler.num_replicas,
+            "repeats": sampler.repeats,
         }
 
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:

@@ -1,11 +1,11 @@
 """Which images a rank sees, in which order: functions of (seed, epoch, rank) and of nothing else.
 
-Both classes are `DistributedSampler`s so that Lightning leaves them in place on several devices, where it would
+All classes are `DistributedSampler`s so that Lightning leaves them in place on several devices, where it would
 otherwise put its own sampler around them.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,12 +23,19 @@ class TrainSampler(DistributedSampler[Any]):
     Every rank gets the same number of images. If the number of images is no multiple of the number of ranks, the
     last few of the epoch's permutation (fewer than there are ranks) are left out; other images each epoch.
 
+    With repeated augmentation every image of the permutation comes `repeats` times in a row, and so to as many ranks
+    as there are, each time to be varied anew. An epoch stays as long as it was, and shows only its first images.
+
+    Source: repeated augmentation is E. Hoffer et al., Augment your batch, CVPR 2020, dealt out as by the `RASampler`
+    of torchvision's reference training.
+
     Args:
         samples: Number of training images.
         seed: Base seed of the run, at least 0.
         ranks: Number of processes that train together.
         rank: Number of this process, 0 to `ranks - 1`.
         current_epoch: Asked for the number of the epoch, whatever `set_epoch` is told.
+        repeats: How many times an image is shown in an epoch that shows it, at least 1.
 
     Attributes:
         epoch: Number of the epoch, as of the last call of `set_epoch`.
@@ -45,12 +52,14 @@ class TrainSampler(DistributedSampler[Any]):
         ranks: int = 1,
         rank: int = 0,
         current_epoch: Callable[[], int] | None = None,
+        repeats: int = 1,
     ) -> None:
         if samples < ranks:
             raise ValueError(f"{samples} training images cannot be dealt out to {ranks} processes.")
         super().__init__(_sized(samples), num_replicas=ranks, rank=rank, seed=seed, drop_last=True)
         self.samples = samples
         self.current_epoch = current_epoch
+        self.repeats = repeats
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,12 +70,42 @@ class TrainSampler(DistributedSampler[Any]):
         """
         super().set_epoch(epoch if self.current_epoch is None else self.current_epoch())
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
+        return (index for index, _ in self._dealt())
+
+    def _dealt(self) -> Iterator[tuple[int, int]]:
+        """Yield what this rank gets: the number of an image, and how many times it was shown before in the epoch."""
         # the parent seeds with seed + epoch: epoch 1 of seed 0 would be epoch 0 of seed 1
         mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(mixed)
-        order = torch.randperm(self.samples, generator=generator)[: self.total_size]
-        return iter(order[self.rank :: self.num_replicas][self.start :].tolist())
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(mixed))
+        places = torch.arange(self.rank, self.total_size, self.num_replicas)[self.start :]
+        return zip(order[places // self.repeats].tolist(), (places % self.repeats).tolist(), strict=True)
+
+
+class Draw(NamedTuple):
+    """One showing of a training image: all that its random numbers depend on.
+
+    Attributes:
+        seed: Base seed of the run.
+        epoch: Number of the epoch.
+        image: Number of the image.
+        repetition: How many times the image was shown before in this epoch.
+    """
+
+    seed: int
+    epoch: int
+    image: int
+    repetition: int
+
+
+class DrawSampler(TrainSampler):
+    """TrainSampler of a dataset that varies the images itself, in whatever process: yields a `Draw` for each image.
+
+    Arguments are those of `TrainSampler`.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Draw(self.seed, self.epoch, *shown) for shown in self._dealt())
 
 
 class EvalSampler(DistributedSampler[Any]):

@@ -26,12 +26,16 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
         raise ValueError(f"padding={padding}: must be 0 or more pixels.")
     count, channels, height, width = images.shape
     device = images.device
-    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1, 1, 1), device=device)
-    rows = top + torch.arange(height, device=device).view(-1, 1)
-    columns = left + torch.arange(width, device=device)
-    image = torch.arange(count, device=device).view(-1, 1, 1, 1)
-    channel = torch.arange(channels, device=device).view(-1, 1, 1)
-    return F.pad(images, [padding] * 4)[image, channel, rows, columns]
+    top, left = torch.randint(0, 2 * padding + 1, (2, count), device=device)
+    if count == 0:
+        return images
+    padded = F.pad(images, [padding] * 4).contiguous()
+    rows, columns = padded.shape[2:]
+    # The lines of all crops are found by where in memory they begin, and copied as they lie: far faster than by pixels
+    corners = (torch.arange(count, device=device) * channels * rows + top) * columns + left
+    lines = torch.arange(channels, device=device).view(-1, 1) * rows + torch.arange(height, device=device)
+    starts = corners.view(-1, 1) + lines.view(-1) * columns
+    return padded.view(-1).unfold(0, width, 1).index_select(0, starts.view(-1)).view(images.shape)
 
 
 def random_horizontal_flip(images: Tensor) -> Tensor:
@@ -43,5 +47,6 @@ def random_horizontal_flip(images: Tensor) -> Tensor:
     Returns:
         Tensor of the same shape and dtype.
     """
-    flipped = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return torch.where(flipped, images.flip(-1), images)
+    flipped = torch.rand(len(images), device=images.device) < 0.5
+    both = torch.cat([images, images.flip(-1)])
+    return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flipped)

@@ -87,3 +87,20 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
                 f"{path}: no pickle of plain data ({type(error).__name__}: {error}). The file is damaged or not what "
                 "it should be; get it again from a source you trust."
             ) from error
+
+
+def entry(path: str | os.PathLike[str], content: Any, key: str) -> Any:
+    """Return an entry of the dict in a file.
+
+    Args:
+        path: The file, to be named.
+        content: What it holds.
+        key: Key of the entry.
+
+    Raises:
+        ValueError: The content is no dict, or does not have the key.
+    """
+    if not isinstance(content, dict) or key not in content:
+        found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: a dict with the key {key!r} is needed, found {found:.200}.")
+    return content[key]

@@ -2,6 +2,6 @@
 
 from knlightning.tasks.base import Task
 from knlightning.tasks.classification import ClassificationTask
-from knlightning.tasks.schedules import CosineLR
+from knlightning.tasks.schedules import CosineLR, PolyLR
 
-__all__ = ["ClassificationTask", "CosineLR", "Task"]
+__all__ = ["ClassificationTask", "CosineLR", "PolyLR", "Task"]

@@ -10,11 +10,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from knlightning.tasks.schedules import CosineLR
+from knlightning.tasks.schedules import RunLR
 
 
 class Task(LightningModule):
@@ -29,6 +30,15 @@ class Task(LightningModule):
         lr_scheduler: makes the schedule from the optimizer; None keeps the rate constant.
         lr_scheduler_interval: whether the schedule advances with every "epoch" or with every optimizer "step".
         channels_last: keep weights and images in the channels-last memory format, often faster on GPUs.
+        norm_weight_decay: weight decay of the parameters of normalization layers (see `parameter_groups`), at least
+            0; None for the optimizer's.
+        bias_weight_decay: weight decay of the biases, at least 0, other than those of normalization layers that
+            norm_weight_decay governs; None for the optimizer's.
+        compile: compile the backbone by torch.compile, which takes a while at its first batches; the names of its
+            weights stay what they are.
+
+    Raises:
+        ValueError: if a weight decay is negative.
     """
 
     def __init__(
@@ -38,13 +48,23 @@ class Task(LightningModule):
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None,
         lr_scheduler_interval: Literal["epoch", "step"],
         channels_last: bool,
+        norm_weight_decay: float | None = None,
+        bias_weight_decay: float | None = None,
+        compile: bool = False,
     ) -> None:
+        for name, decay in (("norm_weight_decay", norm_weight_decay), ("bias_weight_decay", bias_weight_decay)):
+            if decay is not None and not 0 <= decay < math.inf:
+                raise ValueError(f"model.init_args.{name} must be at least 0, or null for the optimizer's, got {decay}")
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
+        if compile:
+            self.backbone.compile()  # in place: torch.compile(backbone) would put _orig_mod. before each name
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
+        self.norm_weight_decay = norm_weight_decay
+        self.bias_weight_decay = bias_weight_decay
         self._configured: dict[str, Any] = {}
         self._configured_before: dict[str, Any] = {}
 
@@ -52,16 +72,33 @@ class Task(LightningModule):
         """Make the optimizer and its schedule.
 
         Raises:
-            ValueError: if the schedule follows a metric.
+            ValueError: if the schedule follows a metric, the optimizer knows no weight decay although one is given
+                for norms or biases, or the groups of parameters are not those of the checkpoint.
         """
-        optimizer = self.make_optimizer(self.parameters())
+        apart = self.norm_weight_decay is not None or self.bias_weight_decay is not None
+        optimizer = self.make_optimizer(
+            parameter_groups(self, self.norm_weight_decay, self.bias_weight_decay) if apart else self.parameters()
+        )
+        if apart and "weight_decay" not in optimizer.defaults:
+            raise ValueError(
+                f"model.init_args.optimizer: {type(optimizer).__name__} has no weight decay; set norm_weight_decay and"
+                " bias_weight_decay to null, or choose another optimizer"
+            )
         scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
                 "model.init_args.lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have;"
                 " choose a schedule of time such as knlightning.tasks.CosineLR"
             )
+        sizes = [len(group["params"]) for group in optimizer.param_groups]
+        if self._configured_before.get("sizes", sizes) != sizes:
+            raise ValueError(
+                "model.init_args.norm_weight_decay and bias_weight_decay part the parameters into groups of"
+                f" {sizes} tensors, and the checkpoint's optimizer has {self._configured_before['sizes']}: a run cannot"
+                " resume where a weight decay of its own is given or taken away (null); its value may be changed"
+            )
         self._configured = {
+            "sizes": sizes,
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
             "schedule": copy.deepcopy(scheduler.state_dict()) if scheduler else {},
         }
@@ -106,7 +143,7 @@ class Task(LightningModule):
             vars(scheduler).update(
                 {key: new[key] for key in new if key in old and old[key] != new[key] and not key.startswith("_")}
             )
-            if isinstance(scheduler, CosineLR):  # its rate is a function of time alone
+            if isinstance(scheduler, RunLR):  # its rate is a function of time alone
                 for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
                     group["lr"] = rate
 
@@ -118,7 +155,7 @@ class Task(LightningModule):
         """
         schedule = self._configured["schedule"]
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, CosineLR) and schedule["total"] is None:
+            if isinstance(config.scheduler, RunLR) and schedule["total"] is None:
                 config.scheduler.total = schedule["total"] = self._run_length()
 
     def _run_length(self) -> int:
@@ -127,7 +164,7 @@ class Task(LightningModule):
         length = self.trainer.max_epochs if by_epoch else self.trainer.estimated_stepping_batches
         if length is None or length < 1 or math.isinf(length):
             raise ValueError(
-                "CosineLR lasts as long as the run, and this run has no end in units of"
+                "the schedule lasts as long as the run, and this run has no end in units of"
                 f" lr_scheduler_interval={self.lr_scheduler_interval!r}: set trainer.max_epochs, or give the length as"
                 " model.init_args.lr_scheduler.init_args.total"
             )
@@ -143,6 +180,39 @@ class Task(LightningModule):
         values = {name: float(metric.compute()) for name, metric in metrics.items()}
         for logger in self.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, step=self.global_step - 1)
+
+
+def parameter_groups(
+    module: nn.Module, norm_weight_decay: float | None, bias_weight_decay: float | None
+) -> list[dict[str, Any]]:
+    """Part the parameters of a module by their weight decay.
+
+    Normalization layers are the modules with "Norm" in the name of their class, as in torch, torchvision and timm;
+    biases are the parameters whose name ends in "bias".
+
+    Args:
+        module: with parameters to train.
+        norm_weight_decay: of the parameters of normalization layers; None for the optimizer's.
+        bias_weight_decay: of the remaining biases; None for the optimizer's.
+
+    Returns:
+        groups for an optimizer, without empty ones: the parameters that keep the optimizer's decay, those of the
+        norms, the biases; each in the module's order.
+    """
+    norms: set[Parameter] = set()
+    biases: set[Parameter] = set()
+    if norm_weight_decay is not None:
+        layers = (layer for layer in module.modules() if "Norm" in type(layer).__name__)
+        norms = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
+    if bias_weight_decay is not None:
+        biases = {parameter for name, parameter in module.named_parameters() if name.endswith("bias")} - norms
+    every = list(module.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in every if p not in norms and p not in biases]},
+        {"params": [p for p in every if p in norms], "weight_decay": norm_weight_decay},
+        {"params": [p for p in every if p in biases], "weight_decay": bias_weight_decay},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _initial_rate(group: dict[str, Any]) -> float:

@@ -1,5 +1,6 @@
 """Image classification."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
+from torchvision.transforms import v2
 
 from knlightning.tasks.base import Task
 
@@ -53,7 +55,8 @@ class ClassificationTask(Task):
     Logs `loss` and `acc` (top-1 accuracy in [0, 1]), and `acc_top5` where there are at least five classes, under
     `train/`, `val/` and `test/`: means over all images of an epoch and all devices, so that a short last batch counts
     by its images. While training they are taken as the weights change, with dropout and augmentation; in an epoch
-    that was resumed in its middle they cover the batches since then.
+    that was resumed in its middle they cover the batches since then; of a mixed image (mixup, cutmix) the class with
+    the larger share counts as the right one.
 
     Args:
         backbone: network, from images (N, C, H, W) to logits (N, classes).
@@ -63,9 +66,19 @@ class ClassificationTask(Task):
         lr_scheduler: makes the schedule from the optimizer; None keeps the rate constant.
         lr_scheduler_interval: whether the schedule advances with every "epoch" or with every optimizer "step".
         channels_last: keep weights and images in the channels-last memory format, often faster on GPUs.
+        mixup_alpha: while training, mix images and labels of each batch with their neighbours', in a ratio drawn
+            from Beta(alpha, alpha); 0 for no mixup. Source: Zhang et al. (ICLR 2018).
+        cutmix_alpha: while training, paste a rectangle of the neighbour into each image, its area drawn likewise,
+            and mix the labels by area; 0 for no cutmix. Source: Yun et al. (ICCV 2019). With mixup as well, each
+            batch gets one of the two at random.
+        norm_weight_decay: weight decay of the parameters of normalization layers, at least 0; None for the
+            optimizer's.
+        bias_weight_decay: weight decay of the biases, at least 0, other than those of normalization layers that
+            norm_weight_decay governs; None for the optimizer's.
+        compile: compile the backbone by torch.compile, which takes a while at its first batches.
 
     Raises:
-        ValueError: if label_smoothing is not in [0, 1].
+        ValueError: if label_smoothing is not in [0, 1], or another number is negative or not finite.
     """
 
     def __init__(
@@ -76,14 +89,36 @@ class ClassificationTask(Task):
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         channels_last: bool = False,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        norm_weight_decay: float | None = None,
+        bias_weight_decay: float | None = None,
+        compile: bool = False,
     ) -> None:
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"model.init_args.label_smoothing must lie in [0, 1], got {label_smoothing}")
-        super().__init__(backbone, optimizer, lr_scheduler, lr_scheduler_interval, channels_last)
+        for name, alpha in (("mixup_alpha", mixup_alpha), ("cutmix_alpha", cutmix_alpha)):
+            if not 0 <= alpha < math.inf:
+                raise ValueError(f"model.init_args.{name} must be at least 0 (0 for none) and finite, got {alpha}")
+        super().__init__(
+            backbone,
+            optimizer,
+            lr_scheduler,
+            lr_scheduler_interval,
+            channels_last,
+            norm_weight_decay,
+            bias_weight_decay,
+            compile,
+        )
         # plain values alone, so that the checkpoint needs no pickled code:
         # ClassificationTask.load_from_checkpoint(path, backbone=...) makes the task anew
-        self.save_hyperparameters("label_smoothing", "lr_scheduler_interval", "channels_last")
+        self.save_hyperparameters(
+            *("label_smoothing", "lr_scheduler_interval", "channels_last", "mixup_alpha", "cutmix_alpha"),
+            *("norm_weight_decay", "bias_weight_decay", "compile"),
+        )
         self.label_smoothing = label_smoothing
+        mixing = [make(alpha=alpha) for make, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
+        self.mixing = v2.RandomChoice(mixing) if mixing else None
         self.train_metrics = ClassificationMetrics()
         self.val_metrics = ClassificationMetrics()
         self.test_metrics = ClassificationMetrics()
@@ -94,7 +129,11 @@ class ClassificationTask(Task):
         Raises:
             FloatingPointError: if the loss is not finite.
         """
-        loss, _ = self._shared_step(batch, self.train_metrics, self.label_smoothing)
+        images, labels = batch
+        shares = None
+        if self.mixing is not None:  # the identity, mixed as labels are, says whose label counts how much
+            images, shares = self.mixing(images, torch.eye(len(images), device=images.device))
+        loss, _ = self._shared_step(images, labels, self.train_metrics, self.label_smoothing, shares)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
@@ -122,18 +161,38 @@ class ClassificationTask(Task):
         return self(batch[0]).float().softmax(dim=1)
 
     def _evaluation_step(self, batch: tuple[Tensor, Tensor], stage: str, metrics: ClassificationMetrics) -> Tensor:
-        _, logits = self._shared_step(batch, metrics, label_smoothing=0.0)
+        _, logits = self._shared_step(*batch, metrics)
         for name, metric in metrics.named(stage).items():
             self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(logits))
         return logits
 
     def _shared_step(
-        self, batch: tuple[Tensor, Tensor], metrics: ClassificationMetrics, label_smoothing: float
+        self,
+        images: Tensor,
+        labels: Tensor,
+        metrics: ClassificationMetrics,
+        label_smoothing: float = 0.0,
+        shares: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        images, labels = batch
+        """Apply the network to a batch, and count it.
+
+        Args:
+            images: (N, C, H, W).
+            labels: (N,), integers.
+            metrics: where it is counted.
+            label_smoothing: of the loss.
+            shares: (N, N), of the labels (columns) in the images (rows); None if each image has its own label alone.
+
+        Returns:
+            the mean loss, and the logits (N, classes).
+        """
         logits = self(images)
         self._check_width(logits)
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        targets = labels
+        if shares is not None:
+            targets = shares.new_zeros(logits.shape).index_add_(1, labels, shares)
+            labels = targets.argmax(dim=1)
+        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
         metrics.update(loss, logits, labels)
         return loss, logits
 

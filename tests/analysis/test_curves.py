@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from knlightning.analysis.curves import curves, read_metrics
+from knlightning.analysis.compare import NETWORKS
+from knlightning.analysis.curves import STYLES, curves, draw_convergence, read_metrics
 
 METRICS = """step,lr-SGD,val/loss,val/acc,epoch,train/loss,train/acc
 0,0.1,,,,,
@@ -29,3 +31,33 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
 def test_a_directory_without_metrics_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no .*metrics\.csv: name the directory of a run"):
         curves([tmp_path], tmp_path / "curves.png")
+
+
+def write_run(path: Path, *accuracies: float) -> Path:
+    path.mkdir()
+    lines = [f"{10 * epoch},{accuracy},{epoch}\n" for epoch, accuracy in enumerate(accuracies)]
+    (path / "metrics.csv").write_text("step,val/acc,epoch\n" + "".join(lines))
+    return path
+
+
+def test_convergence_is_the_mean_over_runs_and_its_spread(tmp_path: Path) -> None:
+    one, two, three = (
+        write_run(tmp_path / name, *values) for name, values in (("a", (0.5, 0.9)), ("b", (0.7, 0.9)), ("c", (0.2,)))
+    )
+    figure = draw_convergence({"batch size 2": {"x": [one, two], "y": [three]}, "batch size 32": {"y": [one], "z": []}})
+    first, second = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["batch size 2", "batch size 32"]
+    assert first.lines[0].get_xydata() == pytest.approx(np.array([[1, 60], [2, 90]]))
+    assert first.lines[1].get_xydata() == pytest.approx(np.array([[1, 20]]))
+    (band,) = first.collections[0].get_paths()
+    low, high = band.vertices[:, 1].min(), band.vertices[:, 1].max()
+    assert low == pytest.approx(60 - 200**0.5)  # the standard deviation of 50 and 70 is the root of 200
+    assert high == pytest.approx(90)
+    assert second.lines[0].get_color() == first.lines[1].get_color() != first.lines[0].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y", "z"]
+    figure.savefig(tmp_path / "convergence.png")
+
+
+def test_many_lines_are_told_apart() -> None:
+    assert len({color for color, _, _ in STYLES}) == len({marker for _, marker, _ in STYLES}) == len(STYLES)
+    assert len(STYLES) >= sum(map(len, NETWORKS.values()))

@@ -10,9 +10,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from PIL import Image
+from standins import mapping
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from knlightning.data import DigitsDataModule, EvalSampler, ImageDataModule, TrainSampler
+from knlightning.data.base import TensorImages
 
 
 class ShapesDataModule(ImageDataModule):
@@ -219,9 +222,19 @@ def test_the_order_follows_the_seed_of_the_run(monkeypatch: pytest.MonkeyPatch) 
     assert order() != unseeded
 
 
+def test_images_in_memory_are_not_sent_between_processes(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    data = ShapesDataModule(num_workers=2, val_split=0.25, predict_dir=tmp_path)
+    for stage in ("fit", "test", "predict"):
+        data.setup(stage)
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
+    assert [loader.num_workers for loader in loaders] == [0, 0, 0, 2]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loaders_leave_the_global_random_numbers_alone(workers: int) -> None:
-    data = ShapesDataModule(num_workers=workers)
+    data = ShapesDataModule()
+    data._workers = lambda _: workers  # type: ignore[method-assign] # as if the images were read from files
     data.setup("fit")
     before = torch.get_rng_state()
     list(data.train_dataloader())
@@ -300,6 +313,47 @@ def test_can_be_pickled() -> None:
     copy = pickle.loads(pickle.dumps(data))
     assert copy.batch_size == 7
     assert torch.equal(next(iter(copy.test_dataloader()))[0], next(iter(data.test_dataloader()))[0])
+
+
+def test_names_of_the_classes_come_with_a_checkpoint_where_no_data_are_read() -> None:
+    stored = ShapesDataModule().state_dict()
+    assert stored["class_names"] == ["circle", "square", "star"]
+    other = stored | {"class_names": ["circle", "star", "square", "heart"]}
+    data = ShapesDataModule()
+    data.load_state_dict(other)
+    assert data.class_names == ("circle", "star", "square", "heart")
+    data = ShapesDataModule()
+    data.setup("test")
+    data.load_state_dict(stored)  # no warning
+    data.load_state_dict({"seed": 3})
+    with pytest.warns(UserWarning, match=r"'star' \('square'\), 'square' \('star'\), 'heart' \(None\)"):
+        data.load_state_dict(other)
+    assert data.class_names == ShapesDataModule.class_names
+
+
+class MemoryOfWorkers(TensorImages):
+    """Tells, instead of labels, how many bytes of the images its process holds for itself, and which process it is."""
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        images, _ = super().__getitems__(indices)
+        return images, torch.tensor([mapping(self.images.data_ptr())[1], os.getpid()])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="asks Linux how memory is shared")
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_do_not_copy_the_images(start: str, tmp_path: Path) -> None:
+    # ordinary memory, but for the file under it: Linux would tell of other memory together with it where they adjoin
+    memory = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(4000, 3, 32, 32))
+    memory = np.memmap(tmp_path / "images", np.uint8, "c", shape=memory.shape)
+    images = torch.from_numpy(memory).random_(0, 256)
+    assert mapping(images.data_ptr())[1] >= images.nbytes  # what the measure says of a process that has them alone
+    dataset = MemoryOfWorkers(images, torch.zeros(4000, dtype=torch.int64)).take(torch.arange(4000))
+    loader = DataLoader(dataset, 500, num_workers=2, multiprocessing_context=start, collate_fn=dataset.collate)
+    read, told = zip(*loader, strict=True)
+    assert torch.equal(torch.cat(read), images)
+    private, processes = zip(*(row.tolist() for row in told), strict=True)
+    assert private == (0,) * 8
+    assert len({*processes} - {os.getpid()}) == 2
 
 
 def test_number_of_classes_is_known_before_anything_is_read() -> None:

@@ -43,6 +43,14 @@ def test_the_aspect_ratio_is_kept_and_the_centre_cut_out(tmp_path: Path) -> None
     assert torch.equal(image, torch.from_numpy(wide).permute(2, 0, 1))
 
 
+def test_the_shorter_side_may_be_scaled_before_the_cut(tmp_path: Path) -> None:
+    gradient(60, 40).save(tmp_path / "wide.png")
+    [(image, _)] = FolderImages(tmp_path, (16, 16), resize=20)
+    resized = gradient(60, 40).resize((30, 20), Image.Resampling.BILINEAR)
+    expected = np.asarray(resized)[2:18, 7:23]
+    assert torch.equal(image, torch.from_numpy(expected.copy()).permute(2, 0, 1))
+
+
 def test_photographs_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise

@@ -28,6 +28,9 @@ class NumberedImages(ImageDataModule):
         numbers = torch.arange(SAMPLES if train else 10)
         return numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 1, 2).contiguous(), numbers % 2
 
+    def _workers(self, dataset: Any) -> int:
+        return self.num_workers or 0  # as if the images were read from files
+
 
 class Recorder(LightningModule):
     """Linear model without randomness that notes which images it was trained on."""
@@ -244,9 +247,11 @@ def test_position_of_a_finished_epoch_begins_the_next_at_its_start() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"ranks": 2, "rank": 0}, {"samples": 9}, {"seed": 1}], ids=lambda changed: next(iter(changed))
+    "changed",
+    [{"ranks": 2, "rank": 0}, {"samples": 9}, {"seed": 1}, {"repeats": 2}],
+    ids=lambda changed: next(iter(changed)),
 )
-def test_other_ranks_images_or_seed_are_refused_too(changed: dict[str, int]) -> None:
+def test_other_ranks_images_seed_or_repeats_are_refused_too(changed: dict[str, int]) -> None:
     begun = loader()
     next(iter(begun))
     other = ResumableLoader(

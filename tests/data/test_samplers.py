@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knlightning.data import EvalSampler, TrainSampler
+from knlightning.data.samplers import Draw, DrawSampler
 
 sizes = st.tuples(st.integers(1, 60), st.integers(1, 5)).filter(lambda size: size[0] >= size[1])
 
@@ -71,3 +72,36 @@ def test_evaluation_sees_every_image_exactly_once(samples: int, ranks: int) -> N
     samplers = [EvalSampler(samples, ranks, rank) for rank in range(ranks)]
     assert sorted(chain(*samplers)) == list(range(samples))
     assert sum(map(len, samplers)) == samples
+
+
+def dealt_by_torchvisions_references(order: list[int], ranks: int, rank: int, repetitions: int) -> list[int]:
+    """What `RASampler` of torchvision's references makes of a permutation, with an epoch of all images."""
+    repeated = [image for image in order for _ in range(repetitions)]
+    return repeated[rank::ranks][: len(order) // ranks]
+
+
+@given(sizes, st.integers(1, 6))
+def test_repeated_augmentation_deals_as_torchvisions_references(size: tuple[int, int], repeats: int) -> None:
+    samples, ranks = size
+    order = list(TrainSampler(samples, seed=5))
+    parts = [list(TrainSampler(samples, 5, ranks, rank, repeats=repeats)) for rank in range(ranks)]
+    for rank, part in enumerate(parts):
+        assert part == dealt_by_torchvisions_references(order, ranks, rank, repeats)
+        assert len(part) == len(TrainSampler(samples, 5, ranks, rank, repeats=repeats)) == samples // ranks
+
+
+def test_repetitions_go_to_different_ranks_and_are_numbered() -> None:
+    samplers = [DrawSampler(40, 7, 4, rank, repeats=4) for rank in range(4)]
+    for sampler in samplers:
+        sampler.set_epoch(3)
+    for draws in zip(*samplers, strict=True):
+        image = draws[0].image
+        assert draws == tuple(Draw(7, 3, image, repetition) for repetition in range(4))
+
+
+def test_draws_are_those_of_the_images_also_when_resumed() -> None:
+    plain, drawn = TrainSampler(20, 1, 2, 1, repeats=3), DrawSampler(20, 1, 2, 1, repeats=3)
+    plain.start = drawn.start = 4
+    assert [draw.image for draw in drawn] == list(plain)
+    drawn.start = 0
+    assert [draw.repetition for draw in drawn] == [place % 3 for place in range(1, 20, 2)]

@@ -1,27 +1,56 @@
-"""Every shipped configuration, from training to predictions, on few images."""
+"""Every shipped configuration: what it is composed to, and from training to predictions on few images."""
+
+import shutil
 
 import pytest
+import yaml
 from PIL import Image
-from standins import PROJECT, write_cifar100
+from standins import PROJECT, write_cifar10, write_cifar100, write_imagenet
 
+from knlightning.analysis.paper import BATCH_SIZE, DROPOUT, NORM, RATE, ROWS
 from knlightning.cli import main
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
+COSINE = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.01}}
+STEPS = {"class_path": "torch.optim.lr_scheduler.MultiStepLR", "init_args": {"milestones": [30, 60, 90], "gamma": 0.1}}
+WARM = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.0, "warmup": 5, "warmup_start": 0.01}}
+RECIPES = {  # epochs, images in a step of the optimizer, weight decay, schedule
+    "cifar100": (150, 32, 5e-4, COSINE),
+    "cifar10": (70, 128, 0.0, COSINE),
+    "imagenet": (100, 256, 1e-4, STEPS),
+    "imagenet_convnext_tiny": (600, 1024, 0.05, WARM),
+    "imagenet_knconvnext_tiny": (600, 1024, 0.05, WARM),
+}
+PUBLISHED = [config for config in CONFIGS if config.stem.split("_")[0] in RECIPES]
+FEW = ["--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+FEW += [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
+FEW += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+SMALL = [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")] + ["--data.num_workers=0"]
 
 
 def test_there_are_configurations():
-    assert CONFIGS
+    assert {row.path.name for row in ROWS} == {config.name for config in PUBLISHED}
+    assert len(CONFIGS) > len(PUBLISHED)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """A folder with few images of each dataset, in its format."""
+    root = tmp_path_factory.mktemp("data")
+    write_cifar10(root)
+    write_cifar100(root)
+    write_imagenet(root / "imagenet")
+    return root
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_trains_resumes_tests_and_predicts(config, tmp_path, monkeypatch, capsys):
+def test_trains_resumes_tests_and_predicts(config, data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write_cifar100(tmp_path / "data")
+    (tmp_path / "data").symlink_to(data)
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30), "white").save(tmp_path / "images" / "white.png")
-    few = ["--config", str(config), "--data.batch_size", "2", "--trainer.accelerator", "cpu"]
-    few += [f"--trainer.limit_{stage}_batches={batches}" for stage, batches in (("train", 2), ("val", 1), ("test", 1))]
+    few = ["--config", str(config), *FEW, *(SMALL if config.stem.startswith("imagenet") else [])]
     main(["fit", *few, "--trainer.max_epochs", "1"])
     main(["fit", *few, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
     run = f"runs/{config.stem}/0"
@@ -32,9 +61,64 @@ def test_trains_resumes_tests_and_predicts(config, tmp_path, monkeypatch, capsys
     main(["predict", *few, "--ckpt_path", "last", "--data.predict_dir", "images"])
     assert f"Predictions of 1 images: {run}/predictions.csv" in capsys.readouterr().out
     assert "white.png" in (tmp_path / run / "predictions.csv").read_text()
+    shutil.rmtree(tmp_path / run)  # checkpoints of hundreds of megabytes
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_says_what_it_is_and_how_to_run_it(config):
-    head = [line for line in config.read_text().splitlines() if line.startswith("#")]
-    assert any(f"knl fit --config configs/{config.name}" in line for line in head)
+    head = "\n".join(line for line in config.read_text().splitlines() if line.startswith("#"))
+    assert f"knl fit --config configs/{config.name}" in head
+    for row in ROWS:
+        if row.path.name == config.name:
+            assert row.published in head
+
+
+@pytest.mark.parametrize("config", PUBLISHED, ids=lambda path: path.stem)
+def test_composes_the_recipe_and_takes_what_the_rows_change(config, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--print_config"])
+    composed = yaml.safe_load(capsys.readouterr().out)
+    model, data, trainer = (composed[key] for key in ("model", "data", "trainer"))
+    task, images = model["init_args"], data["init_args"]
+    optimizer, schedule = task["optimizer"], task["lr_scheduler"]
+    recipe = RECIPES.get(config.stem, RECIPES[config.stem.split("_")[0]])
+    epochs, batch, decay, planned = recipe
+    convnext = "convnext" in config.stem
+    assert composed["seed_everything"] == 0
+    assert trainer["max_epochs"] == epochs
+    assert images["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == batch
+    assert optimizer["class_path"] == ("torch.optim.AdamW" if convnext else "torch.optim.SGD")
+    assert optimizer["init_args"]["weight_decay"] == decay
+    assert convnext or optimizer["init_args"]["momentum"] == 0.9
+    assert schedule["class_path"] == planned["class_path"]
+    assert schedule["init_args"].items() >= planned["init_args"].items()
+    assert task["lr_scheduler_interval"] == "epoch"
+    backbone = task["backbone"]["init_args"]
+    unit = config.stem.startswith("cifar") and "_kn" in config.stem
+    assert images["scaling"] == ("unit" if unit else "standard")
+    assert convnext or backbone["low_resolution"] == config.stem.startswith("cifar")
+    assert task["backbone"]["class_path"] == f"knlightning.models.{config.stem.split('_', 1)[1]}"
+    rows = [row for row in ROWS if row.path.name == config.name]
+    keys = {NORM: backbone.get("norm"), RATE: optimizer["init_args"]["lr"], BATCH_SIZE: images["batch_size"]}
+    keys[DROPOUT] = backbone.get("dropout_p")
+    assert None not in {keys[key] for row in rows for key in row.settings}
+    # the file itself is one of the rows
+    own = [row for row in rows if all(keys[key] == value for key, value in row.settings.items())]
+    assert [(row.rate, row.batch_size) for row in own] == [(keys[RATE], batch)]
+
+
+def test_convnext_recipe(capsys):
+    """What torchvision's recipe for ConvNeXt has besides."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(PROJECT / "configs" / "imagenet_knconvnext_tiny.yaml"), "--print_config"])
+    composed = yaml.safe_load(capsys.readouterr().out)
+    expected = {"label_smoothing": 0.1, "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "norm_weight_decay": 0.0}
+    assert composed["model"]["init_args"].items() >= expected.items()
+    expected = {"train_size": 176, "eval_resize": 232, "eval_size": 224, "random_erasing": 0.1}
+    expected |= {"trivial_augment": True, "repeated_augmentation": 4}
+    assert composed["data"]["init_args"].items() >= expected.items()
+    (average,) = composed["trainer"]["callbacks"]
+    assert average["class_path"] == "knlightning.callbacks.EMA"
+    # torchvision's rule: 1 - 1e-5 of its default decay for each image seen between two updates in an epoch's share
+    assert average["init_args"]["decay"] == pytest.approx(1 - 2e-5 * 1024 * 32 / 600, abs=1e-5)
+    assert average["init_args"]["every_n_steps"] == 32

@@ -31,6 +31,31 @@ CASES = {
         10,
         9,
     ),
+    "mixup, cutmix, norms apart, warm-up": (
+        {
+            "last_checkpoint": {"every_n_steps": 3},
+            "backbone": "knlightning.models.resnet8",
+            "batch_size": 4,
+            "task": {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "norm_weight_decay": 0.0, "bias_weight_decay": 0.0},
+            "schedule": {"warmup": 12},
+            "interval": "step",
+        },
+        10,
+        9,
+    ),
+    "averaged weights": (
+        {
+            "last_checkpoint": {"every_n_steps": 3},
+            "callbacks": [
+                {
+                    "class_path": "knlightning.callbacks.EMA",
+                    "init_args": {"decay": 0.8, "every_n_steps": 2, "start_epoch": 1},
+                }
+            ],
+        },
+        13,
+        12,
+    ),
 }
 
 
@@ -58,15 +83,19 @@ def test_resumed_run_equals_the_whole_one(tmp_path, monkeypatch, capsys, change,
     data["batch_size"] = change.get("batch_size", 64)
     data["num_workers"] = change.get("workers", 0)
     task["lr_scheduler_interval"] = change.get("interval", "epoch")
+    task["lr_scheduler"]["init_args"].update(change.get("schedule", {}))
+    task.update(change.get("task", {}))
     if "backbone" in change:
         task["backbone"] = {"class_path": change["backbone"], "init_args": {"num_classes": 10, "low_resolution": True}}
         task["optimizer"]["init_args"]["lr"] = 0.05
     config["last_checkpoint"] = change.get("last_checkpoint", {})
     config["pictures"] = {"every_n_epochs": 0}
+    config["trainer"]["callbacks"] = change.get("callbacks", [])
     write_config(tmp_path / "a.yaml", config)
 
     main(["fit", "--config", "a.yaml", "--run_dir", "whole"])
-    config["trainer"]["callbacks"] = [{"class_path": "standins.Interrupt", "init_args": {"step": interrupted}}]
+    interrupt = {"class_path": "standins.Interrupt", "init_args": {"step": interrupted}}
+    config["trainer"]["callbacks"] = [*config["trainer"]["callbacks"], interrupt]
     write_config(tmp_path / "b.yaml", config)
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", "b.yaml", "--run_dir", "parts"])
@@ -79,7 +108,9 @@ def test_resumed_run_equals_the_whole_one(tmp_path, monkeypatch, capsys, change,
     whole = tmp_path / "whole" / "checkpoints" / "last.ckpt"
     assert_same_weights(last, whole)
     one, other = (torch.load(path, weights_only=True) for path in (last, whole))
-    for key in ("optimizer_states", "lr_schedulers", "global_step", "epoch"):
+    keys = {"optimizer_states", "lr_schedulers", "global_step", "epoch", "current_model_state", "averaging_state"}
+    assert one.keys() == other.keys() >= keys - {"current_model_state", "averaging_state"}  # these of averages alone
+    for key in keys & other.keys():
         torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
     if resumed % 8 == 0:
         assert rows(tmp_path / "parts") == rows(tmp_path / "whole")

@@ -112,6 +112,89 @@ def test_checkpoint_needs_no_code_to_load(tmp_path):
     assert torch.equal(loaded.backbone.head.weight, task.backbone.head.weight)
 
 
+# mixup and cutmix
+
+
+def mixed(tmp_path, batches=1, **settings):
+    """Train on one batch after the other; return what the network was given and the mean of the logged loss."""
+    seen = []
+
+    class Spy(Table):
+        def forward(self, images):
+            if self.training:
+                seen.append(images.detach().clone())
+            return super().forward(images)
+
+    network = Spy(3)
+    task = ClassificationTask(network, optimizer=lambda params: torch.optim.SGD(params, lr=0.0), **settings)
+    run = trainer(tmp_path, num_sanity_val_steps=0, limit_val_batches=0, max_epochs=batches)
+    run.fit(task, RandomData(samples=6, batch_size=6))
+    return seen, network, run
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_labels_are_mixed_as_the_images(tmp_path, kind, smoothing):
+    """The share of each image in a mixed one is read off the pixels; the loss is then that of both labels."""
+    torch.manual_seed(1)
+    (given,), network, run = mixed(tmp_path, label_smoothing=smoothing, **{f"{kind}_alpha": 1.0})
+    images, labels = RandomData(samples=6, batch_size=6).dataset.tensors
+    neighbours = images.roll(1, 0)
+    if kind == "mixup":
+        share = ((given - neighbours) / (images - neighbours)).double().median().item()
+        torch.testing.assert_close(given, share * images + (1 - share) * neighbours)
+    else:
+        own = (given == images).all(dim=1)
+        assert torch.equal(given, torch.where(own[:, None], images, neighbours))
+        rows, columns = (~own[0]).nonzero().T
+        area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+        assert area == (~own[0]).sum()  # a rectangle
+        share = own.double().mean().item()
+    assert 0.05 < share < 0.95  # else little would be mixed
+    logits = network(given).double()
+    losses = [F.cross_entropy(logits, target, label_smoothing=smoothing) for target in (labels, labels.roll(1))]
+    expected = share * losses[0] + (1 - share) * losses[1]
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    heavier = labels if share > 0.5 else labels.roll(1)
+    hits = (logits.argmax(dim=1) == heavier).double().mean()
+    assert run.callback_metrics["train/acc"].item() == pytest.approx(hits.item())
+
+
+def test_with_both_each_batch_gets_one(tmp_path):
+    torch.manual_seed(0)
+    seen, _, _ = mixed(tmp_path, batches=40, mixup_alpha=1.0, cutmix_alpha=1.0)
+    images = RandomData(samples=6, batch_size=6).dataset.tensors[0]
+    neighbours = images.roll(1, 0)
+    cut = sum(bool(((given == images) | (given == neighbours)).all()) for given in seen)
+    assert 8 <= cut <= 32  # of 40; beyond by chance once in 10,000 times
+
+
+def test_evaluation_is_not_mixed(tmp_path):
+    data, network = RandomData(), Table(3)
+    run = trainer(tmp_path)
+    run.validate(ClassificationTask(network, mixup_alpha=1.0, cutmix_alpha=1.0), data, verbose=False)
+    images, labels = data.dataset.tensors
+    assert run.callback_metrics["val/loss"].item() == pytest.approx(F.cross_entropy(network(images), labels).item())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_mixed_labels_in_other_precisions(tmp_path, precision):
+    class Checked(ClassificationTask):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            assert outputs["loss"].isfinite()
+
+    run = trainer(tmp_path, precision=precision, accumulate_grad_batches=2)
+    run.fit(Checked(TinyNet(3), label_smoothing=0.1, mixup_alpha=0.2, cutmix_alpha=1.0), RandomData())
+    assert run.global_step == 2
+
+
+@pytest.mark.parametrize("name", ["mixup_alpha", "cutmix_alpha"])
+@pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
+def test_alpha_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"model.init_args.{name} must be at least 0"):
+        ClassificationTask(TinyNet(3), **{name: value})
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.1])
 def test_label_smoothing_out_of_range(value):
     with pytest.raises(ValueError, match="label_smoothing"):

@@ -1,11 +1,17 @@
+from functools import partial
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
-from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau, StepLR
+from torch import nn
+from torch.optim import SGD, Adagrad, Rprop
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnPlateau, StepLR
+from torchvision.models import convnext_tiny
 
-from knlightning.tasks import ClassificationTask, CosineLR
+from knlightning.models import knresnet8
+from knlightning.tasks import ClassificationTask, CosineLR, PolyLR
+from knlightning.tasks.base import parameter_groups
 
 
 def fit(tmp_path, task, ckpt_path=None, **kwargs):
@@ -35,6 +41,25 @@ def test_cosine_lasts_as_long_as_the_run(tmp_path, interval, total):
     run = fit(tmp_path, task(schedule=lambda o: CosineLR(o, final=0.01), interval=interval), max_epochs=3)
     assert run.lr_scheduler_configs[0].scheduler.total == total  # 10 images in batches of 4: 3 steps an epoch
     assert rate(run) == pytest.approx(0.4 * 0.01)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("accumulate", "total"), [(1, 9), (2, 6), (3, 3)])
+def test_poly_by_step_lasts_as_long_as_the_run(tmp_path, precision, accumulate, total):
+    seen = []
+
+    class Spy(ClassificationTask):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    spy = Spy(TinyNet(3), 0.0, lambda p: SGD(p, lr=0.4), PolyLR, "step")
+    run = fit(tmp_path, spy, max_epochs=3, accumulate_grad_batches=accumulate, precision=precision)
+    assert run.global_step == run.lr_scheduler_configs[0].scheduler.total == total
+    steps, taken = [], 0
+    for batch in [1, 2, 3] * 3:
+        taken += batch % accumulate == 0 or batch == 3  # the last batch of an epoch ends a step, too
+        steps.append(taken)
+    assert seen == pytest.approx([0.4 * (1 - step / total) ** 0.9 for step in steps])
 
 
 def test_stated_length_stays(tmp_path):
@@ -84,6 +109,38 @@ def test_configured_rate_wins_without_a_schedule(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (lambda o: CosineLR(o, warmup=1), lambda o: CosineLR(o, warmup=2, warmup_start=0.5), [0.4, 0.2]),
+        (lambda o: PolyLR(o, power=1.0), lambda o: PolyLR(o, power=2.0), [0.1, 0.025]),
+        (lambda o: MultiStepLR(o, [2]), lambda o: MultiStepLR(o, [2], gamma=0.5), None),
+    ],
+)
+def test_configured_schedule_wins_over_the_checkpoint(tmp_path, old, new, expected):
+    _, path = interrupted(tmp_path, old)
+    seen = []
+
+    class Spy(ClassificationTask):
+        def on_train_epoch_start(self):
+            seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    run = fit(tmp_path, Spy(TinyNet(3), 0.0, lambda p: SGD(p, lr=0.4), new), path, max_epochs=4)
+    if expected is None:  # what torch's schedules have done already stays done
+        assert run.lr_scheduler_configs[0].scheduler.gamma == 0.5
+    else:
+        assert run.lr_scheduler_configs[0].scheduler.total == 4
+        assert seen == pytest.approx(expected)  # epochs 2 and 3 of 4
+
+
+def test_steps_of_torch_resume(tmp_path):
+    def schedule(optimizer):
+        return MultiStepLR(optimizer, [1, 3], gamma=0.1)
+
+    _, path = interrupted(tmp_path, schedule)
+    assert rate(fit(tmp_path, task(schedule=schedule), path, max_epochs=3)) == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize(
     "schedule", [lambda o: CosineLR(o), lambda o: CosineAnnealingLR(o, T_max=4)], ids=["ours", "torch"]
 )
 def test_configured_length_wins_over_the_checkpoint(tmp_path, schedule):
@@ -108,3 +165,140 @@ def test_configured_length_wins_over_the_checkpoint(tmp_path, schedule):
 def test_schedule_taken_away_leaves_the_configured_rate(tmp_path):
     _, path = interrupted(tmp_path, lambda o: StepLR(o, 1, gamma=0.5))
     assert rate(fit(tmp_path, task(), path, max_epochs=3)) == 0.4
+
+
+# weight decay of norms and biases
+
+
+class Parts(nn.Module):
+    """Has each kind of parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.norm = nn.GroupNorm(2, 4)
+        self.nested = nn.Sequential(nn.BatchNorm2d(4), nn.LayerNorm([4, 8, 8]))
+        self.attention = nn.MultiheadAttention(4, 1)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, images):
+        return self.head((self.scale * self.nested(self.norm(self.conv(images)))).mean(dim=(2, 3)))
+
+
+NORMS = ["norm.weight", "norm.bias", *(f"nested.{i}.{kind}" for i in (0, 1) for kind in ("weight", "bias"))]
+BIASES = ["conv.bias", "attention.in_proj_bias", "attention.out_proj.bias", "head.bias"]
+
+
+@pytest.mark.parametrize(
+    ("norm", "bias", "expected"),
+    [
+        (0.0, None, {0.0: NORMS}),
+        (None, 0.5, {0.5: sorted(BIASES + [name for name in NORMS if name.endswith("bias")])}),
+        (0.0, 0.5, {0.0: NORMS, 0.5: BIASES}),
+        (None, None, {}),
+    ],
+)
+def test_parameters_are_parted_by_their_weight_decay(norm, bias, expected):
+    model = Parts()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rest, *apart = parameter_groups(model, norm, bias)
+    assert {group["weight_decay"]: sorted(names[p] for p in group["params"]) for group in apart} == {
+        decay: sorted(members) for decay, members in expected.items()
+    }
+    assert "weight_decay" not in rest
+    grouped = [p for group in (rest, *apart) for p in group["params"]]
+    assert len(grouped) == len(names)
+    assert set(grouped) == set(names)
+    order = list(names)
+    assert all([p for p in order if p in set(group["params"])] == group["params"] for group in (rest, *apart))
+
+
+def test_norms_of_convnext_are_its_layer_norms():
+    with torch.device("meta"):
+        model = convnext_tiny()
+    _, norms = parameter_groups(model, 0.0, None)
+    expected = [p for layer in model.modules() if isinstance(layer, nn.LayerNorm) for p in layer.parameters()]
+    assert set(norms["params"]) == set(expected)
+    assert len(expected) == 2 * 23
+
+
+def test_kernel_normalized_networks_have_no_parameters_of_norms():
+    (only,) = parameter_groups(knresnet8(10), 0.0, None)
+    assert len(only["params"]) == len(list(knresnet8(10).parameters()))
+
+
+def test_optimizer_decays_each_group_as_configured(tmp_path):
+    network = Parts()
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    made = ClassificationTask(
+        network, optimizer=lambda p: SGD(p, lr=0.1, weight_decay=0.5), norm_weight_decay=0.0, bias_weight_decay=0.25
+    )
+    optimizer = made.configure_optimizers()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in network.named_parameters():
+        decay = 0.0 if name in NORMS else 0.25 if name in BIASES else 0.5
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.1 * decay))
+
+
+def decaying(norm, bias=None, decay=0.5):
+    return ClassificationTask(
+        Parts(),
+        optimizer=lambda p: SGD(p, lr=0.1, weight_decay=decay),
+        lr_scheduler=CosineLR,
+        norm_weight_decay=norm,
+        bias_weight_decay=bias,
+    )
+
+
+def test_configured_weight_decays_win_over_the_checkpoint(tmp_path):
+    run = fit(tmp_path, decaying(0.0, 0.25), max_epochs=1)
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    run = fit(tmp_path, decaying(0.125, 0.25, 0.75), tmp_path / "a.ckpt", max_epochs=2)
+    assert [group["weight_decay"] for group in run.optimizers[0].param_groups] == [0.75, 0.125, 0.25]
+
+
+@pytest.mark.parametrize(("norm", "bias"), [(None, None), (None, 0.25), (0.0, 0.25)])
+def test_other_groups_than_those_of_the_checkpoint_are_refused(tmp_path, norm, bias):
+    run = fit(tmp_path, decaying(0.0), max_epochs=1)
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    with pytest.raises(ValueError, match=r"norm_weight_decay and bias_weight_decay .* cannot resume"):
+        fit(tmp_path, decaying(norm, bias), tmp_path / "a.ckpt", max_epochs=2)
+
+
+def test_optimizer_without_weight_decay_is_refused():
+    made = ClassificationTask(Parts(), optimizer=Rprop, norm_weight_decay=0.0)
+    with pytest.raises(ValueError, match="Rprop has no weight decay"):
+        made.configure_optimizers()
+    ClassificationTask(Parts(), optimizer=Adagrad, norm_weight_decay=0.0).configure_optimizers()
+
+
+@pytest.mark.parametrize("name", ["norm_weight_decay", "bias_weight_decay"])
+def test_weight_decay_out_of_range(name):
+    with pytest.raises(ValueError, match=f"model.init_args.{name} must be at least 0"):
+        ClassificationTask(TinyNet(3), **{name: -0.1})
+
+
+# compilation
+
+
+def test_compiled_network_trains_as_the_plain_one_and_keeps_its_names(tmp_path, monkeypatch):
+    from torch._dynamo.utils import counters
+
+    # the default backend takes half a minute to write, and compile, C++
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+    def trained(compile):
+        torch.manual_seed(0)
+        made = ClassificationTask(TinyNet(3, dropout_p=0.0), compile=compile)
+        fit(tmp_path, made, max_epochs=2).save_checkpoint(tmp_path / f"{compile}.ckpt")
+        return torch.load(tmp_path / f"{compile}.ckpt", weights_only=True)["state_dict"]
+
+    counters.clear()
+    plain = trained(False)
+    assert counters["stats"]["unique_graphs"] == 0
+    compiled = trained(True)
+    assert counters["stats"]["unique_graphs"] > 0
+    torch.testing.assert_close(compiled, plain)  # the names too

@@ -1,0 +1,185 @@
+"""Measure how fast small images come to the device, beside torchvision's dataset with transforms of single images.
+
+    python -m knlightning.analysis.loading
+
+Both read the same random images, in the format of CIFAR-100, and give shuffled batches on the device: cropped at
+random after padding by 4 pixels, mirrored with probability 1/2, scaled to 0 to 1. They run in turn, so that a machine
+that grows slower slows both alike; ratios are taken within a round. Whatever `num_workers`, the datamodule starts no
+processes for images that lie in memory: that is part of what makes it fast.
+"""
+
+import pickle
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import CIFAR100
+
+from knlightning.data import CIFAR100DataModule
+
+WORKERS = (0, 2)
+
+
+class UnverifiedCIFAR100(CIFAR100):
+    """torchvision's dataset for files of any content."""
+
+    train_list = [[name, None] for name, _ in CIFAR100.train_list]  # noqa: RUF012 # as in the base
+    test_list = [[name, None] for name, _ in CIFAR100.test_list]  # noqa: RUF012
+    meta = {**CIFAR100.meta, "md5": None}  # noqa: RUF012
+
+
+def write_images(root: Path, images: np.ndarray) -> None:
+    """Write training images in the format of CIFAR-100; the first of them for testing.
+
+    Args:
+        root: folder in which the dataset's own is made.
+        images: uint8 (N, 3, 32, 32).
+    """
+    folder = root / CIFAR100.base_folder
+    folder.mkdir()
+    for name, part in (("train", images), ("test", images[:1])):
+        content = {"data": part.reshape(-1, 3072), "fine_labels": [number % 100 for number in range(len(part))]}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    names = [f"class {number}" for number in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
+
+
+class WholeBatches:
+    """Epochs of the datamodule: batches cut from one tensor, varied at once on the device.
+
+    Args:
+        root: folder in which the dataset's own lies.
+        batch_size: images in a batch.
+        num_workers: as the two take it.
+        device: to which batches go.
+    """
+
+    def __init__(self, root: Path, batch_size: int, num_workers: int, device: str) -> None:
+        self.data = CIFAR100DataModule(
+            root, batch_size=batch_size, num_workers=num_workers, pin_memory=device == "cuda"
+        )
+        self.data.setup("fit")
+        self.loader, self.device = self.data.train_dataloader(), device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield self.data.prepared(images.to(self.device), train=True), labels.to(self.device)
+
+
+class SingleImages:
+    """Epochs of torchvision's dataset: every image is varied by itself where it is read.
+
+    Arguments are those of `WholeBatches`.
+    """
+
+    def __init__(self, root: Path, batch_size: int, num_workers: int, device: str) -> None:
+        transform = transforms.Compose(  # faster than their successors of version 2
+            [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        )
+        self.loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+            UnverifiedCIFAR100(str(root), transform=transform),
+            batch_size,
+            shuffle=True,
+            num_workers=num_workers,
+            pin_memory=device == "cuda",
+            persistent_workers=num_workers > 0,
+        )
+        self.device = device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield images.to(self.device), labels.to(self.device)
+
+
+def images_per_second(batches: Iterable[tuple[Tensor, Tensor]], device: str) -> float:
+    """Time an epoch.
+
+    Args:
+        batches: the epoch.
+        device: on which they are.
+    """
+    start = time.perf_counter()
+    count = sum(len(labels) for _, labels in batches)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - start)
+
+
+def measure(
+    num_workers: tuple[int, ...] = WORKERS,
+    batch_size: int = 256,
+    images: int = 50_000,
+    rounds: int = 5,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> dict[int, float]:
+    """Compare the two ways of loading small images; print a table.
+
+    Args:
+        num_workers: values of this argument that both are given; each is a row of the table.
+        batch_size: images in a batch.
+        images: number of images, each seen once a round.
+        rounds: rounds over which medians are taken, after one to warm up.
+        device: where batches go; auto for a GPU if there is one.
+
+    Returns:
+        For each number of processes the median of the ratios.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+    for name, values in (
+        ("num_workers", [number + 1 for number in num_workers]),
+        ("batch_size", [batch_size]),
+        ("images", [images]),
+        ("rounds", [rounds]),
+    ):
+        if not values or min(values) < 1:
+            raise ValueError(f"--{name} must be at least {int(name != 'num_workers')}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU here; use --device cpu or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    ratios = {}
+    print(f"Images a second on {device}, batches of {batch_size}; medians of {rounds} rounds of {images} images\n")
+    print("| num_workers | knlightning | torchvision | ratio (range) |\n| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), np.random.default_rng(0).integers(0, 256, (images, 3, 32, 32), np.uint8))
+        for workers in num_workers:
+            pipelines = [kind(Path(folder), batch_size, workers, device) for kind in (WholeBatches, SingleImages)]
+            speeds = [[images_per_second(p, device) for p in pipelines] for _ in range(rounds + 1)][1:]
+            paired = [ours / theirs for ours, theirs in speeds]
+            ours, theirs = (statistics.median(column) for column in zip(*speeds, strict=True))
+            ratios[workers] = statistics.median(paired)
+            spread = f"{min(paired):.1f} to {max(paired):.1f}"
+            print(f"| {workers} | {ours:,.0f} | {theirs:,.0f} | {ratios[workers]:.1f} ({spread}) |", flush=True)
+    return ratios
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the measurement from the command line.
+
+    Args:
+        args: command line without the name of the program; None for that of the process.
+
+    Raises:
+        SystemExit: with status 2 if an argument is wrong.
+    """
+    try:
+        auto_cli(measure, args=args, as_positional=False)
+    except ValueError as error:
+        print(f"loading: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

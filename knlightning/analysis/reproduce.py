@@ -1,0 +1,142 @@
+"""Train again for the results of the paper, and print what is reached beside what was published.
+
+knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
+"""
+
+import json
+import statistics
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+from jsonargparse import auto_cli
+from lightning.pytorch.utilities import rank_zero_only
+
+from knlightning.analysis.paper import ROWS, TITLES, Row, Table
+from knlightning.analysis.trials import run_trial, split_settings
+
+say = rank_zero_only(print)
+
+INTRODUCTION = """\
+# Results of the paper, and their commands
+
+Each row is a command. It trains with the row's network, normalization, batch size and learning rate, three runs with
+seeds 0, 1 and 2, tests each after its last epoch, and prints mean and standard deviation beside the published ones. It
+may be interrupted and started again: a run that is done is not repeated, and one that is not goes on where it was.
+
+    knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
+
+Fewer choices make more rows: `knl reproduce --table 1` is the whole of Table 1, one run after the other. Whatever
+`knl fit` accepts by a name with a dot is passed on to each run, such as `--data.root DIRECTORY`,
+`--data.download true` (CIFAR), `--trainer.precision bf16-mixed`, `--trainer.max_epochs 1`. The runs lie in
+`runs/reproduce`, or where `--out` says.
+
+Accuracies are in %, batch sizes those of all devices together. On ImageNet one device takes the batches that the paper
+spreads over eight (ConvNeXt: four), and adds their gradients; with eight, set `--trainer.devices 8
+--trainer.accumulate_grad_batches 1`.
+
+This page is written by `knl reproduce > docs/reproduce.md`.
+"""
+
+
+def choose(
+    table: Table | None = None, backbone: str | None = None, norm: str | None = None, batch_size: int | None = None
+) -> list[Row]:
+    """Return the rows with the given properties; None for any.
+
+    Raises:
+        ValueError: There are none; says what there is.
+    """
+    rows = list(ROWS)
+    for name, value in {"table": table, "backbone": backbone, "norm": norm, "batch_size": batch_size}.items():
+        if value is not None:
+            left = [row for row in rows if getattr(row, name) == value]
+            if not left:
+                there = ", ".join(dict.fromkeys(str(getattr(row, name)) for row in rows))
+                raise ValueError(f"--{name} {value}: the paper has no such row among those chosen; there are: {there}")
+            rows = left
+    return rows
+
+
+def page() -> str:
+    """Write the rows with their commands, in Markdown."""
+    return "\n".join([INTRODUCTION, *_sections()])
+
+
+def _sections() -> Iterator[str]:
+    for table, rows in groupby(ROWS, key=lambda row: row.table):
+        yield f"## {TITLES[table]}\n"
+        yield "| backbone | norm | batch size | learning rate | published | command |"
+        yield "| --- | --- | --- | --- | --- | --- |"
+        for row in rows:
+            yield (
+                f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.rate:.10g} | {row.published} |"
+                f" `{row.command}` |"
+            )
+        yield ""
+
+
+def reproduce(
+    table: Table | None = None,
+    backbone: str | None = None,
+    norm: str | None = None,
+    batch_size: int | None = None,
+    seeds: int = 3,
+    out: Path = Path("runs/reproduce"),
+    settings: dict[str, str] | None = None,
+) -> None:
+    """Train for rows of the paper's tables, and print accuracies beside the published ones.
+
+    Without a choice of rows, list all of them with their commands.
+
+    Args:
+        table: where the paper reports the results.
+        backbone: the network.
+        norm: the normalization.
+        batch_size: images in a step of the optimizer, on all devices together.
+        seeds: number of runs for each row, with seeds 0, 1, ...
+        out: directory of the runs; what it holds already is not repeated.
+        settings: what is to differ in each run; on the command line simply --trainer.max_epochs 1 and the like.
+
+    Raises:
+        ValueError: If there is no such row, or an argument is out of its range.
+        FileNotFoundError: If the working directory has no configuration files.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    if (table, backbone, norm, batch_size) == (None, None, None, None):
+        say(page(), end="")
+        return
+    rows = choose(table, backbone, norm, batch_size)
+    for row in rows:
+        if not row.path.is_file():
+            raise FileNotFoundError(f"no {row.path} in {Path.cwd()}: start in the directory of the project")
+    lines = ["| backbone | norm | batch size | published | reproduced |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        runs = [_run(row, seed, out, settings or {}) for seed in range(seeds)]
+        lines.append(f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.published} | {_summary(runs)} |")
+        say(f"\nTest accuracy in %, mean ± SD of {seeds} runs\n", *lines, sep="\n")
+
+
+def _run(row: Row, seed: int, out: Path, settings: dict[str, str]) -> float:
+    """Return the test accuracy of one run in %."""
+    changes = {**row.settings, "seed_everything": seed, **settings}
+    return 100 * run_trial(out / row.name / f"seed{seed}", row.path, changes)["test"]
+
+
+def _summary(accuracies: list[float]) -> str:
+    mean = f"{statistics.mean(accuracies):.2f}"
+    return mean if len(accuracies) == 1 else f"{mean} ± {statistics.stdev(accuracies):.2f}"
+
+
+def main(args: list[str]) -> None:
+    """Run `knl reproduce`.
+
+    Args:
+        args: command line without the name of the command.
+
+    Raises:
+        SystemExit: with status 2 if an argument is wrong.
+    """
+    own, settings = split_settings(args)
+    auto_cli(reproduce, args=[*own, f"--settings={json.dumps(settings)}"], as_positional=False, prog="knl reproduce")

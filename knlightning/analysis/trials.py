@@ -1,0 +1,107 @@
+"""Runs whose accuracies are compared: each with a directory of its own, trained and tested once."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from knlightning.cli import run
+from knlightning.run_directory import checkpoint_in, replacing
+
+Value = str | int | float | bool
+"""What a key of a configuration is set to."""
+
+NORM = "model.init_args.backbone.init_args.norm"
+DROPOUT = "model.init_args.backbone.init_args.dropout_p"
+RATE = "model.init_args.optimizer.init_args.lr"
+BATCH_SIZE = "data.init_args.batch_size"
+VAL_SPLIT = "data.init_args.val_split"
+
+RESULT = "result.json"
+"""Written into the directory of a run once it has been tested: its settings, and what it has reached."""
+
+
+def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> dict[str, float]:
+    """Train and test, or go on with what an interruption has left; what is done already is not repeated.
+
+    Args:
+        directory: the run's own.
+        config: configuration of a classification run.
+        settings: what differs from it, by the dotted names of the command line, such as `data.init_args.batch_size`.
+
+    Returns:
+        Accuracies in [0, 1] of the weights after the last epoch: "val" and "test".
+
+    Raises:
+        ValueError: The directory holds the result of other settings.
+        FloatingPointError: The loss is no longer finite.
+    """
+    plain = _plain(config, settings)
+    path = directory / RESULT
+    if path.is_file():
+        result = json.loads(path.read_text())
+        if result["settings"] != plain:
+            differing = sorted(key for key, _ in result["settings"].items() ^ plain.items())
+            raise ValueError(
+                f"{path} is of a run that differs in {', '.join(dict.fromkeys(differing))}: choose another directory,"
+                " or remove this one"
+            )
+        return result["accuracies"]
+    line = [f"--{key}={value}" for key, value in plain.items()] + [f"--run_dir={directory}"]
+    resume = ["--ckpt_path=last"] if checkpoint_in(directory, "last").is_file() else []
+    run(["fit", *line, *resume])
+    accuracies = {}
+    for stage, command in (("val", "validate"), ("test", "test")):
+        trainer = run([command, *line, "--ckpt_path=last"]).trainer
+        accuracies[stage] = trainer.callback_metrics[f"{stage}/acc"].item()
+    record(directory, config, settings, accuracies)
+    return accuracies
+
+
+@rank_zero_only
+def record(directory: Path, config: Path, settings: Mapping[str, Value], accuracies: dict[str, float]) -> None:
+    """Write down what a run has reached, so that `run_trial` takes it for done; arguments as there.
+
+    Args:
+        directory: the run's own.
+        config: configuration of a classification run.
+        settings: what differs from it.
+        accuracies: what `run_trial` is to return for these settings.
+    """
+    with replacing(directory / RESULT) as file:
+        file.write_text(json.dumps({"settings": _plain(config, settings), "accuracies": accuracies}, indent=1))
+
+
+def _plain(config: Path, settings: Mapping[str, Value]) -> dict[str, str]:
+    return {"config": str(config), **{key: str(value) for key, value in settings.items()}}
+
+
+def split_settings(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Part a command line into the arguments of the command itself and settings for the runs it starts.
+
+    The latter are the ones with a dot in their names, such as `--trainer.max_epochs 1` or `--data.root=data`.
+
+    Args:
+        args: command line without the name of the program.
+
+    Returns:
+        The former as they are, and the latter by name.
+
+    Raises:
+        ValueError: A setting has no value.
+    """
+    own: list[str] = []
+    settings: dict[str, str] = {}
+    rest = list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not (name.startswith("--") and "." in name):
+            own.append(name + equals + value)
+        elif equals:
+            settings[name[2:]] = value
+        elif rest:
+            settings[name[2:]] = rest.pop(0)
+        else:
+            raise ValueError(f"{name} needs a value")
+    return own, settings

@@ -1,0 +1,322 @@
+"""The command `knl export`: writes a trained network for other programs.
+
+    knl export --config RUN/config.yaml --ckpt_path best --to DIR --format safetensors onnx
+
+Beside the files of the network lies `preprocessing.json`, which says what they expect of an image and what their
+outputs are called. Every file is read back and compared with the network before any of them is put in its place.
+"""
+
+import copy
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor, nn
+
+from knlightning.cli import KNLightningCLI, run
+from knlightning.run_directory import replacing
+from knlightning.tasks import Task
+
+TOLERANCE = 1e-3
+"""Largest difference of an output that is accepted, as a fraction of the largest output."""
+CHECKED_BATCHES = (1, 3)
+INPUT, OUTPUT = "images", "logits"
+PREPROCESSING = "preprocessing.json"
+
+Network = Callable[[Tensor], Tensor]
+
+
+def _write_state_dict(model: nn.Module, images: Tensor, path: Path) -> None:
+    torch.save(model.state_dict(), path)
+
+
+def _read_state_dict(model: nn.Module, path: Path) -> Network:
+    network = _emptied(model)
+    network.load_state_dict(torch.load(path, weights_only=True))
+    return network
+
+
+def _write_safetensors(model: nn.Module, images: Tensor, path: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(path))  # unlike save_file, also where two names share a tensor
+
+
+def _read_safetensors(model: nn.Module, path: Path) -> Network:
+    from safetensors.torch import load_model
+
+    network = _emptied(model)
+    load_model(network, str(path))
+    return network
+
+
+def _write_torch_export(model: nn.Module, images: Tensor, path: Path) -> None:
+    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=_batch_of_any_size()), path)
+
+
+def _read_torch_export(model: nn.Module, path: Path) -> Network:
+    return torch.export.load(path).module()
+
+
+def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
+    torch.onnx.export(
+        model,
+        (images,),
+        path,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=_batch_of_any_size(),
+        dynamo=True,
+        external_data=False,  # one file
+        verbose=False,
+    )
+
+
+def _read_onnx(model: nn.Module, path: Path) -> Network:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a network is written to a file, and read from it.
+
+    Args:
+        file: name of the file.
+        packages: of the extra `export` that it takes.
+        write: writes a network; the images are an example of its input.
+        read: reads it again, given the network for its structure.
+    """
+
+    file: str
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, Path], None]
+    read: Callable[[nn.Module, Path], Network]
+
+
+FORMATS = {
+    "state_dict": Format("weights.pt", (), _write_state_dict, _read_state_dict),
+    "safetensors": Format("weights.safetensors", ("safetensors",), _write_safetensors, _read_safetensors),
+    "torch_export": Format("model.pt2", (), _write_torch_export, _read_torch_export),
+    "onnx": Format("model.onnx", ("onnx", "onnxruntime", "onnxscript"), _write_onnx, _read_onnx),
+}
+
+
+def export(
+    model: nn.Module, to: Path, formats: Sequence[str], image_size: tuple[int, int], preprocessing: dict[str, Any]
+) -> dict[str, float]:
+    """Write a network in several formats, each checked against the network itself.
+
+    The check compares the outputs for random images, in batches of 1 and 3: the number of images is free in every
+    format, their size is not. If it or anything else fails, nothing is written.
+
+    Args:
+        model: from images (N, 3, H, W), float32 in [0, 1] or normalized, to logits (N, classes); left as it is.
+        to: directory; made if need be, and empty.
+        formats: names in `FORMATS`.
+        image_size: H and W.
+        preprocessing: plain values for `preprocessing.json`.
+
+    Returns:
+        the largest difference of an output, by file.
+
+    Raises:
+        ValueError: if a format is unknown or lacks a package, if the directory is not empty, if the network draws
+            random numbers or cannot be written in a format, if the preprocessing names another number of classes,
+            or if a file does not do what the network does.
+    """
+    check_request(to, formats)
+    model = copy.deepcopy(model).float().to(memory_format=torch.contiguous_format).eval()  # not compiled, either
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.rand(count, 3, *image_size, generator=generator) for count in CHECKED_BATCHES]
+    differences = {}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        expected = [model(images) for images in batches]
+        if any(not torch.equal(model(images), logits) for images, logits in zip(batches, expected, strict=True)):
+            raise ValueError(
+                "the network gives other outputs when it is applied again (or none that are numbers), so nothing was"
+                " exported; a kernel normalized one needs eval_statistics clean or expected"
+            )
+        names, width = preprocessing.get("classes"), expected[0].shape[1]
+        if names is not None and len(names) != width:
+            raise ValueError(f"the network has {width} outputs and the data {len(names)} classes; nothing was exported")
+        limit = TOLERANCE * max(float(logits.abs().max()) for logits in expected)
+        for name in dict.fromkeys(formats):
+            path = Path(folder) / FORMATS[name].file
+            outputs = _written_and_read(name, model, batches, path)
+            pairs = zip(outputs, expected, strict=True)
+            difference = max(float((output - logits).abs().max()) for output, logits in pairs)
+            if not difference <= limit:
+                raise ValueError(
+                    f"{path.name} differs from the network by up to {difference:.3g}, more than {limit:.3g}, so nothing"
+                    " was exported"
+                )
+            differences[path.name] = difference
+        (Path(folder) / PREPROCESSING).write_text(json.dumps(preprocessing, indent=2, ensure_ascii=False) + "\n")
+        try:
+            for file in (*differences, PREPROCESSING):
+                with replacing(to / file) as temporary:
+                    shutil.copyfile(Path(folder) / file, temporary)
+        except BaseException:  # no room, or an interruption
+            shutil.rmtree(to, ignore_errors=True)  # which was empty
+            raise
+    return differences
+
+
+def check_request(to: Path, formats: Sequence[str]) -> None:
+    """Check what is asked for.
+
+    Raises:
+        ValueError: if a format is unknown or lacks a package, or if the directory is not empty.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"--format {name}: must be one of {', '.join(FORMATS)}")
+        if missing := [package for package in FORMATS[name].packages if find_spec(package) is None]:
+            raise ValueError(f"--format {name} needs {', '.join(missing)}: pip install 'knlightning[export]'")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ValueError(f"--to {to} exists and is not an empty directory: choose another one")
+
+
+def preprocessing_of(datamodule: LightningDataModule) -> dict[str, Any]:
+    """Describe what a network trained on the data expects of an image, in plain values.
+
+    Args:
+        datamodule: one of knlightning.data, or one with the same attributes; what it lacks is left out.
+
+    Returns:
+        "input" and "output" in words; "image_size" (height, width), which is cut out of the middle; "resize", the
+        length in pixels to which the shorter side is brought before, or None for the least that covers `image_size`;
+        "scaling", "mean" and "std", by which 8-bit values become (value / 255 - mean) / std for each channel;
+        "classes" in the order of the logits.
+    """
+    description: dict[str, Any] = {
+        "input": f"{INPUT}: float32, (N, 3, height, width), RGB",
+        "output": f"{OUTPUT}: float32, (N, classes); softmax gives probabilities",
+    }
+    size = getattr(datamodule, "image_size", None)
+    if size is not None:
+        description["image_size"] = list(size)
+        description["resize"] = datamodule.hparams.get("eval_resize")
+    scaling = getattr(datamodule, "scaling", None)
+    if scaling is not None:
+        standard = scaling == "standard"
+        mean, std = datamodule.mean, datamodule.std  # type: ignore[attr-defined]
+        description["scaling"] = scaling
+        description["mean"] = list(mean) if standard else [0.0] * len(mean)
+        description["std"] = list(std) if standard else [1.0] * len(std)
+    names = getattr(datamodule, "class_names", None)
+    if names:
+        description["classes"] = list(names)
+    return description
+
+
+class ExportCLI(KNLightningCLI):
+    """`knl export`: configuration, run and checkpoint as for the other subcommands, but no trainer."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the subcommand."""
+        return {"export": set()}
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        subparser = self.init_parser(
+            description="Write the network of a checkpoint for other programs, checked against the network itself.",
+            usage="knl export --config FILE --ckpt_path best --to DIRECTORY [--format NAME ...] [--key value ...]",
+        )
+        subparser.add_argument("--to", type=str | None, default=None, help="Directory for the files; new, or empty.")
+        subparser.add_argument(
+            "--format",
+            choices=list(FORMATS),
+            nargs="+",
+            action="extend",
+            help="One or more of: "
+            + "; ".join(f"{name} ({format.file})" for name, format in FORMATS.items())
+            + ". state_dict if not given. Deep networks take minutes as onnx.",
+        )
+        self._add_arguments(subparser)
+        self._subcommand_parsers = {"export": subparser}
+        parser.add_subcommands().add_subcommand("export", subparser)
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint, once what else is asked for proves possible."""
+        config = self.config["export"]
+        for name, given in (("--to", config.to), ("--ckpt_path", config.ckpt_path)):
+            if given is None:
+                raise ValueError(
+                    f"{name} is needed: knl export --config FILE --ckpt_path best --to DIRECTORY; the checkpoint may be"
+                    " 'last', 'best' or a file"
+                )
+        self._to, self._formats = Path(config.to), config.format or ["state_dict"]
+        check_request(self._to, self._formats)
+        config.to = config.format = None  # no part of what a checkpoint was trained with
+        super()._parse_ckpt_path()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Make none: the devices that the run was trained on need not be there."""
+        self._load_published()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Export the network."""
+        config = self.config["export"]
+        if not isinstance(self.model, Task):
+            raise ValueError(f"model: {type(self.model).__name__} is no task of knlightning.tasks, with a backbone")
+        if config.ckpt_path is not None:
+            stored = torch.load(config.ckpt_path, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(stored["state_dict"])
+            if data := stored.get(type(self.datamodule).__qualname__):  # the names of the classes
+                self.datamodule.load_state_dict(data)
+        preprocessing = preprocessing_of(self.datamodule)
+        if "image_size" not in preprocessing:
+            raise ValueError(f"data: {type(self.datamodule).__name__} has no attribute image_size, (height, width)")
+        height, width = preprocessing["image_size"]
+        differences = export(self.model.backbone, self._to, self._formats, (height, width), preprocessing)
+        for file, difference in differences.items():
+            print(f"{self._to / file}: largest difference from the network {difference:.2g}")
+        print(self._to / PREPROCESSING)
+
+
+def main(args: list[str]) -> None:
+    """Run `knl export`.
+
+    Args:
+        args: command line after `export`.
+    """
+    run(["export", *args], ExportCLI)
+
+
+def _written_and_read(name: str, model: nn.Module, batches: list[Tensor], path: Path) -> list[Tensor]:
+    """Write a network, and return what the file makes of batches of images."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporters, about themselves
+            FORMATS[name].write(model, batches[-1], path)
+            network = FORMATS[name].read(model, path)
+            return [network(images) for images in batches]
+    except Exception as error:  # whatever an exporter makes of a network it does not understand
+        raise ValueError(
+            f"--format {name}: this network cannot be written so; nothing was exported: {error}"
+        ) from error
+
+
+def _batch_of_any_size() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("batch")},)
+
+
+def _emptied(model: nn.Module) -> nn.Module:
+    """Copy a network without its weights, so that one that is not read shows."""
+    model = copy.deepcopy(model)
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    return model

@@ -1,0 +1,421 @@
+import pickle
+import shutil
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
+from standins import write_image_folder
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from knlightning.data import ImageFolderDataModule
+from knlightning.data.image_folder import ImageFiles
+from knlightning.data.samplers import Draw
+
+BROKEN = b"\xff\xd8\xff broken"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Ten training images, and as many to validate on, in each of two classes."""
+    write_image_folder(tmp_path / "data", count=10)
+    return tmp_path / "data"
+
+
+def module(root: Path, **arguments: Any) -> ImageFolderDataModule:
+    small = {"train_size": 16, "eval_resize": 20, "eval_size": 16, "batch_size": 4, "num_workers": 0}
+    return ImageFolderDataModule(root, **{**small, **arguments})
+
+
+def fitted(root: Path, **arguments: Any) -> ImageFolderDataModule:
+    data = module(root, **arguments)
+    data.setup("fit")
+    return data
+
+
+def batches(loader: DataLoader) -> list[tuple[Tensor, Tensor]]:
+    return list(loader)
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "allowed"),
+    [
+        ("train_size", 0, "1 or more"),
+        ("eval_size", 0, "1 or more"),
+        ("eval_resize", 15, r"eval_size \(16\) or more"),
+        ("random_erasing", 1.5, "a probability, 0 to 1"),
+        ("random_erasing", float("nan"), "a probability, 0 to 1"),
+        ("repeated_augmentation", 0, "1 or more"),
+        ("num_workers", -1, "0 or more"),
+        ("batch_size", 0, "1 or more"),
+    ],
+)
+def test_arguments_out_of_range_are_named(tmp_path: Path, argument: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument}={value!r}: must be {allowed}"):
+        module(tmp_path, **{argument: value})
+
+
+def test_classes_are_the_sorted_folders_and_files_the_sorted_images(root: Path) -> None:
+    shutil.copytree(root / "train" / "cat", root / "train" / "ant" / "deeper")
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "ant" / "notes.txt").write_text("no image")
+    (root / "train" / "ant" / ".hidden.png").write_bytes(b"")
+    data = fitted(root)
+    assert data.class_names == ("ant", "cat", "dog")
+    assert data.num_classes == 3
+    dataset = data.train_dataloader().dataset
+    expected = [f"ant/deeper/{n}.png" for n in range(10)] + [f"{c}/{n}.png" for c in ("cat", "dog") for n in range(10)]
+    assert [Path(dataset.path(n)).relative_to(root / "train").as_posix() for n in range(30)] == expected
+    assert dataset.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    # the validation images have no ant: labels still are those of the training images
+    assert torch.cat([labels for _, labels in data.val_dataloader()]).unique().tolist() == [1, 2]
+
+
+def test_evaluation_is_torchvisions_resize_and_centre_crop(root: Path) -> None:
+    reference = v2.Compose([v2.Resize(20), v2.CenterCrop(16), v2.PILToTensor()])
+    data = fitted(root)
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [0] * 4
+    for number, image in enumerate(images):
+        assert torch.equal(image, reference(Image.open(root / "val" / "cat" / f"{number}.png")))
+    scaled, _ = data.on_after_batch_transfer((images, labels), 0)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(scaled, (images / 255 - mean) / std)
+
+
+def test_predictions_see_images_as_evaluation_does(root: Path) -> None:
+    data = fitted(root, predict_dir=root / "val" / "cat")
+    data.setup("predict")
+    images, paths = next(iter(data.predict_dataloader()))
+    assert paths == [str(root / "val" / "cat" / f"{n}.png") for n in range(4)]
+    assert torch.equal(images, next(iter(data.val_dataloader()))[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"trivial_augment": True, "random_erasing": 1.0}])
+def test_training_images_are_varied_by_torchvision_with_the_seed_of_the_draw(
+    root: Path, options: dict[str, Any]
+) -> None:
+    more = [v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)] if options else []
+    erase = [v2.RandomErasing(1.0, value=[124, 116, 104])] if options else []
+    reference = v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip(), *more, v2.PILToTensor(), *erase])
+    dataset = fitted(root, **options).train_dataloader().dataset
+    for draw in (Draw(3, 7, 12, 1), Draw(0, 0, 0, 0)):
+        before = torch.get_rng_state()
+        image, label = dataset[draw]
+        assert torch.equal(torch.get_rng_state(), before)
+        assert label == draw.image // 10
+        with torch.random.fork_rng():
+            torch.manual_seed(int(np.random.SeedSequence([*draw]).generate_state(1, np.uint64)[0]))
+            expected = reference(Image.open(dataset.path(draw.image)))
+        assert torch.equal(image, expected)
+
+
+def test_every_part_of_the_draw_changes_the_image(root: Path) -> None:
+    write_image_folder(root.parent / "same", count=1)
+    same_file = root / "train" / "cat"
+    for number in range(10):
+        shutil.copy(root.parent / "same" / "train" / "cat" / "0.png", same_file / f"{number}.png")
+    dataset = fitted(root).train_dataloader().dataset
+    draws = [Draw(s, e, i, r) for s in range(2) for e in range(2) for i in range(2) for r in range(2)]
+    different = {dataset[draw][0].numpy().tobytes() for draw in draws}
+    assert len(different) == 16
+
+
+def test_an_erased_rectangle_is_zero_after_scaling(root: Path) -> None:
+    data = fitted(root, random_erasing=1.0, batch_size=20)
+    images, _ = next(iter(data.train_dataloader()))
+    scaled = data.prepared(images, train=True)
+    blank = (scaled.abs() < 0.01).all(dim=1)
+    assert (blank.sum((1, 2)) >= 4).all()  # 2 % of 256 pixels at the least
+    whole, _ = next(iter(fitted(root, batch_size=20).train_dataloader()))
+    assert (data.prepared(whole, train=True).abs() < 0.01).all(dim=1).sum() <= 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_images_do_not_depend_on_the_number_of_workers(root: Path, workers: int) -> None:
+    alone, many = (fitted(root, num_workers=n, trivial_augment=True).train_dataloader() for n in (0, workers))
+    epochs = []
+    for epoch in range(2):
+        for loader in (alone, many):
+            loader.sampler.set_epoch(epoch)
+        epochs.append(batches(alone))
+        assert same(epochs[-1], batches(many))
+    assert not same(*epochs)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_resumed_within_an_epoch_sees_the_same_images(root: Path, workers: int) -> None:
+    first = fitted(root, num_workers=workers, repeated_augmentation=2).train_dataloader()
+    first.sampler.set_epoch(4)
+    whole = batches(first)
+    iterator = iter(first)
+    for _ in range(2):
+        next(iterator)
+    second = fitted(root, repeated_augmentation=2).train_dataloader()
+    second.load_state_dict(first.state_dict())
+    assert same(batches(second), whole[2:])
+
+
+def test_repeated_images_are_varied_differently(root: Path) -> None:
+    loader = fitted(root, repeated_augmentation=4, batch_size=20).train_dataloader()
+    shown = Counter(draw.image for draw in loader.sampler)
+    assert set(shown.values()) == {4}
+    assert len(shown) == 5
+    [(images, labels)] = batches(loader)
+    assert len(images) == 20  # the epoch is as long as without
+    assert len({image.numpy().tobytes() for image in images}) == 20
+    assert all(labels[n : n + 4].unique().numel() == 1 for n in range(0, 20, 4))
+
+
+def damage(root: Path, *files: str) -> None:
+    for file in files:
+        (root / file).write_bytes(BROKEN)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_an_error_that_names_it(root: Path, workers: int) -> None:
+    damage(root, "train/dog/3.png", "val/cat/0.png")
+    data = fitted(root, num_workers=workers)
+    for loader, name in ((data.train_dataloader(), r"train/dog/3\.png"), (data.val_dataloader(), r"val/cat/0\.png")):
+        with pytest.raises(ValueError, match=f"{name}: cannot be read as an image"):
+            batches(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_skipped_if_so_chosen_and_counted(root: Path, workers: int) -> None:
+    damage(root, "train/cat/9.png", "train/dog/3.png", "train/dog/4.png", *(f"val/cat/{n}.png" for n in range(5)))
+    data = fitted(root, num_workers=workers, skip_damaged=True)
+    loader = data.train_dataloader()
+    with pytest.warns(UserWarning, match=r"3 of the 20 images could not be read so far") as caught:
+        training = batches(loader)
+    assert all(str(root / "train" / name) in str(caught[0].message) for name in ("cat/9.png", "dog/3.png", "dog/4.png"))
+    assert [len(labels) for _, labels in training] == [4] * 5
+    # the next files took their places: 10 for 9, with the label of 10, and 15 for 13 and 14
+    order = [draw.image for draw in loader.sampler]
+    images, labels = (dict(zip(order, torch.cat(part), strict=True)) for part in zip(*training, strict=True))
+    assert {number: int(label) for number, label in labels.items()} == {
+        number: int(number >= 9) for number in range(20)
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(int(np.random.SeedSequence([0, 0, 13, 0]).generate_state(1, np.uint64)[0]))
+        assert torch.equal(images[13], data.augmentation(Image.open(root / "train/dog/5.png")))
+
+    with pytest.warns(UserWarning, match=r"5 of the 20 .*val/cat/0\.png.*val/cat/4\.png\.$"):
+        evaluated = batches(data.val_dataloader())
+    assert [labels.tolist() for _, labels in evaluated] == [[0, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [1] * 4]
+    # each is reported once
+    assert same(batches(loader), training)
+
+
+def test_the_count_of_damaged_images_is_given_when_an_epoch_is_cut_short(root: Path) -> None:
+    damage(root, *(f"train/{name}/{n}.png" for name in ("cat", "dog") for n in range(0, 10, 2)))
+    loader = fitted(root, skip_damaged=True, batch_size=10).train_dataloader()
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.warns(UserWarning, match=r"\d of the 20 images could not be read so far.* and \d more"):
+        iterator.close()  # type: ignore[attr-defined] # a generator
+
+
+def test_nothing_but_damaged_images_ends_with_an_error(root: Path) -> None:
+    damage(root, *(f"train/{name}/{n}.png" for name in ("cat", "dog") for n in range(10)))
+    with (
+        pytest.warns(UserWarning, match="20 of the 20 images"),
+        pytest.raises(ValueError, match="train: none of the 20 images can be read"),
+    ):
+        batches(fitted(root, skip_damaged=True).train_dataloader())
+
+
+def test_unusable_folders_are_named(root: Path) -> None:
+    def error(kind: type[Exception], stage: str = "fit", **arguments: Any) -> str:
+        with pytest.raises(kind) as caught:
+            module(root, **arguments).setup(stage)
+        return str(caught.value)
+
+    assert "There is no folder" in error(FileNotFoundError, train_folder="nowhere")
+    assert str(root / "nowhere") in error(FileNotFoundError, train_folder="nowhere")
+    assert f"no folders in {root / 'train' / 'cat'}" in error(ValueError, train_folder="train/cat")
+    for part, stage in (("train", "fit"), ("val", "test")):
+        (root / part / "cow").mkdir()
+        (root / part / "cow" / "notes.txt").write_text("")
+        if part == "val":
+            message = error(ValueError, stage)
+            assert f"{root / 'val'}: folders of classes that {root / 'train'} does not have: cow." in message
+            shutil.copytree(root / "train" / "cat", root / "train" / "cow")
+        assert f"{root / part}: no images in the folders cow." in error(ValueError, stage)
+        shutil.rmtree(root / part / "cow")
+
+
+def test_parts_by_name_and_by_split(root: Path) -> None:
+    (root / "val").rename(root / "other")
+    shutil.copytree(root / "other", root / "extra")
+    (root / "extra" / "cat" / "0.png").unlink()
+    data = module(root, val_folder="other", test_folder="extra")
+    data.setup("fit")
+    data.setup("test")
+    sizes = [len(loader.dataset) for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())]
+    assert sizes == [20, 20, 19]
+    assert len(fitted(root, val_folder="other").val_dataloader().dataset) == 20
+    data = module(root, val_folder="other")
+    data.setup("test")
+    assert len(data.test_dataloader().dataset) == 20  # no folder of their own: the validation images
+
+    held = fitted(root, val_folder="nowhere", val_split=0.2)
+    train, val = held.train_dataloader().dataset, held.val_dataloader().dataset
+    assert {train.path(n) for n in range(16)} | {val.path(n) for n in range(4)} == {
+        str(root / "train" / name / f"{n}.png") for name in ("cat", "dog") for n in range(10)
+    }
+    assert val.labels.tolist() == [0, 0, 1, 1]
+    reference = v2.Compose([v2.Resize(20), v2.CenterCrop(16), v2.PILToTensor()])
+    assert torch.equal(next(iter(held.val_dataloader()))[0][1], reference(Image.open(val.path(1))))
+    assert val.damaged.shape == (4,)
+
+
+def test_validation_images_alone_suffice_for_testing(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    data = module(root)
+    data.setup("test")
+    assert data.class_names == ("cat", "dog")
+    assert len(batches(data.test_dataloader())) == 5
+
+
+def test_photographs_are_turned_upright_where_the_class_says_so(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    for part in ("train", "val"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        image = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))
+        image.save(tmp_path / part / "a" / "0.png", exif=exif)
+
+    class AsTheyLie(ImageFolderDataModule):
+        upright = False
+
+    as_they_lie = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    for kind, expected in ((ImageFolderDataModule, as_they_lie.rot90(-1, (1, 2))), (AsTheyLie, as_they_lie)):
+        data = kind(tmp_path, eval_resize=16, eval_size=16, num_workers=0)
+        data.setup("validate")
+        assert torch.equal(next(iter(data.val_dataloader()))[0][0], expected)
+
+
+class Mean(LightningModule):
+    """A model of one weight that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.seen: dict[str, list[tuple[int, ...]]] = {"train": [], "val": [], "predict": []}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        assert batch[0].dtype == torch.float32
+        self.seen["train"].append((*batch[0].shape,))
+        return (self.weight * batch[0].mean() - batch[1].float().mean()).square()
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.seen["val"].append((*batch[0].shape,))
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
+        self.seen["predict"].append((*batch[0].shape,))
+        return batch[0].mean((1, 2, 3))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_whole_run_and_predictions_elsewhere(root: Path, tmp_path: Path) -> None:
+    def trainer() -> Trainer:
+        return Trainer(
+            default_root_dir=tmp_path,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            max_epochs=1,
+        )
+
+    damage(root, "val/cat/2.png")
+    model, run = Mean(), trainer()
+    with pytest.warns(UserWarning, match="1 of the 20"):
+        run.fit(model, datamodule=module(root, skip_damaged=True))
+    assert model.seen["train"] == [(4, 3, 16, 16)] * 5
+    assert model.seen["val"][2:] == [(3, 3, 16, 16)] + [(4, 3, 16, 16)] * 4  # after the sanity check
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    # where the data it was trained on are not: the names of the classes come with the checkpoint
+    data = module(tmp_path / "nowhere", predict_dir=root / "train")
+    assert data.class_names == ()
+    trainer().predict(model, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert data.class_names == ("cat", "dog")
+    assert model.seen["predict"] == [(4, 3, 16, 16)] * 5
+    (root / "train" / "dog").rename(root / "train" / "bird")
+    (root / "val" / "dog").rename(root / "val" / "bird")
+    (root / "val" / "cat" / "2.png").unlink()
+    data = module(root)
+    with pytest.warns(UserWarning, match=r"in the checkpoint \(in the data\): 'cat' \('bird'\), 'dog' \('cat'\)\."):
+        trainer().validate(model, datamodule=data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+# what overfit_batches is for
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
+def test_overfitting_on_a_few_batches_takes_images_as_evaluation_does(root: Path) -> None:
+    model = Mean()
+    Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=2,
+        overfit_batches=2,
+    ).fit(model, datamodule=module(root, eval_size=12))
+    assert model.seen["train"] == [(4, 3, 12, 12)] * 4
+
+
+def test_names_are_one_block_of_memory_and_survive_pickling(root: Path) -> None:
+    (root / "train" / "cat" / "ü 1.png").write_bytes((root / "train" / "cat" / "1.png").read_bytes())
+    dataset = fitted(root).train_dataloader().dataset
+    assert isinstance(dataset, ImageFiles)
+    assert dataset.names.dtype.kind == "S"
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.path(10) == str(root / "train" / "cat" / "ü 1.png")
+    assert torch.equal(copy[Draw(0, 0, 10, 0)][0], dataset[Draw(0, 0, 10, 0)][0])
+
+
+@pytest.mark.parametrize(("processors", "devices", "expected"), [(12, 1, 12), (12, 4, 3), (2, 8, 1), (256, 2, 16)])
+def test_the_default_number_of_workers_is_shared_between_devices(
+    root: Path, monkeypatch: pytest.MonkeyPatch, processors: int, devices: int, expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    data = fitted(root, num_workers=None)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        world_size=devices,
+        global_rank=0,
+        num_devices=devices,
+        current_epoch=0,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert loader.num_workers == expected
+        assert loader.persistent_workers
+
+
+def test_ranks_see_different_images(root: Path) -> None:
+    seen = []
+    for rank in range(2):
+        data = fitted(root)
+        data._ranks = lambda rank=rank: (2, rank)  # type: ignore[method-assign]
+        seen.append([draw.image for draw in data.train_dataloader().sampler])
+    assert sorted(chain(*seen)) == list(range(20))

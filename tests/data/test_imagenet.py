@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from standins import write_imagenet
+
+from knlightning.data import ImageNetDataModule
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("imagenet")
+    write_imagenet(root)
+    return root
+
+
+def test_reads_a_thousand_classes_by_their_english_names(root: Path) -> None:
+    data = ImageNetDataModule(root, num_workers=0)
+    data.setup("fit")
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.shape == (32, 3, 224, 224)
+    assert labels.tolist() == list(range(32))
+    assert data.scaling == "standard"
+    assert data.num_classes == len(set(data.class_names)) == 1000
+    names = {0: "tench", 134: "crane bird", 207: "golden retriever", 517: "crane", 999: "toilet tissue"}
+    assert {number: data.class_names[number] for number in names} == names
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    write_imagenet(tmp_path, classes=999)
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'train'}: ImageNet has 1000 folders .*; found 999\. For other"):
+        ImageNetDataModule(tmp_path).setup("fit")
+    (tmp_path / "train" / "cat").mkdir()
+    with pytest.raises(
+        ValueError, match=r"found 1000, among them cat\. For other images in folders there is ImageFold"
+    ):
+        ImageNetDataModule(tmp_path).setup("fit")
+
+
+def test_exif_data_do_not_count(root: Path) -> None:
+    assert not ImageNetDataModule.upright
+
+
+def test_a_cmyk_and_a_disguised_png_file_are_read(root: Path, tmp_path: Path) -> None:
+    """The real dataset has some of both."""
+    (tmp_path / "val").symlink_to(root / "val")
+    folders = sorted((root / "train").iterdir())
+    (tmp_path / "train").mkdir()
+    for folder in folders[2:]:
+        (tmp_path / "train" / folder.name).symlink_to(folder)
+    for folder, mode, kind in ((folders[0], "CMYK", "JPEG"), (folders[1], "RGBA", "PNG")):
+        (tmp_path / "train" / folder.name).mkdir()
+        Image.new(mode, (300, 200)).save(tmp_path / "train" / folder.name / "a.JPEG", kind)
+    data = ImageNetDataModule(tmp_path, num_workers=0)
+    data.setup("fit")
+    dataset = data.train_dataloader().dataset
+    assert len(dataset) == 1000  # links to folders of classes are followed
+    for number in range(3):
+        image, label = dataset[number]
+        assert (image.shape, image.dtype, label) == ((3, 224, 224), torch.uint8, number)
