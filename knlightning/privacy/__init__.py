@@ -1,0 +1,5 @@
+"""Differentially private training."""
+
+from knlightning.privacy.callback import DifferentialPrivacy
+
+__all__ = ["DifferentialPrivacy"]

@@ -1,0 +1,604 @@
+"""Differentially private training (DP-SGD; Abadi et al., 2016) as a callback of any run."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from knlightning.privacy.accounting import (
+    GDP,
+    History,
+    Mechanism,
+    Steps,
+    affordable_steps,
+    epsilon,
+    merged,
+    noise_for,
+)
+from knlightning.privacy.gradients import Clipping, PerSampleGradients
+from knlightning.privacy.loader import PrivateLoader, check_loader
+from knlightning.privacy.probe import PRIVATE_NORMS, PROBED, check_independence, loss_reduction
+from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
+from knlightning.run_directory import replacing
+
+REPORT = "privacy.json"
+"""Written into the run directory with every checkpoint."""
+MARGIN = 1e-4
+"""By how much of itself a gradient is clipped below the bound, for the rounding of its norm."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a private run does at each of its steps, and how often.
+
+    Args:
+        samples: training samples.
+        batch: samples in a step, on average over the steps.
+        rate: probability of a sample to be in a step.
+        epoch_steps: steps in an epoch.
+        steps: steps of the whole run.
+        noise: noise multiplier: standard deviation of the noise over the clipping bound.
+        last_step: the step after which the budget is spent; `steps` if it lasts.
+    """
+
+    samples: int
+    batch: int
+    rate: float
+    epoch_steps: int
+    steps: int
+    noise: float
+    last_step: int
+
+
+class DifferentialPrivacy(Callback):
+    """Train with (epsilon, delta)-differential privacy for the training samples, by DP-SGD.
+
+    Every step takes each training sample with the same probability, independently (Poisson sampling); bounds the
+    norm of each sample's gradient; adds up; and adds Gaussian noise. What is guaranteed is that the checkpoints of the
+    run, taken together, are (epsilon, delta)-differentially private with respect to adding or removing one training
+    sample, whose number is taken for public. Not covered are validation and test images, by which the best
+    checkpoint is chosen; the logged training loss and accuracy, which are computed without noise; and the choice of
+    hyperparameters by further runs.
+
+    Added to a run by one line, for any task whose loss is a mean (or sum) over the samples of a batch:
+
+        trainer:
+          callbacks+: {class_path: knlightning.privacy.DifferentialPrivacy, init_args: {target_epsilon: 8.0, ...}}
+
+    A step takes `data.batch_size` samples on average, times the devices and trainer.accumulate_grad_batches. Epochs,
+    steps of schedules, of the log, of trainer.limit_train_batches and of the progress bar are such steps. In
+    checkpoints the weights have the same names as ever, and `privacy.json` beside them says what was spent.
+
+    Args:
+        target_epsilon: the budget. The noise is found for it, if not given; with `noise_multiplier`, training stops
+            before the step that would exceed it.
+        target_delta: probability with which the guarantee may fail, above 0 and below 1 / (number of samples).
+        noise_multiplier: standard deviation of the noise over max_grad_norm; None to find it from the budget.
+        max_grad_norm: bound on the norm of a sample's gradient, above 0.
+        accountant: "prv" (tight, an upper bound), "rdp" (that of the paper) or "gdp" (understates; for comparison).
+        poisson_sampling: False for batches of equal size from a shuffled set, as without privacy. What the accountant
+            computes does not hold for these, and epsilon is reported as nominal.
+        physical_batch_size: images (samples times views) that go through the network at once on each device, on
+            average; None for as many as a step has, over trainer.accumulate_grad_batches.
+        clipping: "flat" scales the gradients down whose norm is above the bound; "automatic" scales each to the
+            bound, over its norm + 0.01, so that the bound is but a part of the learning rate (Bu et al., 2023).
+        views: augmented views of each sample, whose gradients are averaged before they are clipped; at least 1
+            (augmentation multiplicity; De et al., 2022). At 1, samples are augmented as without privacy.
+        secure_mode: draw sampling and noise by a cryptographic generator, and guard the noise against attacks on
+            its rounding; see :class:`knlightning.privacy.randomness.SecretRandom`.
+        seed: makes sampling and noise repeatable, for tests. None for secret ones, anew at every start; anything else
+            gives no privacy against those who know it.
+        check: take a trial step before training, by which layers and losses are found that mix samples, and the
+            per-sample gradients are compared with the ordinary one.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        target_epsilon: float | None = None,
+        target_delta: float = 1e-5,
+        noise_multiplier: float | None = None,
+        max_grad_norm: float = 1.0,
+        accountant: Mechanism = "prv",
+        poisson_sampling: bool = True,
+        physical_batch_size: int | None = None,
+        clipping: Clipping = "flat",
+        views: int = 1,
+        secure_mode: bool = False,
+        seed: int | None = None,
+        check: bool = True,
+    ) -> None:
+        for name, value, allowed, good in (
+            ("target_epsilon", target_epsilon, "above 0", target_epsilon is None or 0 < target_epsilon < math.inf),
+            ("target_delta", target_delta, "above 0 and below 1", 0 < target_delta < 1),
+            ("noise_multiplier", noise_multiplier, "0 or above", noise_multiplier is None or 0 <= noise_multiplier),
+            ("max_grad_norm", max_grad_norm, "above 0", 0 < max_grad_norm < math.inf),
+            ("accountant", accountant, " or ".join(get_args(Mechanism)), accountant in get_args(Mechanism)),
+            ("physical_batch_size", physical_batch_size, "1 or above", (physical_batch_size or 1) >= 1),
+            ("clipping", clipping, " or ".join(get_args(Clipping)), clipping in get_args(Clipping)),
+            ("views", views, "1 or above", views >= 1),
+        ):
+            if not good:
+                raise ValueError(f"DifferentialPrivacy: {name} must be {allowed}, got {value!r}")
+        if target_epsilon is None and noise_multiplier is None:
+            raise ValueError(
+                "DifferentialPrivacy: target_epsilon or noise_multiplier is needed: the privacy to keep, or the noise"
+            )
+        self.target_epsilon, self.target_delta = target_epsilon, target_delta
+        self.noise_multiplier, self.max_grad_norm = noise_multiplier, max_grad_norm
+        self.accountant: Mechanism = accountant
+        self.poisson_sampling, self.physical_batch_size = poisson_sampling, physical_batch_size
+        self.clipping: Clipping = clipping
+        self.views, self.secure_mode, self.seed, self.check = views, secure_mode, seed, check
+        self.plan: Plan | None = None
+        self.spent: list[Steps] = []
+        self._planned_before: dict[str, Any] = {}
+        self._restore: list[Callable[[], None]] = []
+        self._gradients: PerSampleGradients | None = None
+
+    # ---- before the first step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what private training cannot be combined with, and take over the training loader.
+
+        Raises:
+            ValueError: if the run cannot be private; the message says why and what to do.
+        """
+        if stage != "fit":
+            return
+        check_run(trainer, pl_module)
+        source = trainer.fit_loop._data_source
+        if source.is_module():
+            check_data(source.instance)
+        self._random = SecretRandom(self._key(trainer), self.secure_mode)
+        self._restore = []
+        self._set(trainer.fit_loop, "_data_source", _DataLoaderSource(None, "train_dataloader"))
+        loader = source.dataloader()
+        check_loader(loader)
+        samples, ranks = len(loader.dataset), trainer.world_size
+        batch = cast(int, loader.batch_size) * ranks * trainer.accumulate_grad_batches
+        self._check_samples(samples, batch)
+        pieces = trainer.accumulate_grad_batches
+        if self.physical_batch_size is not None:
+            pieces = math.ceil(batch * self.views / (self.physical_batch_size * ranks))
+        epoch_steps = max(1, round(samples / batch)) if self.poisson_sampling else samples // batch
+        trainer.fit_loop._data_source.instance = PrivateLoader(
+            loader, batch / samples, epoch_steps, pieces, self.views, self._random,
+            ranks, trainer.global_rank, lambda: trainer.global_step, self.poisson_sampling,
+        )  # fmt: skip
+        self._samples, self._batch, self._pieces = samples, batch, pieces
+        # Lightning counts batches, of which a step now has `pieces`
+        self._set(trainer, "accumulate_grad_batches", pieces)
+        for name in ("limit_train_batches", "val_check_interval"):
+            if isinstance(given := getattr(trainer, name), int) and not isinstance(given, bool):
+                self._set(trainer, name, given * pieces)
+        self._count_steps(trainer)
+
+    def plan_for(self, samples: int, batch: int, epoch_steps: int, steps: int, taken: int = 0) -> Plan:
+        """Find the noise of a run, or how long its budget lasts.
+
+        Args:
+            samples: training samples.
+            batch: samples in a step.
+            epoch_steps: steps in an epoch.
+            steps: steps of the whole run.
+            taken: how many of them were taken before; what they have cost is in `spent`.
+
+        Raises:
+            ValueError: if the target cannot be reached.
+        """
+        self._check_samples(samples, batch)
+        rate, left = batch / samples, steps - taken
+        noise, last = self.noise_multiplier, steps
+        if noise is None:
+            before = self._planned_before
+            same = {"target_epsilon": self.target_epsilon, "target_delta": self.target_delta, "rate": rate}
+            same |= {"steps": steps, "accountant": self.accountant}
+            if before and all(before["plan"].get(key, before.get(key)) == value for key, value in same.items()):
+                noise = float(before["plan"]["noise"])
+            elif left > 0:
+                assert self.target_epsilon is not None
+                noise = noise_for(
+                    self.target_epsilon, self.target_delta, rate, left, self.accountant, self.spent
+                )
+            else:
+                noise = 0.0
+        elif self.target_epsilon is not None and noise > 0:
+            last = taken + affordable_steps(
+                self.target_epsilon, self.target_delta, noise, rate, left, self.accountant, self.spent
+            )
+            if last == 0:
+                raise ValueError(
+                    f"target_epsilon {self.target_epsilon:g} does not pay for a single step with noise_multiplier"
+                    f" {noise:g}: raise one of them"
+                )
+        return Plan(samples, batch, rate, epoch_steps, steps, noise, last)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Settle the noise, now that it is known how many steps there are and were; watch the layers.
+
+        Raises:
+            ValueError: if the target cannot be reached, or the network or its loss mix samples.
+        """
+        if trainer.num_training_batches % self._pieces:
+            raise ValueError(
+                f"trainer.limit_train_batches leaves {trainer.num_training_batches} batches in an epoch, which are no"
+                f" whole steps of {self._pieces}: give the number of steps instead"
+            )
+        self._recall_report(trainer)
+        steps = trainer.estimated_stepping_batches
+        if math.isinf(steps) and self.noise_multiplier is None:
+            raise ValueError(
+                "the noise for target_epsilon depends on the number of steps, and this run has no end: set"
+                " trainer.max_epochs or max_steps, or noise_multiplier"
+            )
+        epoch_steps = int(trainer.num_training_batches) // self._pieces
+        bounded = int(steps) if not math.isinf(steps) else 10**9
+        self.plan = self.plan_for(self._samples, self._batch, epoch_steps, bounded, trainer.global_step)
+        if self.check:
+            batch = self._probe_batch(trainer, pl_module)
+            check_independence(pl_module, batch)
+            self._reduction = loss_reduction(pl_module, batch)
+        else:
+            self._reduction = "mean"
+        self._gradients = PerSampleGradients(pl_module)
+        self._restore.append(self._gradients.detach)
+        self._wrap_training_step(pl_module)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # the gradients of single devices are nobody's business, nor the mean that DDP would take of them
+            cast(Any, trainer.model).require_backward_grad_sync = False
+        if self.accountant == "gdp":
+            _say(f"Privacy: {GDP}.")
+        if self.plan.last_step < self.plan.steps:
+            _say(f"Privacy: the budget is spent after step {self.plan.last_step} of {self.plan.steps}; training stops.")
+
+    # ---- every step
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Clip what each sample of a piece contributes, and add it up."""
+        if not trainer.training or self._gradients is None:
+            return
+        samples, self._in_piece = self._in_piece, 0
+        if samples:
+            scale = self._pieces * (samples if self._reduction == "mean" else 1.0)
+            norms = self._gradients.norms(self.views) * scale
+            weights = clipping_weights(norms, self.max_grad_norm, self.clipping)
+            self._gradients.add(weights * scale, self.views)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Put the noisy sum in the place of the gradient."""
+        assert self.plan is not None
+        assert self._gradients is not None
+        step = trainer.global_step
+        if step >= self.plan.last_step:
+            raise RuntimeError(f"privacy: the budget allows {self.plan.last_step} steps, and another one was begun")
+        total = self._gradients.take()
+        if trainer.is_global_zero and self.plan.noise > 0:
+            noise = self._random.normal(len(total), "noise", step, total.device)
+            total.add_(noise, alpha=self.plan.noise * self.max_grad_norm)
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        total.div_(self.plan.batch)
+        for parameter, part in zip(
+            self._gradients.parameters, total.split([p.numel() for p in self._gradients.parameters]), strict=True
+        ):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        self.spent = merged([*self.spent, (self.plan.noise, self.plan.rate, 1)])
+        self._noised += 1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check that every step was noised and counted; stop when the budget is spent.
+
+        Raises:
+            RuntimeError: if a step of the optimizer went by this callback.
+        """
+        if (batch_idx + 1) % self._pieces:
+            return
+        assert self.plan is not None
+        if self._started + self._noised != trainer.global_step:
+            raise RuntimeError(
+                f"privacy: the optimizer has taken {trainer.global_step - self._started} steps since the start, and"
+                f" {self._noised} of them got noise; the weights are not private"
+            )
+        if trainer.global_step >= self.plan.last_step:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what is spent."""
+        spent = epsilon(self.spent, self.target_delta, self.accountant)
+        pl_module.log("privacy/epsilon", spent, prog_bar=True, logger=False, rank_zero_only=True)
+        for logger in trainer.loggers:  # not by pl_module.log, which writes only after the epoch's checkpoint
+            logger.log_metrics({"privacy/epsilon": spent, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was spent."""
+        _say(f"Privacy:    {self.statement()}")
+
+    # ---- what is kept
+
+    def statement(self) -> str:
+        """Put what was spent into a sentence, with what it rests on."""
+        assert self.plan is not None
+        spent = epsilon(self.spent, self.target_delta, self.accountant)
+        doubt = ""
+        if not self.poisson_sampling:
+            doubt += "; NOMINAL: batches were shuffled, and the accountant supposes Poisson sampling"
+        if self.accountant == "gdp":
+            doubt += "; gdp understates epsilon"
+        if self.seed is not None:
+            doubt += "; sampling and noise can be repeated by those who know the seed"
+        return (
+            f"epsilon {spent:.3f} at delta {self.target_delta:g} ({self.accountant}), after"
+            f" {sum(count for _, _, count in self.spent)} steps with noise {self.plan.noise:.4g}, clipping at"
+            f" {self.max_grad_norm:g} and a sampling rate of {self.plan.rate:.4g}{doubt}"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Return what was promised and what was spent, in plain values."""
+        assert self.plan is not None
+        spent = epsilon(self.spent, self.target_delta, self.accountant)
+        return {
+            "epsilon": spent if math.isfinite(spent) else None,
+            "target_epsilon": self.target_epsilon,
+            "target_delta": self.target_delta,
+            "accountant": self.accountant,
+            "sampling": "poisson" if self.poisson_sampling else "shuffled; epsilon is nominal",
+            "relation": "add or remove one training sample; their number and the sampling rate are public",
+            "clipping": self.clipping,
+            "max_grad_norm": self.max_grad_norm,
+            "views": self.views,
+            "secure_mode": self.secure_mode,
+            "seeded": self.seed is not None,
+            "plan": asdict(self.plan),
+            "history": [list(steps) for steps in self.spent],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Store what was spent."""
+        return self.report() if self.plan is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was spent before."""
+        if state_dict:
+            self._planned_before = state_dict
+            self.spent = _history(state_dict)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write the report before the checkpoint, so that no checkpoint is ever there which it does not count."""
+        if self.plan is not None and trainer.is_global_zero:
+            with replacing(Path(trainer.default_root_dir) / REPORT) as temporary:
+                temporary.write_text(json.dumps(self.report(), indent=1) + "\n")
+
+    def _recall_report(self, trainer: Trainer) -> None:
+        """Count the steps of checkpoints, too, that are later than the one the run goes on from.
+
+        They have been released and are now trained again, with other samples and noise.
+        """
+        self._started, self._noised, self._in_piece = trainer.global_step, 0, 0
+        path = Path(trainer.default_root_dir) / REPORT
+        if not self._planned_before:
+            if trainer.global_step:
+                raise ValueError(
+                    "the checkpoint was trained without differential privacy, or without counting it: what it owes to"
+                    " the training samples cannot be bounded. Start a new run"
+                )
+            return
+        if path.is_file():
+            written = _history(json.loads(path.read_text()))
+            if sum(row[2] for row in written) > sum(row[2] for row in self.spent):
+                self.spent = written
+
+    def _check_samples(self, samples: int, batch: int) -> None:
+        if batch > samples:
+            raise ValueError(
+                f"a step of {batch} samples (data.batch_size x devices x trainer.accumulate_grad_batches) is more than"
+                f" the {samples} training samples: lower data.batch_size"
+            )
+        if self.target_delta >= 1 / samples:
+            raise ValueError(
+                f"target_delta {self.target_delta:g} must be below 1 / {samples} = {1 / samples:.2g}, the number of"
+                " training samples: with a larger one, publishing a sample at random would count as private"
+            )
+
+    def _key(self, trainer: Trainer) -> bytes:
+        if self.seed is not None:
+            return known_key(self.seed)
+        return cast(bytes, trainer.strategy.broadcast(fresh_key()))
+
+    def _probe_batch(self, trainer: Trainer, pl_module: LightningModule) -> Any:
+        """Make a batch of a few samples with random pixels, so that the trial tells nothing of the real ones."""
+        loader = cast(PrivateLoader, trainer.fit_loop._data_source.instance)
+        pieces = cast(Any, loader.loader.dataset)
+        batch = pieces[[loader._index(0, image, 0) for image in range(PROBED)]]
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        generator = torch.Generator().manual_seed(0)
+
+        def noise(part: Tensor) -> Tensor:
+            return torch.rand(part.shape, generator=generator).to(part) if part.is_floating_point() else part
+
+        return tree_map_only(Tensor, noise, batch)
+
+    def _wrap_training_step(self, pl_module: LightningModule) -> None:
+        """Count the samples of a piece, and let an empty one cost nothing and change nothing."""
+        original = pl_module.training_step
+
+        def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            images = next(part for part in tree_leaves(batch) if isinstance(part, Tensor))
+            self._in_piece = len(images) // self.views
+            if not self._in_piece:
+                return torch.zeros((), device=pl_module.device, requires_grad=True)
+            result = original(batch, *args, **kwargs)
+            if result is None:
+                raise ValueError(
+                    "training_step returned None: to leave out a step is a choice that depends on the data, which"
+                    " private training does not count"
+                )
+            return result
+
+        self._set(pl_module, "training_step", training_step)
+
+    def _count_steps(self, trainer: Trainer) -> None:
+        """Let the progress bar count steps in place of pieces."""
+        bar, pieces = trainer.progress_bar_callback, self._pieces
+        if bar is None or pieces == 1:
+            return
+        base: Any = type(bar)
+
+        class BySteps(base):  # type: ignore[misc]
+            @property
+            def total_train_batches(self) -> int | float:
+                return super().total_train_batches // pieces
+
+            def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+                super().on_train_batch_start(trainer, module, batch, batch_idx // pieces)
+
+            def on_train_batch_end(
+                self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+            ) -> None:
+                if (batch_idx + 1) % pieces == 0:
+                    super().on_train_batch_end(trainer, module, outputs, batch, batch_idx // pieces)
+
+        self._set(bar, "__class__", BySteps)
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute until the run is over."""
+        if name in vars(owner) or not isinstance(owner, nn.Module):
+            before = getattr(owner, name)
+            self._restore.append(lambda: setattr(owner, name, before))
+        else:
+            self._restore.append(lambda: delattr(owner, name))
+        setattr(owner, name, value)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put everything back."""
+        self._put_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put everything back."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        while self._restore:
+            self._restore.pop()()
+        self._gradients = None
+
+
+def clipping_weights(norms: Tensor, bound: float, clipping: Clipping) -> Tensor:
+    """Compute by what each sample's gradient is scaled; 0 where it is not finite.
+
+    Args:
+        norms: (N,), of the gradients.
+        bound: on the scaled norm.
+        clipping: as in :class:`DifferentialPrivacy`.
+    """
+    bound = bound * (1.0 - MARGIN)
+    weights = (bound / norms).clamp(max=1.0) if clipping == "flat" else bound / (norms + 0.01)
+    return torch.where(norms.isfinite(), weights, 0.0)
+
+
+def check_run(trainer: Trainer, task: LightningModule) -> None:
+    """Refuse what private training cannot be combined with.
+
+    Raises:
+        ValueError: if there is such a thing; the message says why, and what to do.
+    """
+    finders = (BatchSizeFinder, LearningRateFinder)
+    precision = trainer.precision_plugin
+    half = isinstance(precision, MixedPrecision) and precision.precision != "bf16-mixed"
+    for name, layer in task.named_modules():
+        if isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats):
+            raise ValueError(
+                f"{name} ({type(layer).__name__}) mixes the samples of a batch, or keeps statistics of them without"
+                f" noise: no network with it is private. Use norm {', '.join(PRIVATE_NORMS)}"
+            )
+        if getattr(layer, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"{name} is compiled, which hides the layers: set model.init_args.compile to false")
+    for wrong, reason in (
+        (
+            trainer.gradient_clip_val is not None,
+            "trainer.gradient_clip_val would clip the noisy sum once more: set DifferentialPrivacy's max_grad_norm",
+        ),
+        (not task.automatic_optimization, "automatic_optimization=False: its steps cannot be counted"),
+        (
+            half or not isinstance(precision, (Precision, MixedPrecision)) or "true" in str(precision.precision)[2:]
+            and precision.precision != "32-true" and precision.precision != "64-true",
+            f"trainer.precision {precision.precision} is too coarse for the norms of gradients: use 32-true or"
+            " bf16-mixed",
+        ),
+        (
+            not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)),
+            f"trainer.strategy {type(trainer.strategy).__name__}: only one device, or ddp, is supported",
+        ),
+        (trainer.overfit_batches > 0, "trainer.overfit_batches takes batches that are not drawn at random"),
+        (
+            trainer.reload_dataloaders_every_n_epochs > 0,
+            "trainer.reload_dataloaders_every_n_epochs: the training samples must stay the same",
+        ),
+        *(
+            (
+                isinstance(callback, kind),
+                f"{type(callback).__name__} {why}",
+            )
+            for callback in trainer.callbacks
+            for kind, why in (
+                (finders, "takes steps that are not counted"),
+                (GradientAccumulationScheduler, "changes the size of a step: set data.batch_size for all of the run"),
+                (StochasticWeightAveraging, "changes the schedule on the way: use knlightning.callbacks.EMA"),
+            )
+        ),
+        (
+            getattr(task, "mixing", None) is not None,
+            "mixup and cutmix put two samples into one: set model.init_args.mixup_alpha and cutmix_alpha to 0",
+        ),
+    ):
+        if wrong:
+            raise ValueError(f"differential privacy: {reason}")
+
+
+def check_data(data: Any) -> None:
+    """Refuse data that come in ways of their own.
+
+    Raises:
+        ValueError: if samples are repeated within a step.
+    """
+    if getattr(data, "_repeats", 1) > 1:
+        raise ValueError(
+            "differential privacy: repeated augmentation shows a sample several times in a step, each time with the full"
+            " bound: set data.init_args.repeated_augmentation to 1, and DifferentialPrivacy's views to more"
+        )
+
+
+def _history(state: dict[str, Any]) -> list[Steps]:
+    return [(float(noise), float(rate), int(steps)) for noise, rate, steps in state["history"]]
+
+
+@rank_zero_only
+def _say(message: str) -> None:
+    print(message, flush=True)

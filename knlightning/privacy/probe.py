@@ -1,0 +1,164 @@
+"""Find out by trial whether the samples of a batch are independent of each other, as DP-SGD needs them.
+
+The bound on what a sample changes holds only if its gradient depends on that sample alone. Normalization over the batch,
+mixed images, or a loss that is divided by something all samples share break this without any error. So a training step
+is taken on a copy of the task, twice: with sample 0 replaced, nothing of the other samples may move.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from knlightning.nn.normalization import Norm
+
+RELATIVE = 1e-4
+"""Differences up to this fraction of the largest value are taken for rounding."""
+PRIVATE_NORMS: tuple[Norm, ...] = ("kernel", "group", "layer", "local_context", "positional", "instance", "none")
+"""Normalizations by name that treat each image by itself."""
+PROBED = 4
+"""Samples in a probe."""
+
+
+def check_independence(task: LightningModule, batch: Any) -> None:
+    """Check that no sample of a batch has a part in what becomes of another one.
+
+    Args:
+        task: in training, attached to its trainer; left as it is.
+        batch: of a training step, of a few samples; its first tensor holds the images.
+
+    Raises:
+        ValueError: if outputs, gradients or buffers move with another sample; the message names the first module.
+    """
+    other = _with_another_first(batch)
+    one, two = (_observed(task, given) for given in (batch, other))
+    for name, kind, first, second in zip(one.names, one.kinds, one.outputs, two.outputs, strict=False):
+        if (moved := _largest_move(first, second)) is not None:
+            sample, by = moved
+            norms = "" if "Norm" not in kind else f"; use norm {', '.join(PRIVATE_NORMS)}"
+            raise ValueError(
+                f"{name} ({kind}) does not treat each sample by itself, which private training needs: replacing"
+                f" sample 0 of a batch changed sample {sample} there by {by:.2g}{norms}"
+            )
+    for name, before in one.buffers.items():
+        if not torch.equal(before, two.buffers[name]):
+            raise ValueError(
+                f"{name} is a buffer that training samples change, and it is stored without noise: a private network"
+                " can have no such buffers"
+            )
+    if (moved := _largest_move(one.gradient, two.gradient)) is not None:
+        sample, by = moved
+        raise ValueError(
+            f"the loss does not treat each sample by itself, which private training needs: replacing sample 0 of a"
+            f" batch changed the gradient at sample {sample} by {by:.2g} of the largest. Leave out mixup and cutmix, and"
+            " take the mean of each sample first (for segmentation, model.init_args.loss_mean=image)"
+        )
+
+
+def loss_reduction(task: LightningModule, batch: Any) -> Literal["mean", "sum"]:
+    """Find out whether the loss of a task is the mean or the sum over the samples of a batch; arguments as above.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    half = tree_map_only(Tensor, lambda part: part[: PROBED // 2], batch)
+    whole, part = (_observed(task, given, train=False).gradient for given in (batch, half))
+    largest = float(whole[0].norm()), float(part[0].norm())  # of sample 1
+    if min(largest) == 0.0 or abs(largest[1] / largest[0] - 2) < 0.02:
+        return "mean"
+    if abs(largest[1] / largest[0] - 1) < 0.02:
+        return "sum"
+    raise ValueError(
+        "the loss is neither the mean nor the sum over the samples of a batch: with half as many samples the gradient"
+        f" of one of them became {largest[1] / largest[0]:.3g} times as large. Let training_step return their mean"
+    )
+
+
+class _Observation:
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.kinds: list[str] = []
+        self.outputs: list[Tensor] = []  # of the samples but the first
+        self.gradient = torch.empty(0)
+        self.buffers: dict[str, Tensor] = {}
+
+
+def _observed(task: LightningModule, batch: Any, train: bool = True) -> _Observation:
+    """Take a training step on a copy, without an optimizer."""
+    seen = _Observation()
+    with _copied(task) as trial, torch.random.fork_rng(_devices(task)), torch.enable_grad():
+        trial.train(train)
+        torch.manual_seed(0)
+        for name, module in trial.named_modules():
+            if not any(module.children()):
+                module.register_forward_hook(_watching(seen, name))
+        leaves = [part for part in torch.utils._pytree.tree_leaves(batch) if isinstance(part, Tensor)]
+        images = leaves[0].detach().clone().requires_grad_()
+        given = tree_map_only(Tensor, lambda part: images if part is leaves[0] else part, batch)
+        with task.trainer.precision_plugin.train_step_context():
+            result = trial.training_step(given, 0)
+        loss = result["loss"] if isinstance(result, dict) else result
+        if loss is None:
+            raise ValueError("training_step returned None: to leave out a step is a choice that depends on the data")
+        (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
+        seen.gradient = torch.zeros_like(images[1:]) if gradient is None else gradient[1:]
+        seen.buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+    return seen
+
+
+@contextmanager
+def _copied(task: LightningModule) -> Iterator[LightningModule]:
+    """Copy a task but for its trainer, with its log silenced."""
+    trainer, task._trainer = task._trainer, None
+    try:
+        trial = copy.deepcopy(task)
+    finally:
+        task._trainer = trainer
+    trial._trainer = trainer
+    trial.log = trial.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    yield trial
+
+
+def _watching(seen: _Observation, name: str) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() > 0 and len(output) > 1 and output.is_floating_point():
+            seen.names.append(name)
+            seen.kinds.append(type(module).__name__)
+            seen.outputs.append(output.detach()[1:].clone())
+
+    return hook
+
+
+def _with_another_first(batch: Any) -> Any:
+    """Replace the first sample of a batch by noise, with the labels of the last."""
+
+    def replaced(part: Tensor) -> Tensor:
+        part = part.clone()
+        if part.is_floating_point():
+            low, high = part.aminmax()
+            part[0] = low + (high - low + 1) * torch.rand_like(part[0])
+        else:
+            part[0] = part[-1]
+        return part
+
+    return tree_map_only(Tensor, replaced, batch)
+
+
+def _largest_move(one: Tensor, two: Tensor) -> tuple[int, float] | None:
+    """Return which sample moved most and how far, relative to the largest value; None if none did."""
+    if one.shape != two.shape:
+        return None
+    moves = (one.float() - two.float()).abs().flatten(1).amax(1)
+    scale = max(float(one.float().abs().max()), 1e-12)
+    most = int(moves.argmax())
+    by = float(moves[most]) / scale
+    return (most + 1, by) if by > RELATIVE else None
+
+
+def _devices(task: LightningModule) -> list[torch.device]:
+    return [task.device] if task.device.type == "cuda" else []
