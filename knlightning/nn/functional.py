@@ -180,6 +180,46 @@ def kn_conv(
     return _KNConv.apply(input, weight, bias, residual, mask if sampled else None, dropped, keep_output, settings)
 
 
+class Normalization(NamedTuple):
+    """What a call of :func:`kn_conv` convolved, and how it normalized it.
+
+    Args:
+        input: the input as it was convolved, before `relu_input`: [N, C, *spatial], detached.
+        mean: means of the windows, dropped out as they were: [N, 1, *positions], float32 or float64.
+        rstd: 1 / sqrt(var + eps) of the windows, of the same shape.
+        pads: zeros around the input in the order of :func:`torch.nn.functional.pad`.
+        relu_input: as in :func:`kn_conv`.
+        relu_output: likewise.
+    """
+
+    input: Tensor
+    mean: Tensor
+    rstd: Tensor
+    pads: tuple[int, ...]
+    relu_input: bool
+    relu_output: bool
+
+
+def normalization_of(output: Tensor) -> Normalization:
+    """Look up what a call of :func:`kn_conv` keeps for its backward pass; nothing is computed or copied.
+
+    Args:
+        output: what it returned, itself and not a view of it, before its backward pass.
+
+    Raises:
+        ValueError: if the tensor is not the result of such a call, or nothing was kept as no gradient is wanted.
+    """
+    node = output.grad_fn
+    if getattr(node, "_forward_cls", None) is not _KNConv:  # the node of a function written in Python names it
+        raise ValueError(
+            "the moments of a kernel normalized convolution can be had from its eager output only, and only while its "
+            f"gradient is wanted, got a tensor made by {'no operation' if node is None else node.name()}"
+        )
+    input, *_, mean, rstd, _ = node.saved_tensors  # type: ignore[union-attr] # checked above
+    settings = node.settings  # type: ignore[union-attr]
+    return Normalization(input.detach(), mean, rstd, settings.pads, settings.relu_input, settings.relu_output)
+
+
 def check_dropout(p: float, eval_statistics: str) -> None:
     """Check a dropout probability and the name of the evaluation statistics.
 

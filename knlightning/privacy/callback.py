@@ -36,11 +36,13 @@ from knlightning.privacy.accounting import (
     merged,
     noise_for,
 )
-from knlightning.privacy.gradients import Clipping, PerSampleGradients
 from knlightning.privacy.loader import PrivateLoader, check_loader
+from knlightning.privacy.per_sample import PerSampleGradients
 from knlightning.privacy.probe import PRIVATE_NORMS, PROBED, check_independence, loss_reduction
 from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
 from knlightning.run_directory import replacing
+
+Clipping = Literal["flat", "automatic"]
 
 REPORT = "privacy.json"
 """Written into the run directory with every checkpoint."""
@@ -158,6 +160,7 @@ class DifferentialPrivacy(Callback):
         self._planned_before: dict[str, Any] = {}
         self._restore: list[Callable[[], None]] = []
         self._gradients: PerSampleGradients | None = None
+        self._parameters: list[Any] = []
 
     # ---- before the first step
 
@@ -264,8 +267,10 @@ class DifferentialPrivacy(Callback):
             self._reduction = loss_reduction(pl_module, batch)
         else:
             self._reduction = "mean"
-        self._gradients = PerSampleGradients(pl_module)
+        self._gradients = PerSampleGradients(pl_module, "sum")  # the scale is known here
+        self._gradients.attach()
         self._restore.append(self._gradients.detach)
+        self._parameters = [p for p in pl_module.parameters() if p.requires_grad]
         self._wrap_training_step(pl_module)
         if isinstance(trainer.strategy, DDPStrategy):
             # the gradients of single devices are nobody's business, nor the mean that DDP would take of them
@@ -284,9 +289,8 @@ class DifferentialPrivacy(Callback):
         samples, self._in_piece = self._in_piece, 0
         if samples:
             scale = self._pieces * (samples if self._reduction == "mean" else 1.0)
-            norms = self._gradients.norms(self.views) * scale
-            weights = clipping_weights(norms, self.max_grad_norm, self.clipping)
-            self._gradients.add(weights * scale, self.views)
+            norms = self._gradients.norms() * scale
+            self._gradients.accumulate(clipping_weights(norms, self.max_grad_norm, self.clipping) * scale)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Put the noisy sum in the place of the gradient."""
@@ -295,17 +299,16 @@ class DifferentialPrivacy(Callback):
         step = trainer.global_step
         if step >= self.plan.last_step:
             raise RuntimeError(f"privacy: the budget allows {self.plan.last_step} steps, and another one was begun")
-        total = self._gradients.take()
+        total = self._taken_sums()
         if trainer.is_global_zero and self.plan.noise > 0:
             noise = self._random.normal(len(total), "noise", step, total.device)
             total.add_(noise, alpha=self.plan.noise * self.max_grad_norm)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(total)
         total.div_(self.plan.batch)
-        for parameter, part in zip(
-            self._gradients.parameters, total.split([p.numel() for p in self._gradients.parameters]), strict=True
-        ):
-            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        sizes = [parameter.numel() for parameter in self._parameters]
+        for parameter, part in zip(self._parameters, total.split(sizes), strict=True):
+            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
         self.spent = merged([*self.spent, (self.plan.noise, self.plan.rate, 1)])
         self._noised += 1
 
@@ -338,6 +341,15 @@ class DifferentialPrivacy(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was spent."""
         _say(f"Privacy:    {self.statement()}")
+
+    def _taken_sums(self) -> Tensor:
+        """Take away the sums of the step's gradients, as one vector; zero for what no sample has reached."""
+        parts = []
+        for parameter in self._parameters:
+            total = getattr(parameter, "summed_grad", None)
+            parts.append(torch.zeros_like(parameter).flatten() if total is None else total.flatten())
+            parameter.summed_grad = None
+        return torch.cat(parts)
 
     # ---- what is kept
 
@@ -507,7 +519,10 @@ class DifferentialPrivacy(Callback):
     def _put_back(self) -> None:
         while self._restore:
             self._restore.pop()()
-        self._gradients = None
+        for parameter in self._parameters:
+            if hasattr(parameter, "summed_grad"):
+                del parameter.summed_grad
+        self._gradients, self._parameters = None, []
 
 
 def clipping_weights(norms: Tensor, bound: float, clipping: Clipping) -> Tensor:

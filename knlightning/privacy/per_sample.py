@@ -1,0 +1,259 @@
+"""Norms of the gradients of single samples, and weighted sums of these gradients, from one backward pass.
+
+    gradients = PerSampleGradients(network)
+    gradients.attach()
+    ...
+    loss = F.cross_entropy(network(images), labels)
+    loss.backward()
+    norms = gradients.norms()                                   # [N]
+    gradients.accumulate((max_grad_norm / norms).clamp(max=1))  # adds to `summed_grad` of every parameter
+    gradients.release()
+
+Autograd computes no gradient of a weight here: `p.grad` is left as it is. What it would use for that, what a layer was
+given and the gradient at its output, is kept until the norms are known, and summed up then as the weights want it
+(book-keeping: Bu et al., ICML 2023). Where the gradients of the samples are small beside those two they are kept in
+their place.
+
+With `loss_reduction="mean"` the loss is taken for the mean over the N samples of the batch, so that a sample's gradient
+is N times its part in the gradient of the loss. A loss that is divided further, as Lightning does where gradients of k
+batches are accumulated, makes norms k times too small: the norms, and what is accumulated, are linear in it.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from torchvision.models.convnext import CNBlock
+
+from knlightning.nn.functional import Normalization, normalization_of
+from knlightning.nn.statistics import statistics_dtype
+from knlightning.privacy.rules import KNConv, Product, check_rules, parts_of, watch_layer_scale
+
+LossReduction = Literal["mean", "sum"]
+
+
+@dataclass
+class _Pass:
+    """A forward pass through a layer, until its backward pass has come by."""
+
+    layer: nn.Module
+    name: str
+    x: Tensor | None
+    version: int
+    normalization: Normalization | None
+    output: Tensor | None
+
+
+class PerSampleGradients:
+    """Watch a network, and know the gradients of the samples of a batch after its backward pass.
+
+    Works with any layer of :data:`knlightning.privacy.rules.TYPES`, several times in a pass or with parameters in
+    common as well; their contributions to a sample's gradient are added before norms are taken. Norms and sums are
+    computed in float32, or in float64 for such a network. A parameter that took no part in a pass counts as zero.
+    Samples whose norm is not finite take no part in the sums, whatever their weight.
+
+    Args:
+        module: the network; trained eagerly, by one backward pass for each forward pass.
+        loss_reduction: whether the loss is the mean or the sum over the samples.
+
+    Raises:
+        ValueError: if there is no exact rule for a layer with trainable parameters; it names all of these.
+    """
+
+    def __init__(self, module: nn.Module, loss_reduction: LossReduction = "mean") -> None:
+        if loss_reduction not in ("mean", "sum"):
+            raise ValueError(f'loss_reduction must be "mean" or "sum", got {loss_reduction!r}')
+        if problems := check_rules(module):
+            raise ValueError("gradients of single samples cannot be had:\n" + "\n".join(problems))
+        self.module = module
+        self.loss_reduction: LossReduction = loss_reduction
+        self._handles: list[RemovableHandle] = []
+        self._own: dict[nn.Module, list[nn.Parameter]] = {}
+        self.release()
+
+    def attach(self) -> None:
+        """Begin to watch: from now on backward passes give gradients of samples, and none in `p.grad`.
+
+        Parameters that are frozen now stay out of it. Passes without gradients are not watched.
+
+        Raises:
+            RuntimeError: if it is attached already.
+        """
+        if self._handles:
+            raise RuntimeError("the gradients are watched already")
+        for name, layer in self.module.named_modules():
+            own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
+            if not own:
+                continue
+            self._own[layer] = own
+            self._handles.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
+            if isinstance(layer, CNBlock):
+                self._handles += watch_layer_scale(layer, self._layer_scale)
+                after: Any = self._after_block
+            else:
+                after = partial(self._after, name=name)
+            # it runs after an exception too, for the parameters are to be trainable again
+            self._handles.append(layer.register_forward_hook(after, with_kwargs=True, always_call=True))
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                stray = partial(_stray, name)
+                self._handles.append(parameter.register_post_accumulate_grad_hook(stray))
+
+    def detach(self) -> None:
+        """Leave the network as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._own.clear()
+        self.release()
+
+    def release(self) -> None:
+        """Forget the last batch, before the next one."""
+        self._uses: Counter[nn.Parameter] = Counter()
+        self._vectors: dict[nn.Parameter, Tensor] = {}
+        self._products: list[Product] = []
+        self._squares: list[Tensor] = []
+        self._finite: Tensor | None = None
+        self._samples: int | None = None
+
+    def norms(self) -> Tensor:
+        """Compute the norm of each sample's gradient over all parameters.
+
+        Returns:
+            Float tensor [N]; not finite for a sample that spoils the network.
+
+        Raises:
+            RuntimeError: if there was no backward pass since the last release.
+        """
+        if self._samples is None:
+            raise RuntimeError("no backward pass was seen: attach before the forward pass, and keep to one for each")
+        squares = [torch.linalg.vector_norm(t.flatten(1), dim=1).square() for t in self._vectors.values()]
+        norms = torch.stack(squares + self._squares).sum(0).sqrt() * self._factor()
+        self._finite = norms.isfinite()
+        return norms
+
+    def accumulate(self, weights: Tensor, attribute: str = "summed_grad") -> None:
+        """Add the weighted sum of the samples' gradients to an attribute of every trainable parameter.
+
+        Frees what was kept for it on the way, so there is one sum for each backward pass.
+
+        Args:
+            weights: float tensor [N].
+            attribute: name of the attribute, a tensor of the parameter's shape; made if it is missing or None. That of
+                Opacus' optimizers is the default.
+
+        Raises:
+            RuntimeError: unless the norms of this batch were asked for before.
+            ValueError: if there is not one weight for each sample.
+        """
+        if self._finite is None:
+            raise RuntimeError("the norms come first: they tell which samples can be summed")
+        if weights.shape != self._finite.shape:
+            raise ValueError(f"weights must have shape {tuple(self._finite.shape)}, got {tuple(weights.shape)}")
+        kept = None if bool(self._finite.all()) else self._finite
+        weights = (weights if kept is None else weights[kept]) * self._factor()
+        for own in self._own.values():
+            for parameter in own:
+                if getattr(parameter, attribute, None) is None:
+                    setattr(parameter, attribute, torch.zeros_like(parameter, requires_grad=False))
+        with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
+            while self._vectors:
+                parameter, samples = self._vectors.popitem()
+                samples = samples if kept is None else samples[kept]
+                total = weights.to(samples.dtype) @ samples.flatten(1)
+                getattr(parameter, attribute).add_(total.view(parameter.shape))
+            while self._products:
+                product = self._products.pop()
+                product = product if kept is None else product.select(kept)
+                getattr(product.weight, attribute).add_(product.weighted_sum(weights))
+        self.release()
+
+    def _factor(self) -> float:
+        return float(self._samples or 0) if self.loss_reduction == "mean" else 1.0
+
+    def _before(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Hide the parameters from autograd, which would compute the gradient of the batch in vain."""
+        if not torch.is_grad_enabled():
+            return None
+        for parameter in self._own[layer]:
+            parameter.requires_grad_(False)
+            self._uses[parameter] += 1
+        if args and isinstance(args[0], Tensor) and not args[0].requires_grad:  # so that there is a graph at all
+            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
+        return None
+
+    def _show(self, layer: nn.Module) -> None:
+        for parameter in self._own[layer]:
+            parameter.requires_grad_()
+
+    def _after_block(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._show(layer)
+
+    def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str) -> None:
+        self._show(layer)
+        if not isinstance(output, Tensor) or not torch.is_grad_enabled():
+            return
+        x, normalization, shown = args[0], None, None
+        if isinstance(layer, KNConv):
+            normalization = normalization_of(output)
+            x = normalization.input
+            shown = output.detach() if normalization.relu_output else None
+        seen = _Pass(layer, name, x.detach(), x._version, normalization, shown)
+        output.register_hook(partial(self._backward, seen))
+
+    def _backward(self, seen: _Pass, grad: Tensor) -> None:
+        x, normalization, output = seen.x, seen.normalization, seen.output
+        seen.x = seen.normalization = seen.output = None  # the graph may live on, and this with it
+        layer = seen.layer
+        if x is None:
+            raise RuntimeError(f"{seen.name}: a second backward pass through one forward pass")
+        if x._version != seen.version:
+            raise RuntimeError(
+                f"{seen.name} ({type(layer).__name__}): its input was changed in place after the forward pass, and its "
+                "gradient cannot be told any more; use operations that make a new tensor"
+            )
+        self._count(len(x), f"{seen.name} ({type(layer).__name__})")
+        grad = grad.detach()
+        if output is not None:
+            grad = torch.ops.aten.threshold_backward(grad, output, 0)
+        vectors, products = parts_of(layer, x, grad, normalization, self._own[layer])
+        for parameter, samples in vectors.items():
+            self._add(parameter, samples)
+        for product in products:
+            if self._uses[product.weight] > 1 or product.small():
+                self._add(product.weight, product.samples())
+            else:
+                self._squares.append(product.squared_norms())
+                self._products.append(product)
+
+    def _layer_scale(self, block: CNBlock, samples: Tensor) -> None:
+        self._count(len(samples), "a ConvNeXt block")
+        self._add(block.layer_scale, samples)
+
+    def _add(self, parameter: nn.Parameter, samples: Tensor) -> None:
+        if parameter in self._vectors:
+            self._vectors[parameter] += samples
+        else:
+            self._vectors[parameter] = samples
+
+    def _count(self, samples: int, name: str) -> None:
+        if self._samples not in (None, samples):
+            raise RuntimeError(
+                f"{name} was given {samples} samples where other layers were given {self._samples}: the first dimension "
+                "must be that of the samples in every layer; run release() between batches"
+            )
+        self._samples = samples
+
+
+def _stray(name: str, parameter: Tensor) -> None:
+    parameter.grad = None
+    raise RuntimeError(
+        f"{name} got a gradient from outside of its layer, such as a penalty in the loss or a function that uses the "
+        "weight itself, which cannot be told apart by samples: use weight_decay of the optimizer, or call the layer"
+    )
