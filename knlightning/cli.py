@@ -239,6 +239,12 @@ class KNLightningCLI(LightningCLI):
         root = None if self.run_dir is None else str(self.run_dir)
         return super().instantiate_trainer(default_root_dir=root, enable_autolog_hparams=False, **kwargs)
 
+    def before_fit(self) -> None:
+        """Let callbacks refuse a run before it reads any data."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # set where mypy does not look
+            if check := getattr(callback, "check_before", None):
+                check(self.trainer, self.model, self.datamodule)
+
     def after_fit(self) -> None:
         """Say where the run lies, how well it went, and what to do next."""
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined] # set where mypy does not look

@@ -45,9 +45,7 @@ def epsilon(history: History, delta: float, accountant: Mechanism) -> float:
     if any(noise == 0 for noise, _, _ in history):
         return math.inf
     if accountant == "gdp" and len(history) > 1:
-        raise ValueError(
-            "accountant gdp cannot follow a run whose noise or sampling rate has changed; use prv or rdp"
-        )
+        raise ValueError("accountant gdp cannot follow a run whose noise or sampling rate has changed; use prv or rdp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of gdp, about itself; of rdp, that its largest order was best
         counting = create_accountant(mechanism=accountant)

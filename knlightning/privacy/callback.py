@@ -9,26 +9,16 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.distributed
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    StochasticWeightAveraging,
-)
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from knlightning.privacy.accounting import (
     GDP,
-    History,
     Mechanism,
     Steps,
     affordable_steps,
@@ -38,8 +28,9 @@ from knlightning.privacy.accounting import (
 )
 from knlightning.privacy.loader import PrivateLoader, check_loader
 from knlightning.privacy.per_sample import PerSampleGradients
-from knlightning.privacy.probe import PRIVATE_NORMS, PROBED, check_independence, loss_reduction
+from knlightning.privacy.probe import PROBED, check_independence, loss_reduction
 from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
+from knlightning.privacy.refusals import check_data, check_run
 from knlightning.run_directory import replacing
 
 Clipping = Literal["flat", "automatic"]
@@ -136,10 +127,15 @@ class DifferentialPrivacy(Callback):
         for name, value, allowed, good in (
             ("target_epsilon", target_epsilon, "above 0", target_epsilon is None or 0 < target_epsilon < math.inf),
             ("target_delta", target_delta, "above 0 and below 1", 0 < target_delta < 1),
-            ("noise_multiplier", noise_multiplier, "0 or above", noise_multiplier is None or 0 <= noise_multiplier),
+            ("noise_multiplier", noise_multiplier, "0 or above", noise_multiplier is None or noise_multiplier >= 0),
             ("max_grad_norm", max_grad_norm, "above 0", 0 < max_grad_norm < math.inf),
             ("accountant", accountant, " or ".join(get_args(Mechanism)), accountant in get_args(Mechanism)),
-            ("physical_batch_size", physical_batch_size, "1 or above", (physical_batch_size or 1) >= 1),
+            (
+                "physical_batch_size",
+                physical_batch_size,
+                "1 or above",
+                physical_batch_size is None or physical_batch_size >= 1,
+            ),
             ("clipping", clipping, " or ".join(get_args(Clipping)), clipping in get_args(Clipping)),
             ("views", views, "1 or above", views >= 1),
         ):
@@ -161,8 +157,19 @@ class DifferentialPrivacy(Callback):
         self._restore: list[Callable[[], None]] = []
         self._gradients: PerSampleGradients | None = None
         self._parameters: list[Any] = []
+        self._started = self._noised = self._in_piece = 0
+        self._reduction: Literal["mean", "sum"] = "mean"
 
     # ---- before the first step
+
+    def check_before(self, trainer: Trainer, task: LightningModule, data: LightningDataModule | None) -> None:
+        """Refuse what private training cannot be combined with; `knl fit` asks before it reads any data.
+
+        Raises:
+            ValueError: if the run cannot be private; the message says why and what to do.
+        """
+        check_run(trainer, task)
+        check_data(data)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what private training cannot be combined with, and take over the training loader.
@@ -172,10 +179,8 @@ class DifferentialPrivacy(Callback):
         """
         if stage != "fit":
             return
-        check_run(trainer, pl_module)
+        self.check_before(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         source = trainer.fit_loop._data_source
-        if source.is_module():
-            check_data(source.instance)
         self._random = SecretRandom(self._key(trainer), self.secure_mode)
         self._restore = []
         self._set(trainer.fit_loop, "_data_source", _DataLoaderSource(None, "train_dataloader"))
@@ -217,18 +222,16 @@ class DifferentialPrivacy(Callback):
         rate, left = batch / samples, steps - taken
         noise, last = self.noise_multiplier, steps
         if noise is None:
-            before = self._planned_before
-            same = {"target_epsilon": self.target_epsilon, "target_delta": self.target_delta, "rate": rate}
-            same |= {"steps": steps, "accountant": self.accountant}
-            if before and all(before["plan"].get(key, before.get(key)) == value for key, value in same.items()):
-                noise = float(before["plan"]["noise"])
-            elif left > 0:
-                assert self.target_epsilon is not None
-                noise = noise_for(
-                    self.target_epsilon, self.target_delta, rate, left, self.accountant, self.spent
-                )
+            assert self.target_epsilon is not None  # one of the two is given
+            promise = {"target_epsilon": self.target_epsilon, "target_delta": self.target_delta, "rate": rate}
+            promise |= {"steps": steps, "accountant": self.accountant}  # type: ignore[dict-item]
+            before = {**self._planned_before, **self._planned_before.get("plan", {})}
+            if before and all(before[key] == value for key, value in promise.items()):
+                noise = float(before["noise"])  # as it was, to the last digit
             else:
-                noise = 0.0
+                noise = noise_for(self.target_epsilon, self.target_delta, rate, left, self.accountant, self.spent)
+                if before:
+                    _say(f"Privacy: the noise changes from {before['noise']:.4g} to {noise:.4g} for the steps to come.")
         elif self.target_epsilon is not None and noise > 0:
             last = taken + affordable_steps(
                 self.target_epsilon, self.target_delta, noise, rate, left, self.accountant, self.spent
@@ -265,8 +268,6 @@ class DifferentialPrivacy(Callback):
             batch = self._probe_batch(trainer, pl_module)
             check_independence(pl_module, batch)
             self._reduction = loss_reduction(pl_module, batch)
-        else:
-            self._reduction = "mean"
         self._gradients = PerSampleGradients(pl_module, "sum")  # the scale is known here
         self._gradients.attach()
         self._restore.append(self._gradients.detach)
@@ -440,7 +441,7 @@ class DifferentialPrivacy(Callback):
     def _key(self, trainer: Trainer) -> bytes:
         if self.seed is not None:
             return known_key(self.seed)
-        return cast(bytes, trainer.strategy.broadcast(fresh_key()))
+        return trainer.strategy.broadcast(fresh_key())
 
     def _probe_batch(self, trainer: Trainer, pl_module: LightningModule) -> Any:
         """Make a batch of a few samples with random pixels, so that the trial tells nothing of the real ones."""
@@ -483,7 +484,7 @@ class DifferentialPrivacy(Callback):
             return
         base: Any = type(bar)
 
-        class BySteps(base):  # type: ignore[misc]
+        class BySteps(base):
             @property
             def total_train_batches(self) -> int | float:
                 return super().total_train_batches // pieces
@@ -536,78 +537,6 @@ def clipping_weights(norms: Tensor, bound: float, clipping: Clipping) -> Tensor:
     bound = bound * (1.0 - MARGIN)
     weights = (bound / norms).clamp(max=1.0) if clipping == "flat" else bound / (norms + 0.01)
     return torch.where(norms.isfinite(), weights, 0.0)
-
-
-def check_run(trainer: Trainer, task: LightningModule) -> None:
-    """Refuse what private training cannot be combined with.
-
-    Raises:
-        ValueError: if there is such a thing; the message says why, and what to do.
-    """
-    finders = (BatchSizeFinder, LearningRateFinder)
-    precision = trainer.precision_plugin
-    half = isinstance(precision, MixedPrecision) and precision.precision != "bf16-mixed"
-    for name, layer in task.named_modules():
-        if isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats):
-            raise ValueError(
-                f"{name} ({type(layer).__name__}) mixes the samples of a batch, or keeps statistics of them without"
-                f" noise: no network with it is private. Use norm {', '.join(PRIVATE_NORMS)}"
-            )
-        if getattr(layer, "_compiled_call_impl", None) is not None:
-            raise ValueError(f"{name} is compiled, which hides the layers: set model.init_args.compile to false")
-    for wrong, reason in (
-        (
-            trainer.gradient_clip_val is not None,
-            "trainer.gradient_clip_val would clip the noisy sum once more: set DifferentialPrivacy's max_grad_norm",
-        ),
-        (not task.automatic_optimization, "automatic_optimization=False: its steps cannot be counted"),
-        (
-            half or not isinstance(precision, (Precision, MixedPrecision)) or "true" in str(precision.precision)[2:]
-            and precision.precision != "32-true" and precision.precision != "64-true",
-            f"trainer.precision {precision.precision} is too coarse for the norms of gradients: use 32-true or"
-            " bf16-mixed",
-        ),
-        (
-            not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)),
-            f"trainer.strategy {type(trainer.strategy).__name__}: only one device, or ddp, is supported",
-        ),
-        (trainer.overfit_batches > 0, "trainer.overfit_batches takes batches that are not drawn at random"),
-        (
-            trainer.reload_dataloaders_every_n_epochs > 0,
-            "trainer.reload_dataloaders_every_n_epochs: the training samples must stay the same",
-        ),
-        *(
-            (
-                isinstance(callback, kind),
-                f"{type(callback).__name__} {why}",
-            )
-            for callback in trainer.callbacks
-            for kind, why in (
-                (finders, "takes steps that are not counted"),
-                (GradientAccumulationScheduler, "changes the size of a step: set data.batch_size for all of the run"),
-                (StochasticWeightAveraging, "changes the schedule on the way: use knlightning.callbacks.EMA"),
-            )
-        ),
-        (
-            getattr(task, "mixing", None) is not None,
-            "mixup and cutmix put two samples into one: set model.init_args.mixup_alpha and cutmix_alpha to 0",
-        ),
-    ):
-        if wrong:
-            raise ValueError(f"differential privacy: {reason}")
-
-
-def check_data(data: Any) -> None:
-    """Refuse data that come in ways of their own.
-
-    Raises:
-        ValueError: if samples are repeated within a step.
-    """
-    if getattr(data, "_repeats", 1) > 1:
-        raise ValueError(
-            "differential privacy: repeated augmentation shows a sample several times in a step, each time with the full"
-            " bound: set data.init_args.repeated_augmentation to 1, and DifferentialPrivacy's views to more"
-        )
 
 
 def _history(state: dict[str, Any]) -> list[Steps]:

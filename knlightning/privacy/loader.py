@@ -106,8 +106,8 @@ class PrivateLoader:
 
     def _cells(self) -> Iterator[list[Any]]:
         """Yield for each batch of this rank the samples it takes."""
-        step = self.next_step()
-        for step in range(step, step + self.steps - self._handed_out // self.pieces):
+        first = self.next_step()
+        for step in range(first, first + self.steps - self._handed_out // self.pieces):
             chosen = self._chosen(step)
             for piece in range(self.pieces):
                 cell = chosen[self.rank * self.pieces + piece :: self.ranks * self.pieces].tolist()

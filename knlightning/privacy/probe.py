@@ -1,13 +1,13 @@
 """Find out by trial whether the samples of a batch are independent of each other, as DP-SGD needs them.
 
-The bound on what a sample changes holds only if its gradient depends on that sample alone. Normalization over the batch,
-mixed images, or a loss that is divided by something all samples share break this without any error. So a training step
-is taken on a copy of the task, twice: with sample 0 replaced, nothing of the other samples may move.
+The bound on what a sample changes holds only if its gradient depends on that sample alone. Normalization over the
+batch, mixed images, or a loss that is divided by something all samples share break this without any error. So a
+training step is taken on a copy of the task, twice: with sample 0 replaced, nothing of the other samples may move.
 """
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from knlightning.nn.normalization import Norm
 
-RELATIVE = 1e-4
+RELATIVE = 1e-5
 """Differences up to this fraction of the largest value are taken for rounding."""
 PRIVATE_NORMS: tuple[Norm, ...] = ("kernel", "group", "layer", "local_context", "positional", "instance", "none")
 """Normalizations by name that treat each image by itself."""
@@ -54,9 +54,9 @@ def check_independence(task: LightningModule, batch: Any) -> None:
     if (moved := _largest_move(one.gradient, two.gradient)) is not None:
         sample, by = moved
         raise ValueError(
-            f"the loss does not treat each sample by itself, which private training needs: replacing sample 0 of a"
-            f" batch changed the gradient at sample {sample} by {by:.2g} of the largest. Leave out mixup and cutmix, and"
-            " take the mean of each sample first (for segmentation, model.init_args.loss_mean=image)"
+            "the loss does not treat each sample by itself, which private training needs: replacing sample 0 of a batch"
+            f" changed the gradient at sample {sample} by {by:.2g} of the largest. Leave out mixup and cutmix, and take"
+            " the mean of each sample first (for segmentation, model.init_args.loss_mean=image)"
         )
 
 
@@ -100,8 +100,9 @@ def _observed(task: LightningModule, batch: Any, train: bool = True) -> _Observa
         leaves = [part for part in torch.utils._pytree.tree_leaves(batch) if isinstance(part, Tensor)]
         images = leaves[0].detach().clone().requires_grad_()
         given = tree_map_only(Tensor, lambda part: images if part is leaves[0] else part, batch)
-        with task.trainer.precision_plugin.train_step_context():
-            result = trial.training_step(given, 0)
+        # to tell a mean from a sum takes no mixed precision, and more digits than it has
+        with task.trainer.precision_plugin.train_step_context() if train else nullcontext():
+            result: Any = trial.training_step(given, 0)
         loss = result["loss"] if isinstance(result, dict) else result
         if loss is None:
             raise ValueError("training_step returned None: to leave out a step is a choice that depends on the data")
@@ -120,8 +121,13 @@ def _copied(task: LightningModule) -> Iterator[LightningModule]:
     finally:
         task._trainer = trainer
     trial._trainer = trainer
-    trial.log = trial.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    for name in ("log", "log_dict"):
+        setattr(trial, name, _silent)
     yield trial
+
+
+def _silent(*args: Any, **kwargs: Any) -> None:
+    pass
 
 
 def _watching(seen: _Observation, name: str) -> Any:
@@ -135,13 +141,13 @@ def _watching(seen: _Observation, name: str) -> Any:
 
 
 def _with_another_first(batch: Any) -> Any:
-    """Replace the first sample of a batch by noise, with the labels of the last."""
+    """Replace the first sample of a batch by noise of a larger spread, with the labels of the last."""
+    generator = torch.Generator().manual_seed(1)
 
     def replaced(part: Tensor) -> Tensor:
         part = part.clone()
         if part.is_floating_point():
-            low, high = part.aminmax()
-            part[0] = low + (high - low + 1) * torch.rand_like(part[0])
+            part[0] = part[0] + 10 * torch.rand(part[0].shape, generator=generator).pow(4).to(part)
         else:
             part[0] = part[-1]
         return part

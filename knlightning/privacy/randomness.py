@@ -70,15 +70,15 @@ class SecretRandom:
         return torch.randperm(count, generator=generator)
 
     def _seed(self, purpose: str, step: int) -> int:
-        return int.from_bytes(self._digest(purpose, step).digest(8), "little", signed=True)
+        return int.from_bytes(self._bytes(8, purpose, step), "little", signed=True)
 
-    def _uniform(self, count: int, purpose: str, step: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    def _uniform(self, count: int, purpose: str, step: int) -> np.ndarray:
         """Draw float64 in [0, 1) with 53 random bits each."""
-        bits = np.frombuffer(self._digest(purpose, step).digest(8 * count), np.uint64)
+        bits = np.frombuffer(self._bytes(8 * count, purpose, step), np.uint64)
         return (bits >> np.uint64(11)) * 2.0**-53
 
-    def _digest(self, purpose: str, step: int) -> "hashlib._VarLenHash":
-        return hashlib.shake_256(self.key + f"{purpose} {step}".encode())
+    def _bytes(self, count: int, purpose: str, step: int) -> bytes:
+        return hashlib.shake_256(self.key + f"{purpose} {step}".encode()).digest(count)
 
 
 def fresh_key() -> bytes:

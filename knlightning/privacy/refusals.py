@@ -1,0 +1,87 @@
+"""What private training cannot be combined with, found by looking at a run before it reads any data."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from knlightning.privacy.probe import PRIVATE_NORMS
+from knlightning.privacy.rules import check_rules
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed")
+"""In all of these the norms of gradients are float32 or better."""
+
+
+def check_run(trainer: Trainer, task: LightningModule) -> None:
+    """Refuse tasks and trainers that take or show something of the samples beside the noisy gradient.
+
+    Raises:
+        ValueError: if there is such a thing; the message says why, and what to do.
+    """
+    for reason in _reasons(trainer, task):
+        raise ValueError(f"differential privacy: {reason}")
+
+
+def _reasons(trainer: Any, task: LightningModule) -> list[str]:
+    reasons = []
+    for name, layer in task.named_modules():
+        kind = f"{name or 'the task'} ({type(layer).__name__})"
+        if isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats):
+            reasons.append(
+                f"{kind} mixes the samples of a batch, or keeps statistics of them without noise: no network with it is"
+                f" private. Use norm {', '.join(PRIVATE_NORMS)} (model.init_args.backbone.init_args.norm)"
+            )
+        if getattr(layer, "_compiled_call_impl", None) is not None:
+            reasons.append(f"{kind} is compiled, which hides its layers: set model.init_args.compile to false")
+    reasons += check_rules(task)
+    if getattr(task, "mixing", None) is not None:
+        reasons.append(
+            "mixup and cutmix put two samples into one: set model.init_args.mixup_alpha and cutmix_alpha to 0"
+        )
+    if not task.automatic_optimization:
+        reasons.append("automatic_optimization=False: its steps cannot be counted")
+    if trainer.gradient_clip_val is not None:
+        reasons.append("trainer.gradient_clip_val clips the noisy sum: leave it out; max_grad_norm bounds each sample")
+    if trainer.precision_plugin.precision not in PRECISIONS:
+        reasons.append(
+            f"trainer.precision {trainer.precision_plugin.precision} is too coarse, or drops steps: use one of"
+            f" {', '.join(PRECISIONS)}"
+        )
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        reasons.append(f"trainer.strategy {type(trainer.strategy).__name__}: use one device, or ddp")
+    if trainer.overfit_batches:
+        reasons.append("trainer.overfit_batches trains on batches that are not drawn at random: set it to 0")
+    if trainer.reload_dataloaders_every_n_epochs:
+        reasons.append(
+            "trainer.reload_dataloaders_every_n_epochs: the training samples must stay the same: set it to 0"
+        )
+    for callback in trainer.callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, (BatchSizeFinder, LearningRateFinder)):
+            reasons.append(f"{name} takes steps that are not counted: find the value on data that need no privacy")
+        if isinstance(callback, GradientAccumulationScheduler):
+            reasons.append(f"{name} changes the size of a step: set data.batch_size for all of the run")
+        if isinstance(callback, StochasticWeightAveraging):
+            reasons.append(f"{name} takes steps of its own: use knlightning.callbacks.EMA")
+    return reasons
+
+
+def check_data(data: Any) -> None:
+    """Refuse data that show a sample several times in a step.
+
+    Raises:
+        ValueError: if they do.
+    """
+    if getattr(data, "_repeats", 1) > 1:
+        raise ValueError(
+            "differential privacy: repeated augmentation shows a sample several times in a step, each time with the"
+            " full bound: set data.init_args.repeated_augmentation to 1, and views of DifferentialPrivacy to more"
+        )

@@ -1,0 +1,455 @@
+"""The callback against a loop over single samples, and everything that it must not let pass."""
+
+import copy
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.callbacks.progress import TQDMProgressBar
+from standins import RandomData
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from knlightning.callbacks import EMA
+from knlightning.data import DigitsDataModule
+from knlightning.models import knresnet8
+from knlightning.nn import KNConv2d
+from knlightning.privacy import DifferentialPrivacy
+from knlightning.privacy.callback import MARGIN, clipping_weights
+from knlightning.privacy.randomness import SecretRandom, known_key
+from knlightning.tasks import ClassificationTask
+
+CPU = torch.device("cpu")
+SAMPLES = 20
+
+
+class Net(nn.Sequential):
+    """Small, without randomness of its own."""
+
+    def __init__(self, norm=None):
+        super().__init__(
+            KNConv2d(3, 4, 3, 2, 1, dropout_p=0.0),
+            *([norm] if norm else []),
+            nn.Mish(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16, 3),
+        )
+
+
+def task(net=None, lr=0.5, **kwargs):
+    torch.manual_seed(0)
+    return ClassificationTask(
+        net or Net(), optimizer=lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9), **kwargs
+    )
+
+
+def trainer(tmp_path, *callbacks, **kwargs):
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+        "max_epochs": 3,
+        "limit_val_batches": 0,
+    }
+    return Trainer(callbacks=list(callbacks), **(settings | kwargs))
+
+
+def privacy(**kwargs):
+    settings = {"noise_multiplier": 0.8, "target_delta": 1e-3, "max_grad_norm": 0.7, "accountant": "rdp", "seed": 5}
+    return DifferentialPrivacy(**(settings | kwargs))
+
+
+def naive(module, data, batch, steps, bound=0.7, noise=0.8, loss=F.cross_entropy, leave_out=None):
+    """DP-SGD as it is written down, one sample at a time."""
+    net = copy.deepcopy(module.backbone)
+    optimizer = module.make_optimizer(net.parameters())
+    random = SecretRandom(known_key(5))
+    count = sum(p.numel() for p in net.parameters())
+    for step in range(steps):
+        total = torch.zeros(count)
+        for i in random.chosen(len(data), batch / len(data), step).tolist():
+            if i == leave_out:
+                continue
+            image, label = data[i]
+            gradient = torch.autograd.grad(loss(net(image[None]), label[None]), list(net.parameters()))
+            flat = torch.cat([g.flatten() for g in gradient])
+            total += flat * min(1.0, bound * (1 - MARGIN) / max(flat.norm().item(), 1e-12))
+        total += noise * bound * random.normal(count, "noise", step, CPU)
+        for p, g in zip(net.parameters(), total.split([p.numel() for p in net.parameters()]), strict=True):
+            p.grad = g.view_as(p) / batch
+        optimizer.step()
+    return net.state_dict()
+
+
+CASES = {
+    "one piece": ({}, {}, 5),
+    "pieces, some empty": ({"physical_batch_size": 1}, {}, 5),
+    "pieces of 2": ({"physical_batch_size": 2}, {}, 5),
+    "accumulated": ({}, {"accumulate_grad_batches": 2}, 3),
+    "steps that are often empty": ({}, {"max_epochs": 1}, 1),
+}
+
+
+@pytest.mark.parametrize(("own", "settings", "batch"), CASES.values(), ids=CASES)
+def test_equals_a_loop_over_single_samples(tmp_path, own, settings, batch):
+    data, module = RandomData(SAMPLES, batch), task()
+    logical = batch * settings.get("accumulate_grad_batches", 1)
+    callback, run = privacy(**own), trainer(tmp_path, **settings)
+    run.callbacks.append(callback)
+    steps = run.max_epochs * max(1, round(SAMPLES / logical))
+    expected = naive(module, data.dataset, logical, steps)
+    run.fit(module, data)
+    assert run.global_step == steps
+    assert callback.spent == [(0.8, logical / SAMPLES, steps)]
+    torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+    assert run.accumulate_grad_batches == settings.get("accumulate_grad_batches", 1)  # as it was
+    assert "training_step" not in vars(module)
+    assert all(p.requires_grad and not hasattr(p, "summed_grad") for p in module.parameters())
+
+
+class SumLoss(ClassificationTask):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="sum")
+
+
+def test_a_loss_that_is_a_sum_is_told_from_a_mean(tmp_path):
+    data, module = RandomData(SAMPLES, 5), task()
+    module.__class__ = SumLoss
+    expected = naive(module, data.dataset, 5, 4)
+    trainer(tmp_path, privacy(physical_batch_size=2), max_epochs=1).fit(module, data)
+    torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_a_loss_that_is_neither_is_refused(tmp_path):
+    class Odd(ClassificationTask):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1]) / len(batch[1])
+
+    module = task()
+    module.__class__ = Odd
+    with pytest.raises(ValueError, match=r"neither the mean nor the sum .* became 4 times as large"):
+        trainer(tmp_path, privacy()).fit(module, RandomData(SAMPLES, 5))
+
+
+def test_loaders_of_any_source(tmp_path):
+    data, module = RandomData(SAMPLES, 5), task()
+    states = []
+    loader = DataLoader(data.dataset, 5, shuffle=True)
+    for source in ({"datamodule": data}, {"train_dataloaders": loader, "val_dataloaders": data.val_dataloader()}):
+        trial = copy.deepcopy(module)
+        trainer(tmp_path, privacy(), max_epochs=1).fit(trial, **source)
+        states.append(trial.backbone.state_dict())
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_epochs_limits_and_bar_count_steps(tmp_path):
+    seen = []
+
+    class Bar(TQDMProgressBar):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+            seen.append((batch_idx, self.total_train_batches))
+
+    bar = Bar()
+    run = trainer(
+        tmp_path, bar, privacy(physical_batch_size=2), enable_progress_bar=True, limit_train_batches=3, max_epochs=2
+    )
+    run.fit(task(), RandomData(SAMPLES, 5))
+    assert run.global_step == 6
+    assert seen == [(0, 3), (1, 3), (2, 3)] * 2
+    assert type(bar) is Bar
+    assert run.limit_train_batches == 3
+
+
+def test_stops_when_the_budget_is_spent(tmp_path, capsys):
+    callback = privacy(target_epsilon=8.0, noise_multiplier=0.8)
+    run = trainer(tmp_path, callback, max_epochs=50)
+    run.fit(task(), RandomData(SAMPLES, 5))
+    report = callback.report()
+    assert 0 < run.global_step < 200
+    assert run.global_step == callback.plan.last_step
+    assert report["epsilon"] <= 8.0
+    printed = capsys.readouterr().out
+    assert f"the budget is spent after step {run.global_step} of 200" in printed
+    assert f"epsilon {report['epsilon']:.3f} at delta 0.001 (rdp), after {run.global_step} steps" in printed
+
+
+def test_the_noise_is_found_for_the_budget(tmp_path):
+    callback = privacy(target_epsilon=5.0, noise_multiplier=None)
+    run = trainer(tmp_path, callback)
+    run.fit(task(), RandomData(SAMPLES, 5))
+    assert 4.99 <= callback.report()["epsilon"] <= 5.0
+    assert callback.plan.steps == run.global_step == 12
+    report = callback.state_dict()
+    assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.parametrize("noise", [0.8, None])
+def test_resumed_from_a_checkpoint(tmp_path, noise):
+    """As if never interrupted, with seeded draws; what was spent is counted on."""
+    settings = {"noise_multiplier": noise, "target_epsilon": None if noise else 9.0, "physical_batch_size": 2}
+    data = RandomData(SAMPLES, 5)
+    whole, callback = task(), privacy(**settings)
+    trainer(tmp_path / "whole", callback).fit(whole, data)
+
+    trainer(tmp_path / "parts", privacy(**settings), Save(tmp_path / "parts" / "a.ckpt")).fit(task(), data)
+    (tmp_path / "parts" / "privacy.json").unlink()  # the run is to look as if it had ended there
+    stored = torch.load(tmp_path / "parts" / "a.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in stored["state_dict"]} == {"backbone"}
+    resumed, again = task(), privacy(**settings)
+    trainer(tmp_path / "parts", again).fit(resumed, data, ckpt_path=tmp_path / "parts" / "a.ckpt")
+    assert again.spent == callback.spent
+    assert again.report()["epsilon"] == callback.report()["epsilon"]
+    torch.testing.assert_close(
+        dict(resumed.backbone.state_dict()), dict(whole.backbone.state_dict()), rtol=1e-5, atol=1e-6
+    )
+
+
+class Save(Callback):
+    """Writes a checkpoint after step 7, in the middle of an epoch of four, or after the piece before its last."""
+
+    def __init__(self, path, within=False):
+        self.path, self.within = path, within
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        steps, piece = divmod(trainer.fit_loop.total_batch_idx + 1, trainer.accumulate_grad_batches)
+        if (steps, piece) == ((6, trainer.accumulate_grad_batches - 1) if self.within else (7, 0)):
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_checkpoint_within_a_step_is_refused(tmp_path):
+    callback, path = privacy(physical_batch_size=2), tmp_path / "a.ckpt"
+    trainer(tmp_path, callback, Save(path, within=True)).fit(task(), RandomData(SAMPLES, 5))
+    with pytest.raises(ValueError, match="written within a step, after 2 of its 3 pieces"):
+        trainer(tmp_path, privacy(physical_batch_size=2)).fit(task(), RandomData(SAMPLES, 5), ckpt_path=path)
+
+
+def test_steps_of_later_checkpoints_count_too(tmp_path):
+    """They are out in the world, and what is trained in their place is released as well."""
+    data = RandomData(SAMPLES, 5)
+    run = trainer(tmp_path, privacy(), max_epochs=1)
+    run.fit(task(), data)
+    run.save_checkpoint(tmp_path / "early.ckpt")
+    run = trainer(tmp_path, privacy(), max_epochs=2)
+    run.fit(task(), data, ckpt_path=tmp_path / "early.ckpt")
+    run.save_checkpoint(tmp_path / "late.ckpt")
+    assert json.loads((tmp_path / "privacy.json").read_text())["history"] == [[0.8, 0.25, 8]]
+    again = privacy()
+    trainer(tmp_path, again, max_epochs=2).fit(task(), data, ckpt_path=tmp_path / "early.ckpt")
+    assert again.spent == [(0.8, 0.25, 12)]
+
+
+def test_a_checkpoint_that_was_not_private_cannot_become_so(tmp_path):
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(task(), RandomData(SAMPLES, 5))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="without differential privacy"):
+        trainer(tmp_path, privacy()).fit(task(), RandomData(SAMPLES, 5), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_noise_is_new_at_every_start_unless_seeded(tmp_path):
+    def weights(**kwargs):
+        module = task()
+        trainer(tmp_path, privacy(**kwargs), max_epochs=1).fit(module, RandomData(SAMPLES, 5))
+        return module.backbone[-1].weight.detach()
+
+    assert torch.equal(weights(seed=1), weights(seed=1))
+    assert not torch.equal(weights(seed=None), weights(seed=None))
+    assert torch.isfinite(weights(seed=None, secure_mode=True)).all()
+
+
+def test_a_sample_that_is_not_finite_contributes_nothing(tmp_path):
+    """And does not end the run: that would tell of it."""
+    spoilt, without = RandomData(SAMPLES, 5), RandomData(SAMPLES, 5)
+    spoilt.dataset.tensors[0][3] = float("nan")
+    without.dataset.tensors[0][3] = float("nan")
+    module = task()
+    expected = naive(module, without.dataset, 5, 8, leave_out=3)
+    trainer(tmp_path, privacy(), max_epochs=2).fit(module, spoilt)
+    torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_weights_are_clipped_to_the_bound():
+    norms = torch.tensor([0.0, 0.5, 1.0, 3.0, float("inf"), float("nan")])
+    weights = clipping_weights(norms, 1.0, "flat")
+    assert weights[:2].tolist() == [1.0, 1.0]
+    assert weights[3] == pytest.approx(1 / 3, rel=1e-3)
+    assert weights[4:].tolist() == [0.0, 0.0]
+    assert ((weights * norms)[:4] <= 1.0).all()
+    automatic = clipping_weights(norms, 2.0, "automatic")
+    assert ((automatic * norms)[:4] <= 2.0).all()
+    assert (automatic * norms)[3] == pytest.approx(2.0, rel=5e-3)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_digits_are_learned(tmp_path, precision):
+    module = ClassificationTask(
+        knresnet8(low_resolution=False), optimizer=lambda params: torch.optim.SGD(params, lr=2.0)
+    )
+    data = DigitsDataModule(batch_size=256, eval_batch_size=360, augment=False)
+    callback = DifferentialPrivacy(20.0, 1e-4, accountant="rdp", seed=0)
+    run = trainer(tmp_path, callback, EMA(0.5), max_epochs=2, limit_val_batches=None, precision=precision)
+    run.fit(module, data)
+    assert run.callback_metrics["val/acc"] > 0.4  # 0.1 by guessing
+    assert run.callback_metrics["privacy/epsilon"] <= 20.0
+
+
+REFUSED = {
+    "batch normalization": (
+        {"net": Net(nn.BatchNorm2d(4))},
+        {},
+        r"backbone.1 \(BatchNorm2d\) mixes the samples .* Use norm kernel, group, layer",
+    ),
+    "a subclass of it without parameters": (
+        {"net": Net(nn.SyncBatchNorm(4, affine=False))},
+        {},
+        r"backbone.1 \(SyncBatchNorm\)",
+    ),
+    "running statistics": ({"net": Net(nn.InstanceNorm2d(4, track_running_stats=True))}, {}, "keeps statistics"),
+    "a layer without a rule": ({"net": Net(nn.PReLU())}, {}, r"backbone.1 \(PReLU\): there is no rule"),
+    "mixup": ({"mixup_alpha": 0.2}, {}, "mixup and cutmix put two samples into one"),
+    "compiled": ({"compile": True}, {}, "is compiled"),
+    "gradient clipping": ({}, {"gradient_clip_val": 1.0}, "clips the noisy sum"),
+    "half precision": ({}, {"precision": "bf16-true"}, "precision bf16-true is too coarse"),
+    "overfitting": ({}, {"overfit_batches": 1}, "not drawn at random"),
+    "a finder": ({}, {"callbacks": [LearningRateFinder()]}, "LearningRateFinder takes steps that are not counted"),
+    "averaging": ({}, {"callbacks": [StochasticWeightAveraging(0.1)]}, "use knlightning.callbacks.EMA"),
+}
+
+
+@pytest.mark.parametrize(("of_task", "of_trainer", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused_before_any_data_is_read(tmp_path, of_task, of_trainer, message):
+    own = of_trainer.pop("callbacks", []) if "callbacks" in of_trainer else []
+    run, module, callback = trainer(tmp_path, *own, **of_trainer), task(**of_task), privacy()
+    with pytest.raises(ValueError, match=message):
+        callback.check_before(run, module, None)
+    run.callbacks.append(callback)
+    with pytest.raises(ValueError, match=message):
+        run.fit(module, RandomData(SAMPLES, 5))
+
+
+def test_repeated_augmentation_is_refused(tmp_path):
+    data = RandomData(SAMPLES, 5)
+    data._repeats = 4
+    with pytest.raises(ValueError, match=r"repeated_augmentation to 1, and views"):
+        privacy().check_before(trainer(tmp_path), task(), data)
+
+
+class HomeMadeBatchNorm(nn.Module):
+    def forward(self, x):
+        return (x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True)
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x):
+        self.average += x.detach().mean((0, 2, 3))
+        return x
+
+
+class WeightedLoss(ClassificationTask):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], weight=batch[0].mean((0, 2, 3)).detach())
+
+
+class Skipping(ClassificationTask):
+    def training_step(self, batch, batch_idx):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (HomeMadeBatchNorm(), r"backbone.1 \(HomeMadeBatchNorm\) does not treat each sample by itself.*changed sample"),
+        (Counter(), r"backbone.1.average is a buffer that training samples change"),
+    ],
+)
+def test_layers_that_mix_samples_are_found_by_trial(tmp_path, layer, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, privacy()).fit(task(Net(layer)), RandomData(SAMPLES, 5))
+
+
+@pytest.mark.parametrize(("kind", "message"), [(WeightedLoss, "the loss does not treat"), (Skipping, "returned None")])
+def test_losses_that_mix_samples_are_found_by_trial(tmp_path, kind, message):
+    module = task()
+    module.__class__ = kind
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, privacy()).fit(module, RandomData(SAMPLES, 5))
+
+
+def test_more_samples_in_a_step_than_there_are(tmp_path):
+    with pytest.raises(ValueError, match=r"a step of 32 samples .* more than the 20 training samples"):
+        trainer(tmp_path, privacy()).fit(task(), RandomData(SAMPLES, 32))
+
+
+def test_delta_must_be_below_one_over_the_samples(tmp_path):
+    with pytest.raises(ValueError, match=r"target_delta 0.05 must be below 1 / 20"):
+        trainer(tmp_path, privacy(target_delta=0.05)).fit(task(), RandomData(SAMPLES, 5))
+
+
+def test_a_sampler_of_its_own_is_refused(tmp_path):
+    data = TensorDataset(torch.rand(20, 3, 8, 8), torch.zeros(20, dtype=torch.long))
+    loader = DataLoader(data, 5, sampler=torch.utils.data.WeightedRandomSampler(torch.ones(20), 20))
+    with pytest.raises(ValueError, match=r"sampler of its own, WeightedRandomSampler"):
+        trainer(tmp_path, privacy()).fit(task(), loader, RandomData().val_dataloader())
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"target_epsilon": 0.0}, "target_epsilon must be above 0"),
+        ({"target_delta": 1.0}, "target_delta must be above 0 and below 1"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier must be 0 or above"),
+        ({"noise_multiplier": None}, "target_epsilon or noise_multiplier is needed"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
+        ({"accountant": "moments"}, "accountant must be rdp or prv or gdp"),
+        ({"physical_batch_size": 0}, "physical_batch_size must be 1 or above"),
+        ({"clipping": "hard"}, "clipping must be flat or automatic"),
+        ({"views": 0}, "views must be 1 or above"),
+    ],
+)
+def test_arguments_out_of_range(argument, message):
+    with pytest.raises(ValueError, match=message):
+        privacy(**argument)
+
+
+def test_a_step_that_goes_by_the_callback_is_noticed(tmp_path):
+    class Sly(ClassificationTask):
+        def on_before_optimizer_step(self, optimizer):
+            self.trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed += 1
+
+    module = task()
+    module.__class__ = Sly
+    with pytest.raises(RuntimeError, match="the weights are not private"):
+        trainer(tmp_path, privacy()).fit(module, RandomData(SAMPLES, 5))
+
+
+def test_a_task_need_not_be_ours(tmp_path):
+    class Plain(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def training_step(self, batch, batch_idx):
+            return {"loss": F.cross_entropy(self.net(batch[0]), batch[1])}
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters())
+
+    callback = privacy()
+    trainer(tmp_path, callback, max_epochs=1).fit(Plain(), RandomData(SAMPLES, 5))
+    assert callback.spent == [(0.8, 0.25, 4)]
