@@ -53,6 +53,7 @@ SUBCOMMANDS = {
     "predict": "Apply a checkpoint to images of your own; writes predictions.csv.",
 }
 OTHER_COMMANDS = {
+    "audit-privacy": ("knlightning.privacy.audit", "Check the promises of a private run: bounds, noise, epsilon."),
     "benchmark": ("knlightning.analysis.benchmark", "Measure time and memory beside other normalizations."),
     "export": ("knlightning.export", "Write the network of a checkpoint for other programs."),
     "reproduce": ("knlightning.analysis.reproduce", "List the results of the paper, or train for them again."),

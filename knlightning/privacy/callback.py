@@ -297,21 +297,32 @@ class DifferentialPrivacy(Callback):
         """Put the noisy sum in the place of the gradient."""
         assert self.plan is not None
         assert self._gradients is not None
-        step = trainer.global_step
-        if step >= self.plan.last_step:
+        if trainer.global_step >= self.plan.last_step:
             raise RuntimeError(f"privacy: the budget allows {self.plan.last_step} steps, and another one was begun")
-        total = self._taken_sums()
+        for parameter, part in zip(self._parameters, self.noisy_gradient(trainer, trainer.global_step), strict=True):
+            parameter.grad = torch.empty_like(parameter).copy_(part)
+        self.spent = merged([*self.spent, (self.plan.noise, self.plan.rate, 1)])
+        self._noised += 1
+
+    def noisy_gradient(self, trainer: Trainer, step: int) -> list[Tensor]:
+        """Turn the sums of the step's gradients, over all devices, into what the optimizer gets, and forget them.
+
+        Args:
+            trainer: of the run.
+            step: number of the step, which the noise belongs to.
+
+        Returns:
+            a tensor for each trainable parameter.
+        """
+        assert self.plan is not None
+        total = self.taken_sums()
         if trainer.is_global_zero and self.plan.noise > 0:
             noise = self._random.normal(len(total), "noise", step, total.device)
             total.add_(noise, alpha=self.plan.noise * self.max_grad_norm)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(total)
-        total.div_(self.plan.batch)
-        sizes = [parameter.numel() for parameter in self._parameters]
-        for parameter, part in zip(self._parameters, total.split(sizes), strict=True):
-            parameter.grad = torch.empty_like(parameter).copy_(part.view(parameter.shape))
-        self.spent = merged([*self.spent, (self.plan.noise, self.plan.rate, 1)])
-        self._noised += 1
+        parts = total.div_(self.plan.batch).split([parameter.numel() for parameter in self._parameters])
+        return [part.view(parameter.shape) for part, parameter in zip(parts, self._parameters, strict=True)]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -343,8 +354,8 @@ class DifferentialPrivacy(Callback):
         """Say what was spent."""
         _say(f"Privacy:    {self.statement()}")
 
-    def _taken_sums(self) -> Tensor:
-        """Take away the sums of the step's gradients, as one vector; zero for what no sample has reached."""
+    def taken_sums(self) -> Tensor:
+        """Take away this device's sums of the step's gradients, as one vector; zero for what no sample has reached."""
         parts = []
         for parameter in self._parameters:
             total = getattr(parameter, "summed_grad", None)
