@@ -53,6 +53,46 @@ class RandomData(LightningDataModule):
         return DataLoader(self.dataset, self.batch_size)
 
 
+class TinyFCN(nn.Module):
+    """A convolution with dropout, to logits for every pixel."""
+
+    def __init__(self, num_classes: int = 3, dropout_p: float = 0.2) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_p)
+        self.head = nn.Conv2d(3, num_classes, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.dropout(images))
+
+
+class RandomScenes(LightningDataModule):
+    """Random images with random labels of their pixels, some ignored; none of the attributes of our datamodules."""
+
+    def __init__(
+        self, samples: int = 10, batch_size: int = 4, classes: int = 3, size: tuple[int, int] = (8, 10)
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.rand(samples, 3, *size, generator=generator)
+        self.labels = torch.randint(classes, (samples, *size), generator=generator)
+        self.labels[torch.rand(self.labels.shape, generator=generator) < 0.3] = 255
+        self.dataset = TensorDataset(self.images, self.labels)
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.dataset, self.batch_size, generator=torch.Generator())
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.dataset, self.batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.dataset, self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        names = [f"{number}.jpg" for number in range(len(self.images))]
+        return DataLoader(list(zip(self.images, names, strict=True)), batch_size=self.batch_size)
+
+
 def tiny_config(**trainer: object) -> dict:
     """A configuration that learns the digits in seconds."""
     return {

@@ -132,7 +132,7 @@ class Task(LightningModule, ABC):
 
     def forward(self, images: Tensor) -> Tensor:
         """Apply the backbone to images (N, C, H, W)."""
-        return self.backbone(images.contiguous(memory_format=self.memory_format))
+        return self.backbone(images.to(memory_format=self.memory_format))
 
     @abstractmethod
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

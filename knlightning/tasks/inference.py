@@ -44,7 +44,7 @@ def averaged_logits(
         resized = _resized_images(images, scale)
         logits = _windowed(network, resized.flip(-1) if mirrored else resized, window, stride)
         logits = logits.flip(-1) if mirrored else logits
-        if logits.shape[-2:] == images.shape[-2:]:
+        if resized.shape == images.shape:
             return logits
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
