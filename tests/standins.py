@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from knlightning.data.samplers import EvalSampler, TrainSampler
 
 TESTS = Path(__file__).parent
 PROJECT = TESTS.parent
@@ -79,18 +82,25 @@ class RandomScenes(LightningDataModule):
         self.dataset = TensorDataset(self.images, self.labels)
         self.batch_size = batch_size
 
+    def _loader(self, dataset: Sequence[object] | Dataset, **kwargs: object) -> DataLoader:
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        kwargs.setdefault("sampler", EvalSampler(len(dataset), ranks, rank))
+        return DataLoader(dataset, batch_size=self.batch_size, **kwargs)
+
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.dataset, self.batch_size, generator=torch.Generator())
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = TrainSampler(len(self.dataset), 0, ranks, rank)
+        return self._loader(self.dataset, sampler=sampler, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.dataset, self.batch_size)
+        return self._loader(self.dataset)
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.dataset, self.batch_size)
+        return self._loader(self.dataset)
 
     def predict_dataloader(self) -> DataLoader:
         names = [f"{number}.jpg" for number in range(len(self.images))]
-        return DataLoader(list(zip(self.images, names, strict=True)), batch_size=self.batch_size)
+        return self._loader(list(zip(self.images, names, strict=True)))
 
 
 def tiny_config(**trainer: object) -> dict:
