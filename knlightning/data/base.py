@@ -372,8 +372,10 @@ class BaseDataModule(LightningDataModule, ABC):
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _workers(self, dataset: LabelledImages | FolderImages) -> int:
-        if isinstance(dataset, TensorImages):
-            return 0
+        return 0 if isinstance(dataset, TensorImages) else self._readers()
+
+    def _readers(self) -> int:
+        """Return how many processes read files."""
         if self.num_workers is not None:
             return self.num_workers
         # a container or a batch system may grant fewer than the machine has
