@@ -185,6 +185,32 @@ def write_imagenet32(root: Path, pickles: bool = False, rows: int = 5, val: int 
     return contents
 
 
+def write_cityscapes(root: Path, train: int = 3, val: int = 3, test: int = 2, size: tuple[int, int] = (64, 32)) -> None:
+    """Write images of (width, height) `size`, and their label ids, in the layout of Cityscapes.
+
+    There are two cities in each split, of as many images as the arguments say. Fields of 4x4 pixels have the same id;
+    all ids occur. In an image red is 7 times the id (245 for 255), green and blue are random. As in the real data, all
+    pixels of test images are of id 0 in the label files.
+    """
+    generator = np.random.default_rng(0)
+    width, height = size
+    fields = -(-height // 4), -(-width // 4)
+    for split, cities, count in (("train", "ba", train), ("val", "dc", val), ("test", "fe", test)):
+        for city in cities:
+            images, masks = (root / kind / split / city for kind in ("leftImg8bit", "gtFine"))
+            images.mkdir(parents=True)
+            masks.mkdir(parents=True)
+            for number in range(count):
+                ids = generator.permutation(np.resize(np.r_[:34, 255], fields[0] * fields[1])).astype(np.uint8)
+                ids = ids.reshape(fields).repeat(4, 0).repeat(4, 1)[:height, :width]
+                pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+                pixels[..., 0] = np.minimum(ids, 35) * 7
+                name = f"{city}_{number:06d}_000019"
+                Image.fromarray(pixels).save(images / f"{name}_leftImg8bit.png")
+                ids = ids * np.uint8(split != "test")
+                Image.fromarray(ids).save(masks / f"{name}_gtFine_labelIds.png")
+
+
 def mapping(address: int) -> tuple[str, int]:
     """Return the file that is mapped at an address of this process ("" for none), and how many bytes are its own.
 

@@ -13,7 +13,7 @@ from knlightning.data.digits import MOST_INK, read_ink
 from knlightning.data.segmentation import IGNORED, SegmentationDataModule
 from knlightning.data.transforms import random_crop
 
-BLOCK = 256
+BLOCK = 64
 """So many scenes are composed at a time."""
 DIGIT_SIZES = (14.0, 30.0)
 """Least and largest height of a digit in pixels, its margin included."""
@@ -73,8 +73,8 @@ class DigitScenesDataModule(SegmentationDataModule):
     )
     label_ids = tuple(range(11))
     # of the training scenes as they are by default
-    mean = (0.2913, 0.2931, 0.2915)
-    std = (0.1701, 0.1714, 0.1708)
+    mean = (0.2888, 0.2913, 0.2916)
+    std = (0.1719, 0.1709, 0.1713)
 
     def __init__(
         self,
