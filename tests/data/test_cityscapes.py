@@ -279,7 +279,7 @@ def test_a_damaged_image_is_named_when_it_is_read(root: Path) -> None:
     for split, city in (("train", "b"), ("val", "c")):
         path = image(root, split, city, 0)
         path.write_bytes(path.read_bytes()[:-100])
-    data = ready(root, num_workers=1)
+    data = ready(root)
     for loader, name in ((data.train_dataloader(), "b_000000"), (data.val_dataloader(), "c_000000")):
         with pytest.raises(ValueError, match=f"{name}_000019_leftImg8bit.png: cannot be read as an image"):
             list(loader)

@@ -24,8 +24,8 @@ class StripesDataModule(SegmentationDataModule):
     std = (0.1, 0.2, 0.3)
     image_size = (6, 8)
 
-    def __init__(self, predict_dir: Path | None = None) -> None:
-        super().__init__(2, None, "standard", 0.0, 0, 0, None, predict_dir)
+    def __init__(self, predict_dir: Path | None = None, val_split: float = 0.0) -> None:
+        super().__init__(2, None, "standard", val_split, 0, 0, None, predict_dir)
 
     def _load(self, source: str) -> TensorImages:
         labels = (torch.arange(6) % 2).to(torch.uint8).view(1, 6, 1).repeat(3, 1, 8)
@@ -43,6 +43,13 @@ def test_batches_as_they_reach_the_task() -> None:
         assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
         torch.testing.assert_close(images[0, :, 0, 0], torch.tensor([0.0, -1.5, -2.0]))
         assert labels[0, :, 3].tolist() == [data.ignore_index, 1, 0, 1, 0, 1]
+
+
+def test_images_can_be_held_out_without_regard_to_their_labels() -> None:
+    data = StripesDataModule(val_split=0.34)
+    data.setup("fit")
+    assert [len(loader.dataset) for loader in (data.train_dataloader(), data.val_dataloader())] == [1, 2]
+    assert next(iter(data.val_dataloader()))[1].shape == (2, 6, 8)
 
 
 def test_images_to_predict_on_come_one_by_one_at_their_own_size(tmp_path: Path) -> None:
