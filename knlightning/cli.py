@@ -50,7 +50,7 @@ SUBCOMMANDS = {
     "fit": "Train a network; resume with --ckpt_path last.",
     "validate": "Evaluate a checkpoint on the validation data.",
     "test": "Evaluate a checkpoint on the test data.",
-    "predict": "Apply a checkpoint to images of your own; writes predictions.csv.",
+    "predict": "Apply a checkpoint to images of your own; writes predictions.csv, or for segmentation predictions/.",
 }
 OTHER_COMMANDS = {
     "audit-privacy": ("knlightning.privacy.audit", "Check the promises of a private run: bounds, noise, epsilon."),
@@ -61,12 +61,12 @@ OTHER_COMMANDS = {
 }
 """Commands with a parser of their own: the module whose `main` takes their arguments, and what they do."""
 TITLES = {
-    "model": "Task and network (knl fit --model.help knlightning.tasks.ClassificationTask)",
+    "model": "Task and network (knl fit --model.help knlightning.tasks.ClassificationTask, or SegmentationTask)",
     "data": "Data (knl fit --data.help knlightning.data.DigitsDataModule)",
     "best_checkpoint": "What is kept as checkpoints/best.ckpt",
     "last_checkpoint": "When checkpoints/last.ckpt is written; always at the end of an epoch",
     "pictures": "Confusion matrix and example predictions in TensorBoard",
-    "predictions": "Table written by knl predict",
+    "predictions": "What knl predict writes",
     "trainer": "Lightning's trainer",
 }
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}

@@ -1,7 +1,7 @@
 """The directory of a run: its layout, how a new one is named, and how the checkpoints in it are found.
 
 A run directory holds `config.yaml`, `checkpoints/last.ckpt`, `checkpoints/best.ckpt`, `metrics.csv`, the events of
-TensorBoard and, after `knl predict`, `predictions.csv`.
+TensorBoard and, after `knl predict`, `predictions.csv` or the folder `predictions`.
 """
 
 import os

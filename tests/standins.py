@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from knlightning.data.samplers import EvalSampler, TrainSampler
 
 TESTS = Path(__file__).parent
 PROJECT = TESTS.parent
@@ -51,6 +54,53 @@ class RandomData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.dataset, self.batch_size)
+
+
+class TinyFCN(nn.Module):
+    """A convolution with dropout, to logits for every pixel."""
+
+    def __init__(self, num_classes: int = 3, dropout_p: float = 0.2) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout_p)
+        self.head = nn.Conv2d(3, num_classes, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.dropout(images))
+
+
+class RandomScenes(LightningDataModule):
+    """Random images with random labels of their pixels, some ignored; none of the attributes of our datamodules."""
+
+    def __init__(
+        self, samples: int = 10, batch_size: int = 4, classes: int = 3, size: tuple[int, int] = (8, 10)
+    ) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.rand(samples, 3, *size, generator=generator)
+        self.labels = torch.randint(classes, (samples, *size), generator=generator)
+        self.labels[torch.rand(self.labels.shape, generator=generator) < 0.3] = 255
+        self.dataset = TensorDataset(self.images, self.labels)
+        self.batch_size = batch_size
+
+    def _loader(self, dataset: Sequence[object] | Dataset, **kwargs: object) -> DataLoader:
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        kwargs.setdefault("sampler", EvalSampler(len(dataset), ranks, rank))
+        return DataLoader(dataset, batch_size=self.batch_size, **kwargs)
+
+    def train_dataloader(self) -> DataLoader:
+        ranks, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = TrainSampler(len(self.dataset), 0, ranks, rank)
+        return self._loader(self.dataset, sampler=sampler, generator=torch.Generator())
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.dataset)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.dataset)
+
+    def predict_dataloader(self) -> DataLoader:
+        names = [f"{number}.jpg" for number in range(len(self.images))]
+        return self._loader(list(zip(self.images, names, strict=True)))
 
 
 def tiny_config(**trainer: object) -> dict:
@@ -183,6 +233,32 @@ def write_imagenet32(root: Path, pickles: bool = False, rows: int = 5, val: int 
             else:
                 np.savez(folder / f"{name}.npz", mean=np.zeros(3072), **content)
     return contents
+
+
+def write_cityscapes(root: Path, train: int = 3, val: int = 3, test: int = 2, size: tuple[int, int] = (64, 32)) -> None:
+    """Write images of (width, height) `size`, and their label ids, in the layout of Cityscapes.
+
+    There are two cities in each split, of as many images as the arguments say. Fields of 4x4 pixels have the same id;
+    all ids occur. In an image red is 7 times the id (245 for 255), green and blue are random. As in the real data, all
+    pixels of test images are of id 0 in the label files.
+    """
+    generator = np.random.default_rng(0)
+    width, height = size
+    fields = -(-height // 4), -(-width // 4)
+    for split, cities, count in (("train", "ba", train), ("val", "dc", val), ("test", "fe", test)):
+        for city in cities:
+            images, masks = (root / kind / split / city for kind in ("leftImg8bit", "gtFine"))
+            images.mkdir(parents=True)
+            masks.mkdir(parents=True)
+            for number in range(count):
+                ids = generator.permutation(np.resize(np.r_[:34, 255], fields[0] * fields[1])).astype(np.uint8)
+                ids = ids.reshape(fields).repeat(4, 0).repeat(4, 1)[:height, :width]
+                pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+                pixels[..., 0] = np.minimum(ids, 35) * 7
+                name = f"{city}_{number:06d}_000019"
+                Image.fromarray(pixels).save(images / f"{name}_leftImg8bit.png")
+                ids = ids * np.uint8(split != "test")
+                Image.fromarray(ids).save(masks / f"{name}_gtFine_labelIds.png")
 
 
 def mapping(address: int) -> tuple[str, int]:

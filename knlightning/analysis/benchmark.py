@@ -1,6 +1,7 @@
 """Measure what kernel normalization costs: time, memory and operations, beside other normalizations and beside none.
 
-In kind the paper's Tables 6, 7 and 8 (Nasirigerdeh et al., TMLR 2024, Appendix D), on whatever device there is:
+In kind the paper's Tables 6, 7 and 8 (Nasirigerdeh et al., TMLR 2024, Appendix D), and the memory of the networks of
+Table 3, on whatever device there is:
 
     knl benchmark
     python -m knlightning.analysis.benchmark --preset table6 --batch_size 8
@@ -37,10 +38,11 @@ from knlightning.analysis.variants import Case, Network, Variant
 from knlightning.run_directory import replacing
 
 Row = dict[str, Any]
-Preset = Literal["laptop", "table6", "table7", "table8", "targets"]
+Preset = Literal["laptop", "table3", "table6", "table7", "table8", "targets"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+FCN_VARIANTS: tuple[Variant, ...] = tuple(variant for variant in VARIANTS if variant != "batch-primitives")
 KERNEL_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "algorithm1")
-MEASURES = ("step_ms", "evaluation_ms", "step_peak", "evaluation_peak", "kept", "flops")
+MEASURES = ("step_ms", "evaluation_ms", "step_peak", "evaluation_peak", "evaluation_maps", "kept", "flops")
 COLUMNS = (
     ("step_ms", "training step, ms", 1.0),
     ("evaluation_ms", "evaluation, ms", 1.0),
@@ -50,9 +52,17 @@ COLUMNS = (
     ("flops", "forward pass, GFLOP", 1e9),
 )
 """Measure, heading, and the unit in which it is shown."""
-BATCH_SIZES: dict[Preset, int | None] = {"laptop": 8, "table6": 32, "table7": 32, "table8": 256, "targets": None}
+BATCH_SIZES: dict[Preset, int | None] = {
+    "laptop": 8,
+    "table3": 8,
+    "table6": 32,
+    "table7": 32,
+    "table8": 256,
+    "targets": None,
+}
 RESOLUTIONS: dict[Preset, tuple[int, ...]] = {
     "laptop": (32,),
+    "table3": (512,),
     "table6": (224,),
     "table7": (224,),
     "table8": (32, 64, 128),
@@ -67,7 +77,7 @@ def cases(
     Args:
         preset: its name.
         batch_size: images in a batch; None only for "targets", which then has sizes of its own.
-        resolutions: heights and widths of the images; not for "targets".
+        resolutions: heights and widths of the images, for "table3" heights of the crops; not for "targets".
         variants: those wanted, as far as the preset has them.
     """
     kernels = [variant for variant in KERNEL_VARIANTS if variant in variants]
@@ -86,6 +96,9 @@ def cases(
             for variant in kernels
         ]
     networks: tuple[Network, ...] = ("resnet18", "resnet34", "resnet50")
+    if preset == "table3":
+        networks = ("fcn_resnet18", "fcn_resnet34", "fcn_resnet50")
+        wanted = [variant for variant in FCN_VARIANTS if variant in variants]
     if preset == "laptop":
         networks = ("resnet18", "layers")
     return [
@@ -181,6 +194,16 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return result
 
 
+def memory_of(row: Row) -> str:
+    """Say what a network for segmentation keeps beside that with batch normalization, and what evaluation takes."""
+    kept, maps = row["kept_over_batch"], row["evaluation_maps"]
+    parts = [
+        "" if kept is None else f"keeps {kept:.2f} times what batch keeps for backward",
+        "" if maps is None else f"evaluation of a whole image peaks at {maps:.1f} of its largest feature maps",
+    ]
+    return f"{row['variant']}: " + ("; ".join(part for part in parts if part) or row["status"])
+
+
 def write(rows: Sequence[Row], settings: Row, stem: Path) -> None:
     """Write `STEM.csv` (a line for each row), `STEM.json` (with machine and settings) and `STEM.png` (a plot).
 
@@ -261,14 +284,18 @@ def benchmark(
     """Measure time, memory and operations of kernel normalized networks beside others.
 
     Args:
-        preset: "laptop": ResNet-18 and four layers on small images, about two minutes on two cores. "table6": time of
-            the ResNets of 18, 34 and 50 layers. "table7": their memory. "table8": four layers at several resolutions
-            and strides. "targets": KNResNet-18 at 32x32 and -50 at 224x224, and layers with kernels from 1x1 to 7x7.
+        preset: "laptop": ResNet-18 and four layers on small images, about two minutes on two cores. "table3": memory
+            of the FCNs of 18, 34 and 50 layers, of a step on crops of 1024x512 and of evaluation of a whole image of
+            2048x1024; what is kept grows in proportion to the batch. "table6": time of the ResNets of 18, 34 and 50
+            layers. "table7": their memory. "table8": four layers at several resolutions and strides. "targets":
+            KNResNet-18 at 32x32 and -50 at 224x224, and layers with kernels from 1x1 to 7x7.
         batch_size: images in a batch; null for that of the preset, which is the paper's for its tables.
-        resolutions: heights and widths of the images; null for those of the preset.
+        resolutions: heights and widths of the images, for "table3" heights of the crops; null for those of the
+            preset.
         variants: how the networks normalize, of floor, kernel, algorithm1, batch, batch-primitives, group and layer;
             null for all. Ratios need "floor".
-        rounds: rounds over which medians are taken, after a warm-up; null for 5 ("table7": 0, no times).
+        rounds: rounds over which medians are taken, after a warm-up; null for 5 ("table3" and "table7": 0, no
+            times).
         device: where to run; auto for a GPU if there is one.
         channels_last: memory format of images and weights.
         out: directory of PRESET.csv, PRESET.json and PRESET.png.
@@ -296,12 +323,13 @@ def benchmark(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if rounds is None:
-        rounds = 0 if preset == "table7" else 5
+        rounds = 0 if preset in ("table3", "table7") else 5
     planned = cases(
         preset, batch_size or BATCH_SIZES[preset], resolutions or RESOLUTIONS.get(preset, ()), variants or VARIANTS
     )
     if not planned:
-        raise ValueError(f"--variants: the preset {preset} has only {', '.join(KERNEL_VARIANTS)}, got {variants}")
+        had = FCN_VARIANTS if preset == "table3" else KERNEL_VARIANTS
+        raise ValueError(f"--variants: the preset {preset} has only {', '.join(had)}, got {variants}")
 
     console = Console(width=None if sys.stdout.isatty() else 132)
     described = machine(device)
@@ -312,6 +340,8 @@ def benchmark(
         done = run_setting(list(group), rounds, device, channels_last)
         rows += done
         console.print(table(done, title))
+        if preset == "table3":
+            print(*map(memory_of, done), sep="\n")
         write(rows, settings, out / preset)  # after every setting: what is measured is not lost if the run is ended
     print("In brackets: relative to the floor, the same network with plain convolutions and no normalization.")
     print(f"Written: {out / preset}.csv, .json, .png")

@@ -45,6 +45,28 @@ def bytes_kept(net: nn.Module, images: Tensor) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
+def largest_map(net: nn.Module, images: Tensor) -> int:
+    """Return the bytes of the largest output of a layer, in evaluation.
+
+    Args:
+        net: the network.
+        images: its input.
+    """
+    largest = 0
+
+    def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.nbytes)
+
+    handles = [module.register_forward_hook(look) for module in net.modules()]
+    net.eval()
+    with torch.inference_mode():
+        net(images)
+    for handle in handles:
+        handle.remove()
+    return largest
+
+
 class Probe:
     """A network with its data, and the passes that are timed.
 
@@ -63,23 +85,28 @@ class Probe:
         self.before = 0 if device == "cuda" else self._peak()
         torch.manual_seed(0)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        size = (case.batch_size, 3, case.resolution, case.resolution)
-        self.images = torch.rand(size, device=device).contiguous(memory_format=layout)
+        self.images = torch.rand(case.shape, device=device).contiguous(memory_format=layout)
+        self.whole = self.images
+        if case.evaluation_shape != case.shape:
+            self.whole = torch.rand(case.evaluation_shape, device=device).contiguous(memory_format=layout)
         self.net = build(case).to(device, memory_format=layout)  # type: ignore[call-overload] # torch's stub lacks it
-        self.labels = torch.randint(100, size[:1], device=device)
+        labels = (case.batch_size, *case.shape[2:]) if case.segmentation else (case.batch_size,)
+        self.labels = torch.randint(19 if case.segmentation else 100, labels, device=device)
         # The rate is 0: nothing diverges, and the time is the same.
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.0, momentum=0.9)
         self.repeats = dict.fromkeys(PASSES, 1)
 
-    def costs(self) -> dict[str, int]:
+    def costs(self) -> dict[str, float]:
         """Warm up, and measure all but the time.
 
         Returns:
             "step_peak" and "evaluation_peak", the most bytes in use: on a GPU those allocated, on a CPU the growth of
-            the process's resident set since before the network was built; "kept", see :func:`bytes_kept`; "flops", see
+            the process's resident set since before the network was built, which for a step is at least that of the
+            evaluation; "evaluation_maps", the peak of the evaluation without the weights, in units of the largest
+            output of a layer; "kept", see :func:`bytes_kept`; "flops", see
             :func:`knlightning.analysis.variants.count_flops`.
         """
-        peaks = {}
+        peaks: dict[str, float] = {}
         for which in PASSES[::-1]:  # a step needs more memory than an evaluation: the later peak is its own
             if self.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -87,6 +114,8 @@ class Probe:
                 milliseconds = self.milliseconds(which)
             peaks[f"{which}_peak"] = self._peak() - self.before
             self.repeats[which] = math.ceil(LEAST_MS / milliseconds)
+        weights = sum(parameter.nbytes for parameter in self.net.parameters())
+        peaks["evaluation_maps"] = (peaks["evaluation_peak"] - weights) / largest_map(self.net, self.whole)
         self.net.train()
         return peaks | {"kept": bytes_kept(self.net, self.images), "flops": count_flops(self.net, self.images)}
 
@@ -111,7 +140,7 @@ class Probe:
 
     @torch.inference_mode()
     def _evaluate(self) -> None:
-        self.net(self.images)
+        self.net(self.whole)
 
     def _synchronize(self) -> None:
         if self.device == "cuda":
@@ -134,7 +163,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 _probe: Probe
 
 
-def start(case: Case, device: str, channels_last: bool) -> dict[str, int]:
+def start(case: Case, device: str, channels_last: bool) -> dict[str, float]:
     """Make the probe of this process, and return its costs."""
     global _probe
     _probe = Probe(case, device, channels_last)

@@ -11,11 +11,12 @@ import torchvision.models as torchvision_models
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from knlightning import models
 from knlightning.models import knresnet18, knresnet34, knresnet50
 from knlightning.nn import KernelNorm2d, KNConv2d
 from knlightning.nn.geometry import padding_pairs
 
-Network = Literal["resnet18", "resnet34", "resnet50", "layers"]
+Network = Literal["resnet18", "resnet34", "resnet50", "layers", "fcn_resnet18", "fcn_resnet34", "fcn_resnet50"]
 Variant = Literal["floor", "kernel", "algorithm1", "batch", "batch-primitives", "group", "layer"]
 
 LAYERS = 4
@@ -29,12 +30,14 @@ class Case:
     """One row of the benchmark: a network, and the images it is given.
 
     Args:
-        network: a residual network, or "layers": four convolutions of 256 filters, as in Table 8 of the paper.
+        network: a residual network, its fully convolutional relative for segmentation ("fcn_..."), or "layers": four
+            convolutions of 256 filters, as in Table 8 of the paper.
         variant: how it normalizes. "floor": the kernel normalized network with plain convolutions and no
             normalization; "kernel": with KNConv; "algorithm1": with KNConv as published; the others are torchvision's
             ResNets, or plain convolutions each with a norm: "batch", "batch-primitives" (BatchNorm from elementary
             operations), "group" (GroupNorm with 32 groups) and "layer" (GroupNorm with one).
-        resolution: height and width of the images.
+        resolution: height and width of the images; for segmentation height of the crops, which are twice as wide.
+            Then evaluation is of one whole image, twice as high and as wide as a crop, as in Cityscapes.
         batch_size: images in a batch.
         stride: of each of the "layers".
         kernel_size: of each of the "layers".
@@ -53,7 +56,23 @@ class Case:
         name: str = self.network
         if name == "layers":
             name = f"{LAYERS} layers {self.kernel_size}x{self.kernel_size}, {CHANNELS} filters, stride {self.stride}"
-        return f"{name}, {self.resolution}x{self.resolution}, batch {self.batch_size}"
+        height, width = self.shape[2:]
+        return f"{name}, {width}x{height}, batch {self.batch_size}"
+
+    @property
+    def segmentation(self) -> bool:
+        """Whether the network tells the class of every pixel."""
+        return self.network.startswith("fcn_")
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of a batch in training."""
+        return self.batch_size, 3, self.resolution, self.resolution * (1 + self.segmentation)
+
+    @property
+    def evaluation_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a batch in evaluation."""
+        return (1, 3, 2 * self.resolution, 4 * self.resolution) if self.segmentation else self.shape
 
 
 class AlgorithmOneConv2d(KNConv2d):
@@ -105,12 +124,19 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 def build(case: Case) -> nn.Module:
     """Build the network of a case, with dropout as in the paper.
 
-    It maps images [N, 3, H, W] to at least 100 numbers each. Residual networks have 1000 classes, for small images 100.
+    It maps images [N, 3, H, W] to at least 100 numbers each. Residual networks have 1000 classes, for small images
+    100; those for segmentation tell 19 classes of every pixel.
     """
     net: nn.Module
     if case.network == "layers":
         layers = [_layer(case, 3 if i == 0 else CHANNELS) for i in range(LAYERS)]
         net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    elif case.segmentation:
+        if case.variant in NORMS:
+            net = getattr(models, case.network)(norm=case.variant)
+        else:
+            make = getattr(models, case.network.replace("resnet", "knresnet"))
+            net = make(norm="none" if case.variant == "floor" else "kernel")
     else:
         low = case.resolution < LOW_RESOLUTION
         classes = 100 if low else 1000

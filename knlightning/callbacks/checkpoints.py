@@ -82,6 +82,18 @@ class BestCheckpoint(ModelCheckpoint):
             warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             super().setup(trainer, pl_module, stage)
 
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look for the metric before an epoch is spent.
+
+        Raises:
+            ValueError: if it is one of the validation, which does not log it.
+        """
+        logged = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        if logged and self.monitor is not None and self.monitor.startswith("val/") and self.monitor not in logged:
+            raise ValueError(
+                f"best_checkpoint.monitor: there is no metric {self.monitor!r}; the validation logs {', '.join(logged)}"
+            )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best score, also where the run directory was moved, if its file is still there."""
         assert self.dirpath is not None

@@ -9,23 +9,34 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from knlightning.callbacks.label_maps import coloured, palette_of, stretched
+from knlightning.tasks.segmentation import class_scores
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_NAMED_CLASSES = 25
 """More classes than that are not named at the axes of the confusion matrix, nor counted in its cells."""
+LARGEST_COUNT = 9999
+"""Larger counts, such as those of pixels, stand in the confusion matrix as shares of the true class."""
+MOST_SCENES = 8
+"""Of images with a label for each pixel no more are shown on a page."""
+SCENE_SIDE = 512
+"""Such images are thinned out, until no side is longer than twice that."""
 
 
 class Pictures(Callback):
     """Draw the confusion matrix and a page of predictions after validation, for TensorBoard.
 
-    Needs a task whose validation step returns the logits (N, classes), and batches (images, labels). Names of the
-    classes (`class_names`) and the way back from scaled images (`displayable`) are taken from the datamodule where
-    it has them.
+    Needs a task whose validation step returns the logits (N, classes), and batches (images, labels); or for
+    segmentation logits (N, classes, H, W), and labels (N, H, W), of which those that are the task's `ignore_index` do
+    not count. Then each image is shown with its true and its predicted classes in colours, and the intersection over
+    union of each class is drawn too. Names of the classes (`class_names`), their colours (`palette`) and the way back
+    from scaled images (`displayable`) are taken from the datamodule where it has them.
 
     Args:
         every_n_epochs: epochs between two drawings; the last epoch is always drawn. 0 for none at all.
-        images: number of images on the page.
+        images: number of images on the page; for segmentation no more than 8.
 
     Raises:
         ValueError: if an argument is negative.
@@ -39,6 +50,7 @@ class Pictures(Callback):
         self.every_n_epochs = every_n_epochs
         self.images = images
         self._confusion: MulticlassConfusionMatrix | None = None
+        self._of_pixels = False
         self._page: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,16 +67,27 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the predictions, and keep the first images."""
-        if not self._due(trainer) or not isinstance(outputs, Tensor) or outputs.ndim != 2:
+        if not self._due(trainer) or not isinstance(outputs, Tensor) or outputs.ndim not in (2, 4):
             return
         images, labels = batch
+        self._of_pixels = outputs.ndim == 4
+        predicted = outputs.argmax(dim=1)
         if self._confusion is None:
-            self._confusion = MulticlassConfusionMatrix(outputs.shape[1]).to(outputs.device)
-        self._confusion.update(outputs, labels)
-        missing = self.images - sum(len(kept) for kept, _, _ in self._page)
-        if missing > 0:
-            probabilities = outputs[:missing].float().softmax(dim=1)
-            self._page.append((images[:missing].cpu(), labels[:missing].cpu(), probabilities.cpu()))
+            # the labels are checked by the task
+            ignored = getattr(pl_module, "ignore_index", None)
+            made = MulticlassConfusionMatrix(outputs.shape[1], ignore_index=ignored, validate_args=False)
+            self._confusion = made.to(outputs.device)
+        self._confusion.update(predicted, labels)
+        most = min(self.images, MOST_SCENES) if self._of_pixels else self.images
+        missing = most - sum(len(kept) for kept, _, _ in self._page)
+        if missing <= 0:
+            return
+        if self._of_pixels:
+            step = max(1, max(labels.shape[1:]) // SCENE_SIDE)  # whole images of streets would take gigabytes
+            images, labels, shown = (part[..., ::step, ::step] for part in (images, labels, predicted))
+        else:
+            shown = outputs[:missing].float().softmax(dim=1)
+        self._page.append((images[:missing].cpu(), labels[:missing].cpu(), shown[:missing].cpu()))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
@@ -74,16 +97,24 @@ class Pictures(Callback):
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not trainer.is_global_zero or not writers:
             return
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        names = getattr(datamodule, "class_names", None) or [str(k) for k in range(len(counts))]
-        figures = {"val/confusion": confusion_figure(counts, names)}
-        if self._page:
-            images, labels, probabilities = (torch.cat(part) for part in zip(*self._page, strict=True))
-            displayable = getattr(datamodule, "displayable", _stretched)
-            figures["val/predictions"] = predictions_figure(displayable(images), labels, probabilities, names)
+        figures = self._figures(counts, trainer.datamodule)  # type: ignore[attr-defined]
         for writer in writers:
             for tag, figure in figures.items():
                 writer.add_figure(tag, figure, trainer.global_step - 1)  # the step of the validation's metrics
+
+    def _figures(self, counts: Tensor, datamodule: Any) -> dict[str, "Figure"]:
+        names = getattr(datamodule, "class_names", None) or [str(k) for k in range(len(counts))]
+        displayable = getattr(datamodule, "displayable", stretched)
+        figures = {"val/confusion": confusion_figure(counts, names)}
+        if self._of_pixels:
+            figures["val/iou"] = iou_figure(class_scores(counts)["iou"], names)
+        if self._page and self._of_pixels:
+            page = [part for images, *maps in self._page for part in zip(displayable(images), *maps, strict=True)]
+            figures["val/predictions"] = scenes_figure(page, palette_of(datamodule, len(counts)))
+        elif self._page:
+            images, labels, probabilities = (torch.cat(part) for part in zip(*self._page, strict=True))
+            figures["val/predictions"] = predictions_figure(displayable(images), labels, probabilities, names)
+        return figures
 
     def _due(self, trainer: Trainer) -> bool:
         if not self.every_n_epochs or trainer.sanity_checking or trainer.state.fn != "fit":
@@ -111,8 +142,9 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
         axes.set_yticks(range(len(names)), names)
         for row, column in counts.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
-            count = int(counts[row, column])
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+            share, count = shares[row, column], int(counts[row, column])
+            text = str(count) if counts.max() <= LARGEST_COUNT else f"{share:.0%}" if share >= 0.005 else ""
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
 
 
@@ -141,7 +173,45 @@ def predictions_figure(images: Tensor, labels: Tensor, probabilities: Tensor, na
     return figure
 
 
-def _stretched(images: Tensor) -> Tensor:
-    """Bring images of an unknown scaling to [0, 1], each by itself."""
-    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp(min=1e-12)
+def iou_figure(iou: Tensor, names: Sequence[str]) -> "Figure":
+    """Draw the intersection over union of each class as a bar, and their mean as a line.
+
+    Args:
+        iou: (classes,), NaN for classes without pixels.
+        names: of the classes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(range(len(names)), iou.nan_to_num().numpy())
+    axes.bar_label(bars, ["no pixels" if value.isnan() else f"{value:.3f}" for value in iou], padding=3, fontsize=8)
+    axes.axvline(float(iou.nanmean()), color="black", linewidth=0.8, label=f"mean {iou.nanmean():.3f}")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1), xlabel="intersection over union")
+    figure.legend(loc="outside upper right")
+    return figure
+
+
+def scenes_figure(scenes: Sequence[tuple[Tensor, Tensor, Tensor]], palette: Tensor) -> "Figure":
+    """Draw images with their true and their predicted classes side by side; ignored pixels are black in both.
+
+    Args:
+        scenes: image (C, H, W) in [0, 1], labels (H, W) and predicted classes (H, W) of each.
+        palette: from :func:`knlightning.callbacks.label_maps.palette_of`.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = scenes[0][1].shape
+    figure = Figure(figsize=(10, 0.3 + 3.2 * height / width * len(scenes)), layout="constrained")
+    all_axes = figure.subplots(len(scenes), 3, squeeze=False)
+    for row, (image, labels, predicted) in zip(all_axes, scenes, strict=True):
+        shown = predicted.where((labels >= 0) & (labels < len(palette) - 1), -1)
+        pictures = (image.permute(1, 2, 0).squeeze(-1), coloured(labels, palette), coloured(shown, palette))
+        for axes, picture in zip(row, pictures, strict=True):
+            axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_axis_off()
+    for axes, title in zip(all_axes[0], ("image", "truth", "prediction"), strict=True):
+        axes.set_title(title, fontsize=9)
+    return figure

@@ -2,6 +2,8 @@
 
 from knlightning.data.base import ImageDataModule
 from knlightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
+from knlightning.data.cityscapes import CityscapesDataModule
+from knlightning.data.digit_scenes import DigitScenesDataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
 from knlightning.data.image_folder import ImageFolderDataModule
@@ -9,11 +11,14 @@ from knlightning.data.imagenet import ImageNetDataModule
 from knlightning.data.imagenet32 import ImageNet32DataModule
 from knlightning.data.loader import ResumableLoader
 from knlightning.data.samplers import EvalSampler, TrainSampler
+from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
 
 __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "CityscapesDataModule",
+    "DigitScenesDataModule",
     "DigitsDataModule",
     "EvalSampler",
     "FolderImages",
@@ -22,6 +27,7 @@ __all__ = [
     "ImageNet32DataModule",
     "ImageNetDataModule",
     "ResumableLoader",
+    "SegmentationDataModule",
     "TrainSampler",
     "random_crop",
     "random_horizontal_flip",

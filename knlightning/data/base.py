@@ -23,16 +23,15 @@ MOST_WORKERS = 16
 
 
 class LabelledImages(Dataset[Any], ABC):
-    """Images with labels, of which a part can be taken.
+    """Images with labels, of which a part can be taken."""
 
-    Attributes:
-        labels: int64 `(N,)`.
-    """
-
-    labels: Tensor
+    @property
+    @abstractmethod
+    def strata(self) -> Tensor:
+        """Number of the group each image belongs to, int64 `(N,)`; a split keeps the shares of the groups."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.strata)
 
     @abstractmethod
     def take(self, rows: Tensor) -> Self:
@@ -45,7 +44,7 @@ class LabelledImages(Dataset[Any], ABC):
     @staticmethod
     @abstractmethod
     def collate(samples: Any) -> tuple[Tensor, Tensor]:
-        """Make a batch, uint8 `(N, C, H, W)` and int64 `(N,)`, of what is read for its numbers."""
+        """Make a batch, uint8 images `(N, C, H, W)` and their labels, of what is read for its numbers."""
 
 
 class TensorImages(LabelledImages):
@@ -57,12 +56,16 @@ class TensorImages(LabelledImages):
 
     Args:
         images: uint8 `(N, C, H, W)`.
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`; or uint8 `(N, H, W)`, one for each pixel, and then a split is not stratified.
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images, self.labels = images, labels
         self.rows = torch.arange(len(images))
+
+    @property
+    def strata(self) -> Tensor:
+        return self.labels if self.labels.ndim == 1 else torch.zeros(len(self.labels), dtype=torch.int64)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[self.rows[index]], self.labels[index]
@@ -105,7 +108,8 @@ class BaseDataModule(LightningDataModule, ABC):
         class_names: Names of the classes in the order of the labels.
         mean: Mean of each channel, pixels scaled to 0 to 1.
         std: Standard deviation likewise.
-        image_size: `(height, width)` of the images of `predict_dir` and of evaluation.
+        image_size: `(height, width)` of the images of evaluation, and of those of `predict_dir` where they are brought
+            to a size.
 
     Raises:
         ValueError: An argument is out of range.
@@ -123,7 +127,9 @@ class BaseDataModule(LightningDataModule, ABC):
     _eval_loader: type[DataLoader[Any]] = DataLoader
     _train_sampler: type[TrainSampler] = TrainSampler
     _repeats = 1
+    _drop_last = False  # the last training batch, if it is short
     _resize: int | None = None
+    _whole = False  # whether images to predict on keep their size, and come one by one for that
 
     def __init__(
         self,
@@ -192,7 +198,8 @@ class BaseDataModule(LightningDataModule, ABC):
                 raise ValueError(
                     "predict_dir is not set: give the folder of the images to predict on (--data.predict_dir FOLDER)."
                 )
-            self._predict_images = FolderImages(self.predict_dir, self.image_size, self._resize)
+            size = None if self._whole else self.image_size
+            self._predict_images = FolderImages(self.predict_dir, size, self._resize)
             return
         held_out = self.val_split > 0
         if (stage == "fit" or (stage == "validate" and held_out)) and self._train not in self._parts:
@@ -205,7 +212,11 @@ class BaseDataModule(LightningDataModule, ABC):
             self._parts[evaluated] = self._load(evaluated)
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled training batches of `(images, labels)`; the last one may be shorter."""
+        """Shuffled training batches of `(images, labels)`.
+
+        Raises:
+            ValueError: There would be none: a short batch is left out, and there are fewer images than one takes.
+        """
         dataset = self._part(self._train)
         seed = self._seed()
         trainer = self.trainer
@@ -213,10 +224,17 @@ class BaseDataModule(LightningDataModule, ABC):
         # current_epoch is right
         current_epoch = None if trainer is None else lambda: trainer.current_epoch
         workers = self._workers(dataset)
+        sampler = self._train_sampler(len(dataset), seed, *self._ranks(), current_epoch, self._repeats)
+        if self._drop_last and len(sampler) < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size}: there are {len(sampler)} training images for each process, and a batch "
+                "that is not full is left out; no batch would remain. Give a smaller one."
+            )
         return self._train_loader(
             dataset,
             batch_size=self.batch_size,
-            sampler=self._train_sampler(len(dataset), seed, *self._ranks(), current_epoch, self._repeats),
+            sampler=sampler,
+            drop_last=self._drop_last,
             num_workers=workers,
             collate_fn=dataset.collate,
             pin_memory=self._pin(),
@@ -319,7 +337,7 @@ class BaseDataModule(LightningDataModule, ABC):
 
         try:
             parts = train_test_split(
-                range(len(data)), test_size=self.val_split, random_state=self.split_seed, stratify=data.labels.numpy()
+                range(len(data)), test_size=self.val_split, random_state=self.split_seed, stratify=data.strata.numpy()
             )
         except ValueError as error:  # a class of one image, or fewer images than classes in a part
             raise ValueError(
@@ -336,7 +354,7 @@ class BaseDataModule(LightningDataModule, ABC):
         workers = self._workers(dataset)
         return loader(
             dataset,
-            batch_size=self.eval_batch_size,
+            batch_size=1 if self._whole and isinstance(dataset, FolderImages) else self.eval_batch_size,
             sampler=EvalSampler(len(dataset), ranks, rank) if ranks > 1 else None,
             num_workers=workers,
             collate_fn=collate,
@@ -354,8 +372,10 @@ class BaseDataModule(LightningDataModule, ABC):
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _workers(self, dataset: LabelledImages | FolderImages) -> int:
-        if isinstance(dataset, TensorImages):
-            return 0
+        return 0 if isinstance(dataset, TensorImages) else self._readers()
+
+    def _readers(self) -> int:
+        """Return how many processes read files."""
         if self.num_workers is not None:
             return self.num_workers
         # a container or a batch system may grant fewer than the machine has

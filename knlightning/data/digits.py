@@ -7,6 +7,27 @@ from torch import Tensor
 from knlightning.data.base import ImageDataModule
 from knlightning.data.transforms import random_crop
 
+MOST_INK = 16
+"""Ink of a pixel is counted from 0 to that."""
+
+
+def read_ink(train: bool) -> tuple[Tensor, Tensor]:
+    """Return the digits as they are stored, in their fixed split.
+
+    Args:
+        train: Whether to return the 1437 to train on, or the 360 to test on.
+
+    Returns:
+        Ink, uint8 `(N, 1, 8, 8)`, 0 to `MOST_INK`, and labels, int64 `(N,)`.
+    """
+    # here: slow to import
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    part = train_test_split(range(len(digits.target)), test_size=0.2, random_state=0, stratify=digits.target)[not train]
+    return torch.from_numpy(digits.images[part]).to(torch.uint8).unsqueeze(1), torch.from_numpy(digits.target[part])
+
 
 class DigitsDataModule(ImageDataModule):
     """1797 digits, light strokes on a dark ground, 10 classes; 1437 to train on and 360 to test on.
@@ -28,16 +49,10 @@ class DigitsDataModule(ImageDataModule):
 
     def read(self, train: bool) -> tuple[Tensor, Tensor]:
         """Return uint8 images `(1437 or 360, 3, 32, 32)` and their labels."""
-        # here: slow to import
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        images, labels = torch.from_numpy(digits.images).float(), torch.from_numpy(digits.target)
-        part = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=digits.target)[not train]
-        large = F.interpolate(images[part].unsqueeze(1), size=self.image_size, mode="bilinear")
-        pixels = (large * (255 / 16)).round().to(torch.uint8)  # ink is counted from 0 to 16
-        return pixels.repeat(1, 3, 1, 1), labels[part].long()
+        ink, labels = read_ink(train)
+        large = F.interpolate(ink.float(), size=self.image_size, mode="bilinear")
+        pixels = (large * (255 / MOST_INK)).round().to(torch.uint8)
+        return pixels.repeat(1, 3, 1, 1), labels
 
     def augmentation(self, images: Tensor) -> Tensor:
         """Shift each image by up to two pixels."""

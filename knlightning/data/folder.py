@@ -72,7 +72,7 @@ def decoded(path: str | os.PathLike[str], upright: bool = True) -> Image.Image:
     Raises:
         ValueError: The file cannot be decoded, or its pixels have more than 8 bits a channel; the message names it.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
 
 
@@ -96,12 +96,13 @@ def fitted(image: Image.Image, size: tuple[int, int], resize: int | None) -> Ten
 class FolderImages(Dataset[tuple[Tensor, str]]):
     """All images in a folder and its subfolders (`find_images`), in the order of their paths.
 
-    An image is turned as its EXIF data say, made RGB, and brought to a size by `fitted`. Nothing else is done to it:
-    for a network trained on light strokes on a dark ground, such as the digits, invert scans of dark ink first.
+    An image is turned as its EXIF data say, made RGB, and brought to a size by `fitted`, or left at its own. Nothing
+    else is done to it: for a network trained on light strokes on a dark ground, such as the digits, invert scans of
+    dark ink first.
 
     Args:
         root: The folder.
-        size: `(height, width)` of the images to give.
+        size: `(height, width)` of the images to give; None for their own.
         resize: Length to which the shorter side is scaled before the centre is cut out; None for the least that
             covers `size`.
 
@@ -112,7 +113,7 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
             damage shows, by the same error, when the image is read.
     """
 
-    def __init__(self, root: str | os.PathLike[str], size: tuple[int, int], resize: int | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str], size: tuple[int, int] | None, resize: int | None = None) -> None:
         folder = Path(root)
         if not folder.is_dir():
             raise FileNotFoundError(f"There is no folder {folder.absolute()} with images to predict on.")
@@ -124,7 +125,7 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
                 f"{' '.join(IMG_EXTENSIONS)}."
             )
         for path in self.paths:
-            with _opened(path) as image:
+            with opened(path) as image:
                 image.verify()
 
     def __len__(self) -> int:
@@ -133,12 +134,21 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """Return an image, uint8 `(3, height, width)`, and its path."""
         path = self.paths[index]
-        return fitted(decoded(path), self.size, self.resize), path
+        image = decoded(path)
+        return tv.pil_to_tensor(image) if self.size is None else fitted(image, self.size, self.resize), path
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """Open an image, and say in one way which file cannot be read."""
+def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image, and say in one way which file cannot be read.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: What is done with the image meanwhile raises the error of a decoder, or its pixels have more than
+            8 bits a channel; the message names the file.
+    """
     try:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):

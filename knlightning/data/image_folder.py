@@ -28,8 +28,7 @@ class ImageFiles(LabelledImages):
     """Labelled image files, decoded when they are asked for.
 
     An item that is asked for by number is brought to the form for evaluation. One that is asked for by a `Draw` is
-    varied, with random numbers that are a function of the draw alone: they depend neither on the process that
-    decodes the image nor on what it did before, and torch's global generator is left as it was.
+    varied, with random numbers that are a function of the draw alone (`Draw.random`).
 
     Args:
         folder: Where the files lie.
@@ -72,6 +71,10 @@ class ImageFiles(LabelledImages):
         image = self._decoded(item)
         return None if image is None else (self.evaluation(image), int(self.labels[item]))
 
+    @property
+    def strata(self) -> Tensor:
+        return self.labels
+
     def take(self, rows: Tensor) -> Self:
         part = copy.copy(self)
         part.names, part.labels = self.names[rows.numpy()], self.labels[rows]
@@ -113,10 +116,7 @@ class ImageFiles(LabelledImages):
             if index == draw.image:
                 raise ValueError(f"{self.folder}: none of the {len(self)} images can be read.")
             image = self._decoded(index)
-        with torch.random.fork_rng(devices=[]):
-            # the generator of the CPU alone: torch.manual_seed would seed that of a GPU too, which is not put back
-            seed = np.random.SeedSequence(list(draw)).generate_state(1, np.uint64)[0]
-            torch.default_generator.manual_seed(int(seed))
+        with draw.random():
             return self.augmentation(image), int(self.labels[index])
 
     def _decoded(self, index: int) -> Image.Image | None:

@@ -5,6 +5,7 @@ otherwise put its own sampler around them.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -96,6 +97,18 @@ class Draw(NamedTuple):
     epoch: int
     image: int
     repetition: int
+
+    @contextmanager
+    def random(self) -> Iterator[None]:
+        """Make what torch draws on the CPU in the block a function of this draw, and put its generator back after it.
+
+        So random numbers depend neither on the process that varies an image nor on what it did before.
+        """
+        with torch.random.fork_rng(devices=[]):
+            # the generator of the CPU alone: torch.manual_seed would seed that of a GPU too, which is not put back
+            seed = np.random.SeedSequence(list(self)).generate_state(1, np.uint64)[0]
+            torch.default_generator.manual_seed(int(seed))
+            yield
 
 
 class DrawSampler(TrainSampler):

@@ -1,6 +1,17 @@
 """Backbones in pure torch."""
 
 from knlightning.models.convnext import convnext_tiny, knconvnext_tiny
+from knlightning.models.fcn import (
+    FCN,
+    fcn_knresnet8,
+    fcn_knresnet18,
+    fcn_knresnet34,
+    fcn_knresnet50,
+    fcn_resnet8,
+    fcn_resnet18,
+    fcn_resnet34,
+    fcn_resnet50,
+)
 from knlightning.models.kernel_normalize import kernel_normalize
 from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.norm_torch import load_norm_torch_weights
@@ -8,8 +19,17 @@ from knlightning.models.preact_resnet import preact_resnet18, preact_resnet34, p
 from knlightning.models.resnet import resnet8, resnet13, resnet18, resnet34, resnet50
 
 __all__ = [
+    "FCN",
     "KNResNet",
     "convnext_tiny",
+    "fcn_knresnet8",
+    "fcn_knresnet18",
+    "fcn_knresnet34",
+    "fcn_knresnet50",
+    "fcn_resnet8",
+    "fcn_resnet18",
+    "fcn_resnet34",
+    "fcn_resnet50",
     "kernel_normalize",
     "knconvnext_tiny",
     "knresnet8",

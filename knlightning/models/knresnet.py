@@ -41,10 +41,12 @@ class Layers:
 
     Args:
         norm: name of the normalization, as for :func:`knlightning.nn.make_norm`.
-        dropout_p: dropout probability of KNConv; that of the head's KernelNorm is five times as high, at most 0.25.
+        dropout_p: dropout probability of KNConv; that of the head's KernelNorm is five times as high, at most
+            `most_head_dropout`.
         activation: name of the activation.
         eval_statistics: evaluation statistics of the kernel normalized layers.
         bias: whether plain convolutions have a bias; KNConvs always have one.
+        most_head_dropout: largest dropout probability of the head's KernelNorm.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -55,6 +57,7 @@ class Layers:
     activation: Activation = "relu"
     eval_statistics: EvalStatistics = "clean"
     bias: bool = True
+    most_head_dropout: float = 0.25
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
@@ -93,10 +96,11 @@ class Layers:
 
     def head_norm(self) -> KernelNorm2d:
         """Make the KernelNorm of a kernel normalized network's head."""
-        return KernelNorm2d(1, dropout_p=min(5 * self.dropout_p, 0.25), eval_statistics=self.eval_statistics)
+        dropout_p = min(5 * self.dropout_p, self.most_head_dropout)
+        return KernelNorm2d(1, dropout_p=dropout_p, eval_statistics=self.eval_statistics)
 
     def head(self, channels: int) -> nn.Module:
-        """Make what stands before the global average pooling."""
+        """Make what stands before the global average pooling, or before the classifier of each position."""
         if self.norm != "kernel":
             return self.norm_act(channels)
         return nn.Sequential(self.head_norm(), make_activation(self.activation))
@@ -142,11 +146,19 @@ class Bottleneck(nn.Module):
 
 
 class Transition(nn.Sequential):
-    """Change the number of channels and halve the resolution (Figure 3)."""
+    """Change the number of channels, and by default halve the resolution (Figure 3)."""
 
-    def __init__(self, in_channels: int, out_channels: int, k: int, padding: Padding, layers: Layers) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        k: int,
+        padding: Padding,
+        layers: Layers,
+        pool: nn.Module | None = None,
+    ) -> None:
         conv = layers.conv(in_channels, out_channels, k, padding=padding)
-        super().__init__(layers.norm_act(in_channels), conv, nn.MaxPool2d(2))
+        super().__init__(layers.norm_act(in_channels), conv, nn.MaxPool2d(2) if pool is None else pool)
         self.fused = layers.fused
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,7 +183,55 @@ class Stem(nn.Sequential):
         return super().forward(x)
 
 
-class KNResNet(nn.Module):
+class KNTrunk(nn.Module):
+    """Stem and stages of a kernel normalized residual network.
+
+    Maps images [N, 3, H, W], floating point, to features [N, channels of the last stage, h, w]. Source: Nasirigerdeh
+    et al. (TMLR 2024), Figures 3 and 5.
+
+    Args:
+        stages: the stages; the stem has the channels of the first.
+        bottleneck: whether the blocks are bottlenecks.
+        low_resolution: a 3x3 stem without pooling, for images such as 32x32, in place of 7x7 with.
+        layers: how the network normalizes.
+        overlapping: between the stages, take maxima of 3x3 with padding in place of 2x2: for images of any size.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        bottleneck: bool,
+        low_resolution: bool,
+        layers: Layers,
+        overlapping: bool = False,
+    ) -> None:
+        super().__init__()
+        self.stem = Stem(stages[0].channels, low_resolution, layers)
+        # 2x2 windows pad one side more than the other; the sides alternate. (left, right, top, bottom)
+        pads: list[Padding] = [(1, 0, 1, 0), (0, 1, 0, 1), (1, 0, 1, 0) if low_resolution else (2, 1, 2, 1)]
+        self.transitions = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        for i, stage in enumerate(stages):
+            if i > 0:
+                k = 1 if stage.pointwise else stage.k
+                padding = pads[i - 1] if k == 2 else k // 2
+                pool = nn.MaxPool2d(3, 2, 1) if overlapping else nn.MaxPool2d(2)
+                self.transitions.append(Transition(stages[i - 1].channels, stage.channels, k, padding, layers, pool))
+            if bottleneck:
+                blocks = [Bottleneck(stage.channels, stage.inner, layers, stage.pointwise) for _ in range(stage.blocks)]
+                self.stages.append(nn.Sequential(*blocks))
+            else:
+                basic = [BasicBlock(stage.channels, stage.inner, layers, stage.k) for _ in range(stage.blocks)]
+                self.stages.append(nn.Sequential(*basic))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages[0](self.stem(x))
+        for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
+            x = stage(transition(x))
+        return x
+
+
+class KNResNet(KNTrunk):
     """Kernel normalized residual network for classification.
 
     Maps images [N, 3, H, W], floating point, to logits [N, num_classes]. Source: Nasirigerdeh et al. (TMLR 2024),
@@ -200,24 +260,8 @@ class KNResNet(nn.Module):
         layers: Layers,
         pooled: int = 1,
     ) -> None:
-        super().__init__()
         check_num_classes(num_classes)
-        self.stem = Stem(stages[0].channels, low_resolution, layers)
-        # 2x2 windows pad one side more than the other; the sides alternate. (left, right, top, bottom)
-        pads: list[Padding] = [(1, 0, 1, 0), (0, 1, 0, 1), (1, 0, 1, 0) if low_resolution else (2, 1, 2, 1)]
-        self.transitions = nn.ModuleList()
-        self.stages = nn.ModuleList()
-        for i, stage in enumerate(stages):
-            if i > 0:
-                k = 1 if stage.pointwise else stage.k
-                padding = pads[i - 1] if k == 2 else k // 2
-                self.transitions.append(Transition(stages[i - 1].channels, stage.channels, k, padding, layers))
-            if bottleneck:
-                blocks = [Bottleneck(stage.channels, stage.inner, layers, stage.pointwise) for _ in range(stage.blocks)]
-                self.stages.append(nn.Sequential(*blocks))
-            else:
-                basic = [BasicBlock(stage.channels, stage.inner, layers, stage.k) for _ in range(stage.blocks)]
-                self.stages.append(nn.Sequential(*basic))
+        super().__init__(stages, bottleneck, low_resolution, layers)
         channels = stages[-1].channels
         self.tail: nn.Module = nn.Identity()
         if tail_channels is not None:
@@ -229,10 +273,7 @@ class KNResNet(nn.Module):
         self.fc = nn.Linear(channels * pooled**2, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stages[0](self.stem(x))
-        for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
-            x = stage(transition(x))
-        x = self.head(self.tail(x))
+        x = self.head(self.tail(super().forward(x)))
         return self.fc(torch.flatten(self.pool(x), 1))
 
 

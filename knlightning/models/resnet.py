@@ -123,27 +123,41 @@ def resnet8(
     """
     check_num_classes(num_classes)
     layers = Layers(norm, dropout_p, activation, bias=norm == "none")
-
-    def conv(in_channels: int, out_channels: int) -> nn.Sequential:
-        return nn.Sequential(layers.conv(in_channels, out_channels, 3, padding=1), layers.norm_act(out_channels))
-
-    stem = conv(3, 64)
-    if not low_resolution:
-        stem = nn.Sequential(layers.conv(3, 64, 7, 2, 3), layers.norm_act(64), nn.MaxPool2d(3, 2, 1))
     return nn.Sequential(
-        stem,
-        conv(64, 128),
-        nn.MaxPool2d(2),
-        _Residual(conv(128, 128), conv(128, 128)),
-        conv(128, 256),
-        nn.MaxPool2d(2),
-        _Residual(conv(256, 256), conv(256, 256)),
+        *resnet8_layers(64, low_resolution, layers),
         nn.MaxPool2d(2),
         layers.head_norm() if norm == "kernel" else nn.Identity(),
         nn.AdaptiveAvgPool2d(2),
         nn.Flatten(),
         nn.Linear(256 * 2 * 2, num_classes),
     )
+
+
+def resnet8_layers(width: int, low_resolution: bool, layers: Layers, ceil_mode: bool = False) -> list[nn.Module]:
+    """Make the layers of a ResNet-8 up to its last block: to four times the channels, and a quarter of the resolution.
+
+    Args:
+        width: filters of the first convolution.
+        low_resolution: as in :func:`resnet18`; without, the stem takes the resolution down by 4 more.
+        layers: how the network normalizes.
+        ceil_mode: whether pooling keeps the last row and column of an odd size, and so takes images of any size.
+    """
+
+    def conv(in_channels: int, out_channels: int) -> nn.Sequential:
+        return nn.Sequential(layers.conv(in_channels, out_channels, 3, padding=1), layers.norm_act(out_channels))
+
+    stem = conv(3, width)
+    if not low_resolution:
+        stem = nn.Sequential(layers.conv(3, width, 7, 2, 3), layers.norm_act(width), nn.MaxPool2d(3, 2, 1))
+    return [
+        stem,
+        conv(width, 2 * width),
+        nn.MaxPool2d(2, ceil_mode=ceil_mode),
+        _Residual(conv(2 * width, 2 * width), conv(2 * width, 2 * width)),
+        conv(2 * width, 4 * width),
+        nn.MaxPool2d(2, ceil_mode=ceil_mode),
+        _Residual(conv(4 * width, 4 * width), conv(4 * width, 4 * width)),
+    ]
 
 
 def resnet13(

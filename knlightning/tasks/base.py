@@ -2,6 +2,7 @@
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,13 +14,27 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanMetric
 
 from knlightning.tasks.schedules import RunLR
 
 
-class Task(LightningModule):
-    """Base of the tasks: forward, optimizer, schedule, and what keeps a resumed run true to its configuration.
+class Metrics(nn.Module, ABC):
+    """What a task counts in an epoch, over all of its batches and devices."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Tensor]:
+        """Return the value of each metric by its name, the same on every device."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Begin anew."""
+
+
+class Task(LightningModule, ABC):
+    """Base of the tasks: steps, optimizer, schedule, and what keeps a resumed run true to its configuration.
+
+    A task says what the loss of a batch is, how one is evaluated, and what is counted: it has `train_metrics`,
+    `val_metrics` and `test_metrics`, which are logged under `train/`, `val/` and `test/` at the end of an epoch.
 
     A checkpoint brings back the optimizer and the schedule as they were. What the configuration has changed since
     then (rate, weight decay, length of the schedule, ...) wins over it.
@@ -40,6 +55,12 @@ class Task(LightningModule):
     Raises:
         ValueError: if a weight decay is negative.
     """
+
+    headline: str
+    """The metric that the progress bar shows after an evaluation."""
+    train_metrics: Metrics
+    val_metrics: Metrics
+    test_metrics: Metrics
 
     def __init__(
         self,
@@ -111,7 +132,86 @@ class Task(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Apply the backbone to images (N, C, H, W)."""
-        return self.backbone(images.contiguous(memory_format=self.memory_format))
+        return self.backbone(images.to(memory_format=self.memory_format))
+
+    @abstractmethod
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of a batch, and count it in `train_metrics`."""
+
+    @abstractmethod
+    def evaluate(self, images: Tensor, labels: Tensor, metrics: Any) -> Tensor:
+        """Return the logits of a batch, and count it in the metrics of an evaluation."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Compute the loss of a batch.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        loss = self.training_loss(*batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
+                f" {self.global_step}). Try a lower learning rate (model.init_args.optimizer.init_args.lr) or"
+                " trainer.gradient_clip_val=1; with trainer.precision=16-mixed try bf16-mixed or 32-true; and see that"
+                " the images themselves are finite."
+            )
+        self.log("train/loss_step", loss, prog_bar=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the metrics of the training epoch, before its checkpoint is written.
+
+        What `self.log` sends to the loggers comes after it, and would be lost with a process killed in between.
+        """
+        values = self._computed("train", self.train_metrics)
+        for name, value in values.items():
+            self.log(name, value, logger=False, sync_dist=True)  # for the progress bar and the callbacks
+        numbers = {name: float(value) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics({**numbers, "epoch": self.current_epoch}, step=self.global_step - 1)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the logits of a batch, for the callbacks."""
+        return self.evaluate(*batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the validation."""
+        self._log_evaluation("val", self.val_metrics)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the logits of a batch, for the callbacks."""
+        return self.evaluate(*batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the test."""
+        self._log_evaluation("test", self.test_metrics)
+
+    def _log_evaluation(self, stage: str, metrics: Metrics) -> None:
+        for name, value in self._computed(stage, metrics).items():
+            # the devices have computed the same: their mean is it, and Lightning is told that they agree
+            self.log(name, value, prog_bar=name == f"{stage}/{self.headline}", sync_dist=True)
+
+    def _computed(self, stage: str, metrics: Metrics) -> dict[str, Tensor]:
+        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        metrics.reset()
+        return values
+
+    def check_width(self, logits: Tensor) -> None:
+        """Compare the network with the data; met by the first batch, before any step of the optimizer.
+
+        Args:
+            logits: (N, classes, ...).
+
+        Raises:
+            ValueError: if the number of classes is not that of the datamodule.
+        """
+        classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
+        if classes is not None and logits.shape[1] != classes:
+            raise ValueError(
+                f"the network has {logits.shape[1]} outputs and the data {classes} classes: set"
+                f" model.init_args.backbone.init_args.num_classes to {classes}"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the optimizer and the schedule were configured with."""
@@ -169,17 +269,6 @@ class Task(LightningModule):
                 " model.init_args.lr_scheduler.init_args.total"
             )
         return int(length)
-
-    def _log_epoch_now(self, metrics: dict[str, MeanMetric]) -> None:
-        """Log metrics of a training epoch from `on_train_epoch_end`, before the checkpoint of the epoch is written.
-
-        What `self.log` sends to the loggers comes after it, and would be lost with a process killed in between.
-        """
-        for name, metric in metrics.items():
-            self.log(name, metric, logger=False)  # for the progress bar and the callbacks
-        values = {name: float(metric.compute()) for name, metric in metrics.items()}
-        for logger in self.loggers:
-            logger.log_metrics({**values, "epoch": self.current_epoch}, step=self.global_step - 1)
 
 
 def parameter_groups(

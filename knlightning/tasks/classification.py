@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchvision.transforms import v2
 
-from knlightning.tasks.base import Task
+from knlightning.tasks.base import Metrics, Task
 
 TOP_K = 5
 
 
-class ClassificationMetrics(nn.Module):
+class ClassificationMetrics(Metrics):
     """Means over the images of an epoch, and over the devices: loss, top-1 and top-5 accuracy."""
 
     def __init__(self) -> None:
@@ -43,10 +43,15 @@ class ClassificationMetrics(nn.Module):
         if logits.shape[1] >= TOP_K:
             self.acc_top5.update(hits.any(dim=1).float())
 
-    def named(self, prefix: str) -> dict[str, MeanMetric]:
+    def compute(self) -> dict[str, Tensor]:
         """Return the metrics that have seen images, by name."""
         metrics = {"loss": self.loss, "acc": self.acc, "acc_top5": self.acc_top5}
-        return {f"{prefix}/{name}": metric for name, metric in metrics.items() if metric.update_called}
+        return {name: metric.compute() for name, metric in metrics.items() if metric.update_called}
+
+    def reset(self) -> None:
+        """Begin anew."""
+        for metric in (self.loss, self.acc, self.acc_top5):
+            metric.reset()
 
 
 class ClassificationTask(Task):
@@ -80,6 +85,8 @@ class ClassificationTask(Task):
     Raises:
         ValueError: if label_smoothing is not in [0, 1], or another number is negative or not finite.
     """
+
+    headline = "acc"
 
     def __init__(
         self,
@@ -119,52 +126,24 @@ class ClassificationTask(Task):
         self.label_smoothing = label_smoothing
         mixing = [make(alpha=alpha) for make, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
         self.mixing = v2.RandomChoice(mixing) if mixing else None
-        self.train_metrics = ClassificationMetrics()
+        self.train_metrics: ClassificationMetrics = ClassificationMetrics()
         self.val_metrics = ClassificationMetrics()
         self.test_metrics = ClassificationMetrics()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Compute the loss of a batch.
-
-        Raises:
-            FloatingPointError: if the loss is not finite.
-        """
-        images, labels = batch
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of a batch, images (N, C, H, W) and labels (N,), mixed if that is asked for."""
         shares = None
         if self.mixing is not None:  # the identity, mixed as labels are, says whose label counts how much
             images, shares = self.mixing(images, torch.eye(len(images), device=images.device))
-        loss, _ = self._shared_step(images, labels, self.train_metrics, self.label_smoothing, shares)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
-                f" {self.global_step}). Try a lower learning rate (model.init_args.optimizer.init_args.lr) or"
-                " trainer.gradient_clip_val=1; with trainer.precision=16-mixed try bf16-mixed or 32-true; and see that"
-                " the images themselves are finite."
-            )
-        self.log("train/loss_step", loss, prog_bar=True)
-        return loss
+        return self._shared_step(images, labels, self.train_metrics, self.label_smoothing, shares)[0]
 
-    def on_train_epoch_end(self) -> None:
-        """Log the metrics of the training epoch."""
-        self._log_epoch_now(self.train_metrics.named("train"))
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the logits (N, classes) of a batch, for the callbacks."""
-        return self._evaluation_step(batch, "val", self.val_metrics)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the logits (N, classes) of a batch, for the callbacks."""
-        return self._evaluation_step(batch, "test", self.test_metrics)
+    def evaluate(self, images: Tensor, labels: Tensor, metrics: ClassificationMetrics) -> Tensor:
+        """Return the logits (N, classes) of a batch, images (N, C, H, W) and labels (N,)."""
+        return self._shared_step(images, labels, metrics)[1]
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
         """Return the probabilities (N, classes) of a batch."""
         return self(batch[0]).float().softmax(dim=1)
-
-    def _evaluation_step(self, batch: tuple[Tensor, Tensor], stage: str, metrics: ClassificationMetrics) -> Tensor:
-        _, logits = self._shared_step(*batch, metrics)
-        for name, metric in metrics.named(stage).items():
-            self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(logits))
-        return logits
 
     def _shared_step(
         self,
@@ -187,7 +166,7 @@ class ClassificationTask(Task):
             the mean loss, and the logits (N, classes).
         """
         logits = self(images)
-        self._check_width(logits)
+        self.check_width(logits)
         targets = labels
         if shares is not None:
             targets = shares.new_zeros(logits.shape).index_add_(1, labels, shares)
@@ -195,12 +174,3 @@ class ClassificationTask(Task):
         loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
         metrics.update(loss, logits, labels)
         return loss, logits
-
-    def _check_width(self, logits: Tensor) -> None:
-        """Compare the network with the data; met by the first batch, before any step of the optimizer."""
-        classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
-        if classes is not None and logits.shape[1] != classes:
-            raise ValueError(
-                f"the network has {logits.shape[1]} outputs and the data {classes} classes: set"
-                f" model.init_args.backbone.init_args.num_classes to {classes}"
-            )

@@ -2,15 +2,15 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from standins import RandomData, TinyNet
+from standins import RandomData, RandomScenes, TinyFCN, TinyNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from knlightning.callbacks import Pictures
-from knlightning.callbacks.pictures import confusion_figure, predictions_figure
-from knlightning.tasks import ClassificationTask
+from knlightning.callbacks.pictures import confusion_figure, iou_figure, predictions_figure, scenes_figure
+from knlightning.tasks import ClassificationTask, SegmentationTask
 
 
-def fit(tmp_path, pictures, data, epochs=3, **kwargs):
+def fit(tmp_path, pictures, data, epochs=3, task=None, **kwargs):
     run = Trainer(
         logger=TensorBoardLogger(tmp_path, name="", version=""),
         callbacks=[pictures],
@@ -22,7 +22,7 @@ def fit(tmp_path, pictures, data, epochs=3, **kwargs):
         log_every_n_steps=1,
         **kwargs,
     )
-    run.fit(ClassificationTask(TinyNet(3)), data)
+    run.fit(task or ClassificationTask(TinyNet(3)), data)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
     events.Reload()
     return {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
@@ -91,3 +91,85 @@ def test_wrong_predictions_are_red_and_say_what_is_true():
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match="at least 0"):
         Pictures(**arguments)
+
+
+# segmentation
+
+
+class Coloured(RandomScenes):
+    num_classes, class_names = 3, ("road", "sky", "person")
+    palette = ((128, 64, 128), (70, 130, 180), (220, 20, 60))
+
+    def displayable(self, images):
+        return images.flip(1)
+
+
+@pytest.mark.parametrize("kind", [RandomScenes, Coloured])
+def test_scenes_are_drawn_with_the_iou_of_each_class(tmp_path, kind):
+    steps = fit(tmp_path, Pictures(2), kind(), task=SegmentationTask(TinyFCN()))
+    assert steps == {"val/confusion": [5, 8], "val/iou": [5, 8], "val/predictions": [5, 8]}
+
+
+def test_scenes_and_counts_are_those_of_the_validation(tmp_path, monkeypatch):
+    data, net = Coloured(size=(8, 10)), TinyFCN(dropout_p=0.0)
+    seen = {}
+    for figure in (confusion_figure, iou_figure, scenes_figure):
+        monkeypatch.setattr(
+            f"knlightning.callbacks.pictures.{figure.__name__}",
+            lambda *args, figure=figure: seen.update({figure.__name__: args}) or figure(*args),
+        )
+    still = SegmentationTask(net, optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
+    fit(tmp_path, Pictures(images=6), data, epochs=1, task=still)
+    predicted = net(data.images).argmax(dim=1)
+    counts, names = seen["confusion_figure"]
+    expected = torch.zeros(3, 3, dtype=torch.long)
+    for true, guess in zip(data.labels.flatten(), predicted.flatten(), strict=True):
+        if true != 255:
+            expected[true, guess] += 1
+    assert torch.equal(counts, expected)
+    assert names == data.class_names
+    hits = expected.diagonal()
+    torch.testing.assert_close(seen["iou_figure"][0], hits / (expected.sum(0) + expected.sum(1) - hits))
+    scenes, palette = seen["scenes_figure"]
+    assert len(scenes) == 6
+    for i, (image, labels, guess) in enumerate(scenes):
+        assert torch.equal(image, data.images[i].flip(0))
+        assert torch.equal(labels, data.labels[i])
+        assert torch.equal(guess, predicted[i])
+    assert palette.tolist() == [list(colour) for colour in (*data.palette, (0, 0, 0))]
+
+
+def test_large_scenes_are_thinned_out_and_few(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("knlightning.callbacks.pictures.SCENE_SIDE", 4)
+    monkeypatch.setattr(
+        "knlightning.callbacks.pictures.scenes_figure", lambda *args: seen.extend(args[0]) or scenes_figure(*args)
+    )
+    data = RandomScenes(samples=10, batch_size=4, size=(8, 13))
+    fit(tmp_path, Pictures(), data, epochs=1, task=SegmentationTask(TinyFCN()))
+    assert len(seen) == 8
+    assert all(image.shape == (3, 3, 5) for image, _, _ in seen)
+    assert all(torch.equal(labels, data.labels[i, ::3, ::3]) for i, (_, labels, _) in enumerate(seen))
+
+
+def test_truth_and_prediction_are_black_where_pixels_are_ignored():
+    palette = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 0]], dtype=torch.uint8)
+    labels, predicted = torch.tensor([[0, 1], [255, 1]]), torch.tensor([[1, 1], [1, 0]])
+    image, truth, prediction = scenes_figure([(torch.rand(3, 2, 2), labels, predicted)], palette).axes
+    red, green, black = ([255, 0, 0], [0, 255, 0], [0, 0, 0])
+    assert truth.images[0].get_array().tolist() == [[red, green], [black, green]]
+    assert prediction.images[0].get_array().tolist() == [[green, green], [black, red]]
+    assert [axes.get_title() for axes in (image, truth, prediction)] == ["image", "truth", "prediction"]
+
+
+def test_counts_of_pixels_are_written_as_shares():
+    axes = confusion_figure(torch.tensor([[9_000, 11_000], [1, 20_000]]), ["road", "sky"]).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["45%", "55%", "", "100%"]
+
+
+def test_bars_of_the_iou():
+    figure = iou_figure(torch.tensor([0.5, float("nan"), 0.25]), ["road", "sky", "person"])
+    axes = figure.axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0.500", "no pixels", "0.250"]
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.0, 0.25]
+    assert figure.legends[0].get_texts()[0].get_text() == "mean 0.375"

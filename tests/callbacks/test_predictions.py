@@ -1,13 +1,20 @@
 import csv
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning.pytorch import LightningDataModule, Trainer
+from PIL import Image
+from standins import RandomScenes, TinyFCN
 from torch import nn
 from torch.utils.data import DataLoader
 
 from knlightning.callbacks import PredictionWriter
-from knlightning.tasks import ClassificationTask
+from knlightning.callbacks.predictions import png_name, write_pictures
+from knlightning.tasks import ClassificationTask, SegmentationTask
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0], [5.0, 0.0, 4.0], [0.0, 0.0, 9.0]])
 
@@ -47,3 +54,83 @@ def test_table(tmp_path, top_k, named, names):
 def test_top_k_out_of_range():
     with pytest.raises(ValueError, match="top_k"):
         PredictionWriter(0)
+
+
+# segmentation
+
+NAMES = ["b/x.png", "a/x.png", "a/x.jpg", "a/x.jpg.png"]
+
+
+class Scenes(RandomScenes):
+    num_classes = 3
+
+    def __init__(self, folder, names=NAMES):
+        super().__init__(samples=len(names), batch_size=2)
+        self.names = [str(folder / name) for name in names]
+
+    def predict_dataloader(self):
+        return DataLoader(list(zip(self.images, self.names, strict=True)), batch_size=2)
+
+
+def predict(tmp_path, data):
+    writer = PredictionWriter()
+    run = Trainer(default_root_dir=tmp_path / "run", logger=False, callbacks=[writer], enable_progress_bar=False)
+    task = SegmentationTask(TinyFCN()).eval()
+    run.predict(task, data, return_predictions=False)
+    return writer, task(data.images).argmax(dim=1)
+
+
+def read(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image)
+
+
+def test_pictures_of_label_maps(tmp_path):
+    data = Scenes(tmp_path / "in")
+    data.predict_dir = tmp_path / "in"
+    data.palette, data.label_ids = ((10, 20, 30), (40, 50, 60), (200, 100, 0)), (7, 33, 21)
+    data.displayable = lambda images: images / 2
+    writer, predicted = predict(tmp_path, data)
+    root = tmp_path / "run" / "predictions"
+    assert (writer.path, writer.rows) == (root, 4)
+    written = ["b/x.png", "a/x.png", "a/x.jpg.png", "a/x.jpg.png.png"]
+    for folder in ("colours", "overlays", "label_ids"):
+        files = {str(path.relative_to(root / folder)) for path in (root / folder).rglob("*") if path.is_file()}
+        assert files == set(written)  # nothing temporary is left
+    for name, image, label_map in zip(written, data.images, predicted.numpy(), strict=True):
+        colours = np.array(data.palette)[label_map]
+        assert np.array_equal(read(root / "colours" / name), colours)
+        assert np.array_equal(read(root / "label_ids" / name), np.array(data.label_ids)[label_map])
+        pixels = (image / 2 * 255).round().permute(1, 2, 0).numpy()
+        assert np.abs(read(root / "overlays" / name) - (pixels + colours) / 2).max() <= 0.5
+
+
+def test_pictures_without_what_our_datamodules_have(tmp_path):
+    data = Scenes(tmp_path / "in")
+    _, predicted = predict(tmp_path, data)
+    root = tmp_path / "run" / "predictions"
+    where = tmp_path.relative_to(tmp_path.anchor) / "in" / "b" / "x.png"
+    assert np.array_equal(read(root / "label_ids" / where), predicted[0].numpy())
+    assert len(np.unique(read(root / "colours" / where).reshape(-1, 3), axis=0)) == len(predicted[0].unique())
+
+
+def test_more_than_256_classes_are_written_in_16_bits(tmp_path):
+    label_map = torch.tensor([[0, 300], [255, 256]])
+    write_pictures(tmp_path, Path("a.png"), torch.rand(1, 2, 2), label_map, None)
+    assert np.array_equal(read(tmp_path / "label_ids" / "a.png"), label_map.numpy())
+
+
+@given(
+    st.lists(
+        st.text("ab.", max_size=3).flatmap(
+            lambda s: st.sampled_from([".png", ".jpg", ".PNG", ".tiff"]).map(lambda suffix: f"n{s}{suffix}")
+        ),
+        unique=True,
+    )
+)
+def test_no_two_images_have_a_picture_of_the_same_name(names):
+    names += [f"{name}.png" for name in names if f"{name}.png" not in names]
+    pictures = [str(png_name(Path(name))) for name in names]
+    assert len(set(pictures)) == len(names)
+    assert all(picture.lower().endswith(".png") for picture in pictures)

@@ -1,4 +1,4 @@
-"""What holds for every backbone with every normalization."""
+"""What holds for every backbone of classification with every normalization."""
 
 from typing import get_args
 
@@ -8,7 +8,8 @@ import torch
 from knlightning import models
 from knlightning.nn import Norm
 
-NAMES = [name for name in models.__all__ if "resnet" in name]  # not the class KNResNet
+# not the class KNResNet
+NAMES = [name for name in models.__all__ if "resnet" in name and not name.startswith("fcn")]
 # 32 groups divide neither 16 nor 724, 843 or 810 channels, 2 groups neither 843 nor 201
 INDIVISIBLE = {(f"knresnet{depth}", "group") for depth in (8, 18, 34, 50)}
 INDIVISIBLE |= {(f"knresnet{depth}", "local_context") for depth in (34, 50)}

@@ -1,0 +1,92 @@
+"""Segmentation through the command line, in one process and in two."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from standins import RandomScenes, knl, tiny_config, write_config
+
+from knlightning.cli import main
+from knlightning.run_directory import numbered_runs
+
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+SAMPLES = 7
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Batch normalization, whose statistics are buffers; seven images, which two processes cannot share evenly."""
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(max_epochs=1, devices=1)
+    config["model"] = {
+        "class_path": "knlightning.tasks.SegmentationTask",
+        "init_args": {
+            "backbone": {"class_path": "knlightning.models.fcn_resnet8", "init_args": {"num_classes": 3}},
+            "class_weights": [1.0, 2.0, 0.5],
+            "eval_window": [8, 8],
+            "eval_scales": [1.0, 1.5],
+        },
+    }
+    config["data"] = {"class_path": "standins.RandomScenes", "init_args": {"samples": SAMPLES, "batch_size": 1}}
+    config["best_checkpoint"] = {"monitor": "val/miou"}
+    return write_config(tmp_path / "a.yaml", config)
+
+
+def test_trains_resumes_tests_and_predicts(config, tmp_path, capsys):
+    main(["fit", "--config", config])
+    assert "Best:       val/miou 0." in capsys.readouterr().out
+    main(["fit", "--config", config, "--ckpt_path", "last", "--trainer.max_epochs", "2"])
+    main(["test", "--config", config, "--ckpt_path", "best"])
+    table = capsys.readouterr().out
+    assert all(f"test/{name}" in table for name in ("loss", "miou", "pixel_acc", "mean_acc", "iou/0", "iou/2"))
+    main(["predict", "--config", config, "--ckpt_path", "best"])
+    assert "Predictions of 7 images: runs/a/0/predictions\n" in capsys.readouterr().out
+    where = tmp_path / "runs" / "a" / "0" / "predictions" / "label_ids" / tmp_path.relative_to(tmp_path.anchor)
+    with Image.open(where / "3.jpg.png") as image:
+        assert image.size == (10, 8)
+    columns = (tmp_path / "runs" / "a" / "0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/miou", "val/iou/1", "val/loss"} <= set(columns)
+
+
+def test_a_metric_that_is_not_logged_is_told_before_the_first_epoch(config, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", config, "--best_checkpoint.monitor", "val/acc"])
+    assert "best_checkpoint.monitor: there is no metric 'val/acc'" in capsys.readouterr().err
+
+
+def run(*args, cwd):
+    process = knl(*args, cwd=cwd)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def scores(output):
+    lines = [line.replace("│", " ").split() for line in output.splitlines() if "test/" in line and "│" in line]
+    return {name: float(value) for name, value in lines}
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_count_every_pixel_once(config, tmp_path):
+    output = run("fit", "--config", "a.yaml", *TWO, cwd=tmp_path)
+    assert output.count("Best: ") == 1
+    (directory,) = numbered_runs("a")  # both have used the same
+    run("fit", "--config", "a.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2", *TWO, cwd=tmp_path)
+    alone = scores(run("test", "--config", "a.yaml", "--ckpt_path", "last", cwd=tmp_path))
+    together = scores(run("test", "--config", "a.yaml", "--ckpt_path", "last", *TWO, cwd=tmp_path))
+    assert alone.keys() == {
+        f"test/{name}" for name in ("loss", "miou", "pixel_acc", "mean_acc", "iou/0", "iou/1", "iou/2")
+    }
+    assert together == pytest.approx(alone, rel=1e-6)
+    output = run("predict", "--config", "a.yaml", "--ckpt_path", "last", *TWO, cwd=tmp_path)
+    assert output.count("Predictions of 7 images: ") == 1
+    for folder in ("colours", "overlays", "label_ids"):
+        assert len(list((directory / "predictions" / folder).rglob("*.png"))) == SAMPLES
+    # what the files say, counted by hand, is what the test has told
+    where = directory / "predictions" / "label_ids" / tmp_path.relative_to(tmp_path.anchor)
+    labels, hits = RandomScenes(SAMPLES).labels, 0
+    for number in range(SAMPLES):
+        with Image.open(where / f"{number}.jpg.png") as image:
+            predicted = torch.tensor(np.asarray(image))
+        hits += int((predicted == labels[number]).sum())
+    assert hits / int((labels != 255).sum()) == pytest.approx(alone["test/pixel_acc"], rel=1e-6)
