@@ -4,8 +4,8 @@
 
 Before any training it is checked, on real batches of the run,
 
-- that replacing a sample by one that contributes nothing changes the sum of gradients by no more than the clipping bound
-  (neighbouring data sets change one step by no more than that), whatever else the samples share;
+- that replacing a sample by one that contributes nothing changes the sum of gradients by no more than the clipping
+  bound (neighbouring data sets change one step by no more than that), whatever else the samples share;
 - that the noise added to a step is Gaussian with the stated scale, and new at each step;
 - that the samples of a step are drawn by Poisson sampling at the stated rate;
 - that epsilon is not below what an independent accountant computes (dp-accounting, with privacy loss distributions).
@@ -220,7 +220,11 @@ def _images(batch: Any) -> Tensor:
 
 
 def _sum_of(
-    trainer: Trainer, task: LightningModule, privacy: DifferentialPrivacy, batch: Any, without: int | slice | None = None
+    trainer: Trainer,
+    task: LightningModule,
+    privacy: DifferentialPrivacy,
+    batch: Any,
+    without: int | slice | None = None,
 ) -> Tensor:
     """Run a batch as the training does, and return the sum of its clipped gradients."""
     with torch.random.fork_rng(), torch.enable_grad():

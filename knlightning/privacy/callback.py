@@ -352,7 +352,8 @@ class DifferentialPrivacy(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was spent."""
-        _say(f"Privacy:    {self.statement()}")
+        if self._noised:
+            _say(f"Privacy:    {self.statement()}")
 
     def taken_sums(self) -> Tensor:
         """Take away this device's sums of the step's gradients, as one vector; zero for what no sample has reached."""
@@ -487,6 +488,8 @@ class DifferentialPrivacy(Callback):
             return result
 
         self._set(pl_module, "training_step", training_step)
+        # a sample that is not finite contributes nothing; to end the run because of it would tell of it
+        self._set(pl_module, "stop_at_nonfinite", False)
 
     def _count_steps(self, trainer: Trainer) -> None:
         """Let the progress bar count steps in place of pieces."""

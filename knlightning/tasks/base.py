@@ -86,6 +86,7 @@ class Task(LightningModule, ABC):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.norm_weight_decay = norm_weight_decay
         self.bias_weight_decay = bias_weight_decay
+        self.stop_at_nonfinite = True  # whether a training loss that is not finite ends the run
         self._configured: dict[str, Any] = {}
         self._configured_before: dict[str, Any] = {}
 
@@ -149,7 +150,7 @@ class Task(LightningModule, ABC):
             FloatingPointError: if the loss is not finite.
         """
         loss = self.training_loss(*batch)
-        if not torch.isfinite(loss):
+        if self.stop_at_nonfinite and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
                 f" {self.global_step}). Try a lower learning rate (model.init_args.optimizer.init_args.lr) or"
