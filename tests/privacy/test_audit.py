@@ -1,0 +1,122 @@
+"""The audit passes sound runs, and finds each of the faults that it is there for."""
+
+import pytest
+import torch
+from privacy.private_runs import SAMPLES, privacy, task, trainer
+from standins import RandomData
+
+from knlightning.cli import main
+from knlightning.privacy import DifferentialPrivacy
+from knlightning.privacy.audit import PrivacyAudit
+from knlightning.privacy.randomness import SecretRandom
+
+
+def audited(tmp_path, callback, module=None, samples=4):
+    audit = PrivacyAudit(samples)
+    run = trainer(tmp_path, callback, audit, max_epochs=5)
+    run.fit(module or task(), RandomData(SAMPLES, 5))
+    assert run.global_step == 0
+    return {finding.name: finding for finding in audit.findings}
+
+
+def failed(findings):
+    return {name for name, finding in findings.items() if not finding.passed}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"physical_batch_size": 2}, {"accountant": "prv"}, {"clipping": "automatic"}, {"secure_mode": True}],
+)
+def test_a_sound_run_passes(tmp_path, settings):
+    findings = audited(tmp_path, privacy(noise_multiplier=2.0, **settings))
+    assert not failed(findings), findings
+    assert len(findings) == 7
+
+
+def test_gradients_that_are_clipped_too_little(tmp_path, monkeypatch):
+    from knlightning.privacy import callback
+
+    monkeypatch.setattr(callback, "clipping_weights", lambda norms, bound, kind: torch.full_like(norms, 3.0))
+    assert failed(audited(tmp_path, privacy())) == {"a sample changes a step by no more than the bound"}
+
+
+def test_samples_that_share_statistics(tmp_path):
+    """What the trial step is told to pass over shows here."""
+    from privacy.private_runs import Net
+
+    class Centring(torch.nn.Module):
+        def forward(self, x):
+            return x - x.mean(0, keepdim=True).nan_to_num(0.0, 0.0, 0.0)
+
+    callback = privacy(check=False, max_grad_norm=1e-3)
+    assert "a sample changes a step by no more than the bound" in failed(
+        audited(tmp_path, callback, task(Net(Centring())))
+    )
+
+
+class LittleNoise(DifferentialPrivacy):
+    def noisy_gradient(self, trainer, step):
+        before, self.max_grad_norm = self.max_grad_norm, self.max_grad_norm * 0.97
+        try:
+            return super().noisy_gradient(trainer, step)
+        finally:
+            self.max_grad_norm = before
+
+
+class OldNoise(DifferentialPrivacy):
+    def noisy_gradient(self, trainer, step):
+        return super().noisy_gradient(trainer, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"), [(LittleNoise, "noise of the stated scale"), (OldNoise, "noise is new at each step")]
+)
+def test_wrong_noise(tmp_path, kind, fault):
+    callback = kind(noise_multiplier=1.0, target_delta=1e-3, accountant="rdp", seed=0)
+    assert fault in failed(audited(tmp_path, callback))
+
+
+def test_noise_of_another_shape(tmp_path, monkeypatch):
+    def uniform(self, count, purpose, step, device):
+        generator = torch.Generator().manual_seed(step % 1000)
+        return (torch.rand(count, generator=generator) - 0.5) * 12**0.5
+
+    monkeypatch.setattr(SecretRandom, "normal", uniform)
+    assert failed(audited(tmp_path, privacy())) == {"noise is Gaussian"}
+
+
+def test_batches_of_a_fixed_size(tmp_path, monkeypatch):
+    def fixed(self, count, rate, step):
+        return self.permutation(count, "order", step)[: round(rate * count)]
+
+    monkeypatch.setattr(SecretRandom, "chosen", fixed)
+    assert failed(audited(tmp_path, privacy())) == {"Poisson sampling at the stated rate"}
+    assert failed(audited(tmp_path, privacy(poisson_sampling=False))) == {"Poisson sampling"}
+
+
+def test_an_accountant_that_understates(tmp_path):
+    findings = audited(tmp_path, privacy(accountant="gdp", noise_multiplier=2.0))
+    assert failed(findings) == {"epsilon is not understated"}
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from standins import PROJECT
+
+    monkeypatch.chdir(tmp_path)
+    main(["audit-privacy", "--config", str(PROJECT / "configs" / "digits_dp.yaml"), "--samples", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("pass")]) == 7
+    assert not any(tmp_path.iterdir())  # nothing is written
+    with pytest.raises(SystemExit) as stop:
+        main(["audit-privacy", "--config", str(PROJECT / "configs" / "quickstart.yaml")])
+    assert stop.value.code == 2
+    assert "audit-privacy needs a private run" in capsys.readouterr().err
+
+
+def test_a_run_without_noise_fails(tmp_path):
+    assert "noise of the stated scale" in failed(audited(tmp_path, privacy(noise_multiplier=0.0)))
+
+
+def test_samples_out_of_range():
+    with pytest.raises(ValueError, match="--samples must be at least 1"):
+        PrivacyAudit(0)
