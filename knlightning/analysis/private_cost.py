@@ -88,7 +88,8 @@ class Step:
             self.gradients.accumulate((1.0 / norms).clamp(max=1.0))
             assert isinstance(self.optimizer, DPOptimizer)
             self.optimizer.add_noise()
-            self.optimizer.scale_grad()
+            for parameter in self.optimizer.params:
+                parameter.grad /= len(output)
             self.optimizer.original_optimizer.step()
         else:
             self.optimizer.step()
@@ -110,10 +111,13 @@ class Step:
             output = self.net(self.images)
         kept = _allocations(forward)[-1]
         F.cross_entropy(output, self.labels).backward()
+        del output
         if self.way == "book-keeping":
             self.gradients.release()
-        self.optimizer.zero_grad()
-        del output
+        for parameter in self.net.parameters():  # what Opacus leaves behind
+            for name in ("grad", "grad_sample", "_norm_sample"):
+                if hasattr(parameter, name):
+                    setattr(parameter, name, None)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as step:
             self()
         return kept, max(_allocations(step))
