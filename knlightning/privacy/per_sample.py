@@ -22,7 +22,7 @@ batches are accumulated, makes norms k times too small: the norms, and what is a
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from torchvision.models.convnext import CNBlock
 
 from knlightning.nn.functional import Normalization, normalization_of
-from knlightning.nn.statistics import statistics_dtype
-from knlightning.privacy.rules import KNConv, Product, check_rules, parts_of, watch_layer_scale
-
-LossReduction = Literal["mean", "sum"]
+from knlightning.privacy.rules import KNConv, LayerScale, LossReduction, Product, check_rules, parts_of
 
 
 @dataclass
@@ -92,7 +89,7 @@ class PerSampleGradients:
             self._own[layer] = own
             self._handles.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
             if isinstance(layer, CNBlock):
-                self._handles += watch_layer_scale(layer, self._layer_scale)
+                self._handles += LayerScale(layer, self._layer_scale).watch()
                 after: Any = self._after_block
             else:
                 after = partial(self._after, name=name)
@@ -245,8 +242,8 @@ class PerSampleGradients:
     def _count(self, samples: int, name: str) -> None:
         if self._samples not in (None, samples):
             raise RuntimeError(
-                f"{name} was given {samples} samples where other layers were given {self._samples}: the first dimension "
-                "must be that of the samples in every layer; run release() between batches"
+                f"{name} was given {samples} samples, and other layers {self._samples}: the first dimension must be "
+                "that of the samples in every layer; call release() between batches"
             )
         self._samples = samples
 
