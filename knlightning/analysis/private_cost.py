@@ -11,6 +11,7 @@ torch's allocator hands out: more than before the step at its peak, and still in
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
@@ -172,6 +173,8 @@ def measure(
         torch.set_num_threads(threads)
     ways: tuple[Way, ...] = get_args(Way)
     steps = {(name, way): Step(make, way, batch_size, channels_last) for name, make in NETWORKS.items() for way in ways}
+    # of Opacus' hooks at the first layer, whose images need no gradient
+    warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
     memory = {key: step.memory() for key, step in steps.items()}  # warms up too
     seconds: dict[tuple[str, Way], list[float]] = {key: [] for key in steps}
     for _ in range(rounds):

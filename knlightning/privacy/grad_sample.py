@@ -125,5 +125,11 @@ def layer_scale_samples(block: CNBlock, activations: list[Tensor], backprops: Te
         activations: what it was given.
         backprops: gradient at its output, times N if the loss is a mean.
     """
-    samples: Tensor = _recall(block, 1)
+    if not _seen.get(block):
+        raise RuntimeError(
+            "nothing was noted of the scale of a ConvNeXt block: call knlightning.privacy.watch_statistics(network) "
+            "when Opacus' hooks are attached; and Opacus asks for it too early where all layers before the block are "
+            "frozen, which knlightning.privacy.PerSampleGradients does not"
+        )
+    samples: Tensor = _seen[block].pop()
     return {block.layer_scale: samples.to(block.layer_scale.dtype)}

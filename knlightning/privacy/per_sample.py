@@ -7,7 +7,8 @@
     loss.backward()
     norms = gradients.norms()                                   # [N]
     gradients.accumulate((max_grad_norm / norms).clamp(max=1))  # adds to `summed_grad` of every parameter
-    gradients.release()
+    ...
+    gradients.detach()
 
 Autograd computes no gradient of a weight here: `p.grad` is left as it is. What it would use for that, what a layer was
 given and the gradient at its output, is kept until the norms are known, and summed up then as the weights want it
@@ -109,7 +110,7 @@ class PerSampleGradients:
         self.release()
 
     def release(self) -> None:
-        """Forget the last batch, before the next one."""
+        """Forget a batch that is not to be summed, before the next one."""
         self._uses: Counter[nn.Parameter] = Counter()
         self._vectors: dict[nn.Parameter, Tensor] = {}
         self._products: list[Product] = []
@@ -178,10 +179,12 @@ class PerSampleGradients:
         """Hide the parameters from autograd, which would compute the gradient of the batch in vain."""
         if not torch.is_grad_enabled():
             return None
+        if not args or not isinstance(args[0], Tensor):
+            raise TypeError(f"{type(layer).__name__} must be called with its input as the first positional argument")
         for parameter in self._own[layer]:
             parameter.requires_grad_(False)
             self._uses[parameter] += 1
-        if args and isinstance(args[0], Tensor) and not args[0].requires_grad:  # so that there is a graph at all
+        if not args[0].requires_grad:  # so that there is a graph at all
             return (args[0].detach().requires_grad_(), *args[1:]), kwargs
         return None
 
@@ -194,7 +197,7 @@ class PerSampleGradients:
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str) -> None:
         self._show(layer)
-        if not isinstance(output, Tensor) or not torch.is_grad_enabled():
+        if output is None or not torch.is_grad_enabled():  # None after an exception
             return
         x, normalization, shown = args[0], None, None
         if isinstance(layer, KNConv):

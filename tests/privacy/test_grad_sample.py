@@ -50,7 +50,8 @@ def test_opacus_own_check_of_layers(layer: nn.Module, shape: tuple[int, ...]) ->
     handles = watch_statistics(layer)
     assert check_per_sample_gradients_are_correct(x, layer, atol=1e-5)
     if not isinstance(layer, nn.InstanceNorm2d):  # for which torch takes no empty batches
-        assert check_per_sample_gradients_are_correct(x[:0], layer)
+        for name, samples in compute_opacus_grad_sample(x[:0], layer).items():
+            assert samples.shape == (0, *layer.get_parameter(name).shape)
     for handle in handles:
         handle.remove()
 
@@ -58,22 +59,31 @@ def test_opacus_own_check_of_layers(layer: nn.Module, shape: tuple[int, ...]) ->
 @pytest.mark.parametrize("norm", ["kernel", "group", "layer", "local_context", "positional", "none"])
 def test_opacus_own_check_of_a_network(norm: Any) -> None:
     torch.manual_seed(0)
-    net = models.resnet8(3, norm=norm, dropout_p=0.0)
+    net = models.resnet8(3, norm=norm, dropout_p=0.0).double()
     watch_statistics(net)
-    assert check_per_sample_gradients_are_correct(torch.rand(2, 3, 16, 17), net, atol=1e-4, rtol=1e-3)
+    assert check_per_sample_gradients_are_correct(torch.rand(2, 3, 16, 17, dtype=torch.float64), net)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_scale_of_convnext_blocks(reduction: Any) -> None:
     torch.manual_seed(0)
-    block = CNBlock(4, 0.3, 0.0)
-    watch_statistics(block, reduction)
-    x = torch.rand(3, 4, 5, 6)
-    expected = compute_microbatch_grad_sample(x, block, loss_reduction=reduction)
-    found = compute_opacus_grad_sample(x, block, loss_reduction=reduction)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), CNBlock(4, 0.3, 0.0))
+    watch_statistics(net, reduction)
+    x = torch.rand(3, 3, 5, 6)
+    expected = compute_microbatch_grad_sample(x, net, loss_reduction=reduction)
+    found = compute_opacus_grad_sample(x, net, loss_reduction=reduction)
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_scale_of_a_block_that_is_the_first_layer() -> None:
+    block = CNBlock(4, 0.3, 0.0)
+    hooks = GradSampleHooks(block)
+    watch_statistics(block)
+    with pytest.raises(RuntimeError, match="where all layers before the block are frozen"):
+        block(torch.rand(3, 4, 5, 6)).sum().backward()
+    hooks.remove_hooks()
 
 
 def both(net: nn.Module, x: Tensor, ghost: bool) -> None:
