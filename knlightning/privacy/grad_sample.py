@@ -1,7 +1,8 @@
 """Exact rules for Opacus: gradients of single samples ("hooks") and their norms ("ghost") for the layers of the models.
 
-Importing this module registers them, in place of Opacus' own where it has some: those are taken in the precision of
-autocast, know no norms of convolutions, and of linear layers on images give the norms of another pass. KNConv and the
+Importing this module registers them, in place of Opacus' own where it has some: those work in the precision of
+autocast, are wrong of convolutions of channels-last images, know no norms of convolutions, and of linear layers on
+images give the norms of another pass. KNConv and the
 blocks of ConvNeXt need more than Opacus' hooks tell a rule, which :func:`watch_statistics` notes down beside them:
 
     hooks = GradSampleHooks(network)

@@ -12,12 +12,12 @@ SMALL = {"kernel": partial(knresnet8, activation="mish"), "group": partial(resne
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
-def test_all_ways_take_the_same_step_but_for_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_all_ways_take_the_same_step_but_for_the_noise(channels_last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for way in ("hooks", "ghost", "book-keeping"):
-        step = Step(partial(resnet8, norm="group"), way, 3, channels_last=True)
-        for optimizer in (step.optimizer,):
-            monkeypatch.setattr(optimizer, "noise_multiplier", 0.0)
+        step = Step(partial(resnet8, norm="group"), way, 3, channels_last)
+        monkeypatch.setattr(step.optimizer, "noise_multiplier", 0.0)
         step()
         found[way] = [p.grad for p in step.net.parameters()]
     for way in ("ghost", "book-keeping"):
@@ -28,7 +28,7 @@ def test_memory_is_what_is_allocated() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 1000), nn.Tanh(), nn.Linear(1000, 10))
     kept, peak = Step(lambda: net, "plain", 4, channels_last=False).memory()
     weight = 3 * 32 * 32 * 1000 * 4
-    assert kept == pytest.approx(2 * 4 * 1000 * 4, rel=0.1)  # before and after the tanh
+    assert kept == pytest.approx(4 * 1000 * 4, rel=0.1)  # what tanh has made
     assert peak == pytest.approx(weight, rel=0.1)  # the gradient
 
 

@@ -120,6 +120,14 @@ def test_linear_layers_on_images(ghost: bool) -> None:
     both(nn.Linear(4, 3).double(), torch.randn(2, 3, 5, 4, dtype=torch.float64), ghost)
 
 
+@pytest.mark.parametrize("ghost", [False, True])
+def test_channels_last_images(ghost: bool) -> None:
+    """Of which Opacus' own rule gives wrong gradients."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    both(nn.Conv2d(3, 4, 3, padding=1).double(), x, ghost)
+
+
 def test_layers_used_twice_recall_the_last_pass_first() -> None:
     torch.manual_seed(0)
     conv = KNConv2d(3, 3, 3, padding=1, dropout_p=0.3)
