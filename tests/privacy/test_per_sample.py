@@ -205,7 +205,10 @@ class Twice(nn.Module):
         return self.tied(self.frozen(self.norm(self.conv(x).tanh())))
 
 
-def test_layers_used_twice_ties_and_parameters_that_take_no_part() -> None:
+@pytest.mark.parametrize("small", [False, True])
+def test_layers_used_twice_ties_and_parameters_that_take_no_part(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contributions are added before the norm, even of weights whose gradients of samples are not kept else."""
+    monkeypatch.setattr(rules.Product, "small", lambda self: small)
     torch.manual_seed(0)
     net = Twice().double()
     check(net, torch.randn(3, 3, 5, 6, dtype=torch.float64))
