@@ -325,6 +325,14 @@ def test_samples_must_come_first() -> None:
         net[2](net[0](torch.rand(4, 3)).flatten().expand(8, 8)).sum().backward()
 
 
+def test_inputs_must_come_by_position() -> None:
+    net = nn.Linear(3, 2)
+    PerSampleGradients(net).attach()
+    with pytest.raises(TypeError, match="Linear must be called with its input as the first positional argument"):
+        net(input=torch.rand(4, 3))
+    assert net.weight.requires_grad
+
+
 def test_unknown_layers_are_named() -> None:
     with pytest.raises(ValueError, match=r"cannot be had:\n1 \(BatchNorm2d\): there is no rule .*Freeze"):
         PerSampleGradients(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
