@@ -7,7 +7,8 @@
     loss.backward()
     norms = gradients.norms()                                   # [N]
     gradients.accumulate((max_grad_norm / norms).clamp(max=1))  # adds to `summed_grad` of every parameter
-    gradients.release()
+    ...
+    gradients.detach()
 
 Autograd computes no gradient of a weight here: `p.grad` is left as it is. What it would use for that, what a layer was
 given and the gradient at its output, is kept until the norms are known, and summed up then as the weights want it
@@ -22,7 +23,7 @@ batches are accumulated, makes norms k times too small: the norms, and what is a
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from torchvision.models.convnext import CNBlock
 
 from knlightning.nn.functional import Normalization, normalization_of
-from knlightning.nn.statistics import statistics_dtype
-from knlightning.privacy.rules import KNConv, Product, check_rules, parts_of, watch_layer_scale
-
-LossReduction = Literal["mean", "sum"]
+from knlightning.privacy.rules import KNConv, LayerScale, LossReduction, Product, check_rules, parts_of
 
 
 @dataclass
@@ -92,7 +90,7 @@ class PerSampleGradients:
             self._own[layer] = own
             self._handles.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
             if isinstance(layer, CNBlock):
-                self._handles += watch_layer_scale(layer, self._layer_scale)
+                self._handles += LayerScale(layer, self._layer_scale).watch()
                 after: Any = self._after_block
             else:
                 after = partial(self._after, name=name)
@@ -112,7 +110,7 @@ class PerSampleGradients:
         self.release()
 
     def release(self) -> None:
-        """Forget the last batch, before the next one."""
+        """Forget a batch that is not to be summed, before the next one."""
         self._uses: Counter[nn.Parameter] = Counter()
         self._vectors: dict[nn.Parameter, Tensor] = {}
         self._products: list[Product] = []
@@ -181,10 +179,12 @@ class PerSampleGradients:
         """Hide the parameters from autograd, which would compute the gradient of the batch in vain."""
         if not torch.is_grad_enabled():
             return None
+        if not args or not isinstance(args[0], Tensor):
+            raise TypeError(f"{type(layer).__name__} must be called with its input as the first positional argument")
         for parameter in self._own[layer]:
             parameter.requires_grad_(False)
             self._uses[parameter] += 1
-        if args and isinstance(args[0], Tensor) and not args[0].requires_grad:  # so that there is a graph at all
+        if not args[0].requires_grad:  # so that there is a graph at all
             return (args[0].detach().requires_grad_(), *args[1:]), kwargs
         return None
 
@@ -197,7 +197,7 @@ class PerSampleGradients:
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str) -> None:
         self._show(layer)
-        if not isinstance(output, Tensor) or not torch.is_grad_enabled():
+        if output is None or not torch.is_grad_enabled():  # None after an exception
             return
         x, normalization, shown = args[0], None, None
         if isinstance(layer, KNConv):
@@ -245,8 +245,8 @@ class PerSampleGradients:
     def _count(self, samples: int, name: str) -> None:
         if self._samples not in (None, samples):
             raise RuntimeError(
-                f"{name} was given {samples} samples where other layers were given {self._samples}: the first dimension "
-                "must be that of the samples in every layer; run release() between batches"
+                f"{name} was given {samples} samples, and other layers {self._samples}: the first dimension must be "
+                "that of the samples in every layer; call release() between batches"
             )
         self._samples = samples
 

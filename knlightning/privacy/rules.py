@@ -15,9 +15,10 @@ norm; Bu et al., Differentially private optimization on large model at small cos
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,9 @@ from knlightning.nn.statistics import statistics_dtype
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 KNConv = KNConv1d | KNConv2d | KNConv3d
 InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+
+LossReduction = Literal["mean", "sum"]
+"""Whether a loss is the mean or the sum over the samples."""
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, KNConv1d, KNConv2d, KNConv3d)
 AFFINE = (
@@ -220,7 +224,7 @@ def parts_of(
     x: Tensor,
     grad: Tensor,
     normalization: Normalization | None,
-    wanted: Collection[nn.Parameter],
+    wanted: Iterable[nn.Parameter],
 ) -> Parts:
     """Find what a pass of a layer contributes to the gradients of its parameters, sample by sample.
 
@@ -232,8 +236,10 @@ def parts_of(
         wanted: the parameters that are trained.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        weight, bias = (_among(wanted, p) for p in (layer.weight, layer.bias))
         if isinstance(layer, AFFINE):
-            return _affine_parts(layer, x, grad, wanted), []
+            return _affine_parts(layer, x, grad, weight, bias), []
+        geometry: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
         if isinstance(layer, nn.Linear):
             if x.dim() == 2:
                 x, grad = x.unsqueeze(-1), grad.unsqueeze(-1)
@@ -244,14 +250,12 @@ def parts_of(
             geometry = layer.stride, _pads(layer), layer.dilation, layer.groups
         else:
             assert isinstance(layer, KNConv) and normalization is not None  # noqa: PT018 # one thought
-            ones = (1,) * layer.spatial
-            stride = (layer.stride,) * layer.spatial if isinstance(layer.stride, int) else tuple(layer.stride)
-            geometry = stride, normalization.pads, ones, layer.groups
+            geometry = layer.stride, normalization.pads, (1,) * layer.spatial, layer.groups
         vectors, products = {}, []
-        if layer.bias is not None and _among(layer.bias, wanted):
-            vectors[layer.bias] = grad.flatten(2).sum(2, dtype=statistics_dtype(grad))
-        if _among(layer.weight, wanted):
-            product = Product(layer.weight, x, grad, *geometry)
+        if bias is not None:
+            vectors[bias] = grad.flatten(2).sum(2, dtype=statistics_dtype(grad))
+        if weight is not None:
+            product = Product(weight, x, grad, *geometry)
             if normalization is not None:
                 mean, rstd, relu_input = normalization.mean, normalization.rstd, normalization.relu_input
                 product = replace(product, mean=mean, rstd=rstd, relu_input=relu_input)
@@ -261,20 +265,20 @@ def parts_of(
 
 def _pads(layer: Conv) -> tuple[int, ...]:
     if isinstance(layer.padding, str):
-        around = [d * (k - 1) if layer.padding == "same" else 0 for d, k in zip(layer.dilation, layer.kernel_size)]
-        return tuple(p for total in reversed(around) for p in (total // 2, total - total // 2))
+        spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        around = [span if layer.padding == "same" else 0 for span in reversed(spans)]
+        return tuple(p for total in around for p in (total // 2, total - total // 2))
     return padding_pairs(layer.padding, len(layer.kernel_size))
 
 
-def _among(parameter: nn.Parameter, wanted: Collection[nn.Parameter]) -> bool:
-    return any(parameter is one for one in wanted)  # `in` would compare their values
+def _among(wanted: Iterable[nn.Parameter], parameter: Any) -> nn.Parameter | None:
+    return next((one for one in wanted if one is parameter), None)  # `in` would compare their values
 
 
 def _affine_parts(
-    layer: nn.Module, x: Tensor, grad: Tensor, wanted: Collection[nn.Parameter]
+    layer: nn.Module, x: Tensor, grad: Tensor, weight: nn.Parameter | None, bias: nn.Parameter | None
 ) -> dict[nn.Parameter, Tensor]:
     """Sum what scale and shift get over positions, for a few samples at a time."""
-    weight, bias = (p if p is not None and _among(p, wanted) else None for p in (layer.weight, layer.bias))
     normalize, positions = _normalization_without_affine(layer, x)
     dtype = statistics_dtype(x)
     shape = [size for dim, size in enumerate(x.shape) if dim not in positions]
@@ -297,7 +301,8 @@ def _normalization_without_affine(layer: nn.Module, x: Tensor) -> tuple[Callable
     behind_channels = tuple(range(2, x.dim()))
     match layer:
         case LocalContextNorm2d():
-            return partial(local_context_norm, groups=layer.num_groups, window=layer.window, eps=layer.eps), behind_channels
+            normalize = partial(local_context_norm, groups=layer.num_groups, window=layer.window, eps=layer.eps)
+            return normalize, behind_channels
         case PositionalNorm2d() | LayerNorm2d():
             return partial(positional_norm, eps=layer.eps), behind_channels
         case nn.LayerNorm():
@@ -339,31 +344,38 @@ def check_rules(model: nn.Module) -> list[str]:
     return problems
 
 
-def watch_layer_scale(block: CNBlock, give: Callable[[CNBlock, Tensor], None]) -> list[RemovableHandle]:
-    """Have the gradients of the samples at the scale of a ConvNeXt block computed in each backward pass.
+class LayerScale:
+    """Compute the gradients of the samples at the scale of a ConvNeXt block in each backward pass.
 
-    The scale is a parameter of the block itself, between its layers and a stochastic depth whose draws are seen in the
+    The scale is a parameter of the block itself, between its layers and a stochastic depth, whose draws are seen in the
     gradient that comes from there.
 
     Args:
         block: the block.
-        give: is called with the block and the gradients [N, *layer_scale.shape] in backward.
+        give: is called in backward with the block and the gradients [N, *layer_scale.shape].
     """
-    unscaled: list[Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        if output.requires_grad:
-            unscaled.append(output.detach())
+    def __init__(self, block: CNBlock, give: Callable[[CNBlock, Tensor], None]) -> None:
+        self.block, self.give = block, give
+        self.unscaled: list[Tensor] = []
 
-    def watch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if unscaled:
-            here = [unscaled.pop()]
-            args[0].register_hook(lambda grad: finish(here, grad))
+    def watch(self) -> list[RemovableHandle]:
+        """Begin; return handles by which to end it."""
+        return [
+            self.block.block.register_forward_hook(self._keep),
+            self.block.stochastic_depth.register_forward_pre_hook(self._follow),
+        ]
 
-    def finish(here: list[Tensor], grad: Tensor) -> None:
-        x = here.pop()
-        with torch.no_grad():
-            dtype = statistics_dtype(x)
-            give(block, (x.to(dtype) * grad).sum((2, 3))[..., None, None])
+    def _keep(self, layers: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self.unscaled = [output.detach()]
 
-    return [block.block.register_forward_hook(keep), block.stochastic_depth.register_forward_pre_hook(watch)]
+    def _follow(self, depth: nn.Module, args: tuple[Tensor, ...]) -> None:
+        unscaled, self.unscaled = self.unscaled, []
+        if args[0].requires_grad:
+            args[0].register_hook(partial(self._gradients, unscaled))
+
+    def _gradients(self, unscaled: list[Tensor], grad: Tensor) -> None:
+        x = unscaled.pop()  # the graph may live on
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            samples = (x.to(statistics_dtype(x)) * grad).sum((2, 3))
+        self.give(self.block, samples[..., None, None])

@@ -1,0 +1,340 @@
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from privacy.micro_batches import Masks, loss_with, micro_batches, norms_of
+from torch import Tensor, nn
+from torchvision.models.convnext import CNBlock, LayerNorm2d
+
+from knlightning import models
+from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, LocalContextNorm2d, PositionalNorm2d
+from knlightning.privacy import PerSampleGradients, rules
+
+
+def check(net: nn.Module, x: Tensor, reduction: rules.LossReduction = "mean", rtol: float = 1e-9) -> None:
+    """Compare norms and weighted sums with micro-batches that have the same masks."""
+    net.train()
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(len(x))
+    coefficients, weights = torch.rand(2, len(x), dtype=x.dtype, generator=generator) + 0.5
+    loss, masks = loss_with(coefficients), Masks()
+    gradients = PerSampleGradients(net, reduction)
+    gradients.attach()
+    with masks.drawing():
+        total = loss(net(x), slice(None))
+    (total / len(x) if reduction == "mean" else total).backward()
+    assert all(p.grad is None and p.requires_grad for p in trained.values())
+    norms = gradients.norms()
+    gradients.accumulate(weights)
+    sums = {name: p.__dict__.pop("summed_grad") for name, p in trained.items()}
+    gradients.detach()
+    assert not any(hasattr(p, "summed_grad") for p in net.parameters())  # those that are frozen
+
+    expected = micro_batches(net, x, loss, masks)
+    torch.testing.assert_close(norms, norms_of(expected), rtol=rtol, atol=1e-10)
+    for name, samples in expected.items():
+        wanted = torch.einsum("n,n...->...", weights, samples)
+        scale = samples.flatten(1).norm(dim=1).sum().item()
+        torch.testing.assert_close(sums[name], wanted, rtol=rtol, atol=max(rtol * scale, 1e-10), msg=name)
+
+
+class Around(nn.Module):
+    """A kernel normalized convolution with what is fused into it."""
+
+    def __init__(self, conv: nn.Module, relu_input: bool, after: str) -> None:
+        super().__init__()
+        self.before = nn.Linear(conv.inner[-1], conv.inner[-1])  # so that a gradient goes through the layer
+        self.conv, self.relu_input, self.after = conv, relu_input, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        kwargs: dict[str, Any] = {"relu_input": self.relu_input, "relu_output": self.after == "relu"}
+        if self.after == "residual":
+            with torch.no_grad():
+                kwargs["residual"] = torch.zeros_like(self.conv(x, **kwargs)) + 0.5
+        return self.conv(x, keep_output=self.after == "keep", **kwargs)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+    spatial = draw(st.integers(1, 3))
+    groups = draw(st.integers(1, 2))
+    channels, filters = (groups * draw(st.integers(1, 3)) for _ in range(2))
+    kernel = draw(st.tuples(*[st.integers(1, 3)] * spatial))
+    stride = draw(st.tuples(*[st.integers(1, 2)] * spatial))
+    size = [k + draw(st.integers(0, 3)) for k in kernel]
+    padding: Any = draw(st.integers(0, 1))
+    kind = draw(st.sampled_from(["kn", "kn", "conv"]))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    batch = draw(st.integers(0, 3))
+    x = torch.randn(batch, channels, *size, dtype=torch.float64)
+    if spatial == 2 and draw(st.booleans()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    bias = draw(st.booleans())
+    if kind == "conv":
+        dilation = draw(st.integers(1, 2))
+        if draw(st.booleans()):
+            padding, stride = "same", 1
+        elif dilation == 2:
+            padding = 2
+        cls: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial]
+        return cls(channels, filters, kernel, stride, padding, dilation, groups, bias).double(), x
+    if spatial == 2 and draw(st.booleans()):
+        padding = draw(st.tuples(*[st.integers(0, 2)] * 4))
+    cls = {1: KNConv1d, 2: KNConv2d, 3: KNConv3d}[spatial]
+    p = draw(st.sampled_from([0.0, 0.2]))
+    conv = cls(channels, filters, kernel, stride, padding, groups, bias, p, eps=1e-2).double()
+    conv.inner = size
+    return Around(
+        conv, draw(st.booleans()), draw(st.sampled_from(["", "keep"] if p else ["", "keep", "relu", "residual"]))
+    ).double(), x
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@settings(deadline=None, max_examples=150)
+@given(
+    case=layers(),
+    reduction=st.sampled_from(["mean", "sum"]),
+    ghost=st.sampled_from([None, False, True]),
+    small=st.sampled_from([None, False]),
+    temporary=st.sampled_from([1, 2**20]),
+)
+def test_layers_of_any_shape_equal_micro_batches(case, reduction, ghost, small, temporary) -> None:
+    """Whichever way is taken to a norm, and in however small parts."""
+    net, x = case
+    with mock.patch.dict(rules._TEMPORARY, cpu=temporary), pytest.MonkeyPatch.context() as patch:
+        for name, choice in (("_ghost", ghost), ("small", small)):
+            if choice is not None:
+                patch.setattr(rules.Product, name, lambda self, choice=choice: choice)
+        check(net, x, reduction)
+
+
+NORMS: list[tuple[nn.Module, tuple[int, ...]]] = [
+    (nn.GroupNorm(2, 4), (4, 3, 5)),
+    (nn.LayerNorm(5), (4, 3, 5)),
+    (nn.LayerNorm([3, 5]), (4, 3, 5)),
+    (nn.LayerNorm(4), (4,)),
+    (nn.LayerNorm(4, bias=False), (3, 4)),
+    (nn.InstanceNorm2d(4, affine=True), (4, 3, 5)),
+    (nn.InstanceNorm1d(4, affine=True), (4, 3)),
+    (LocalContextNorm2d(4, window=3), (4, 3, 5)),
+    (PositionalNorm2d(4), (4, 3, 5)),
+    (LayerNorm2d(4), (4, 3, 5)),
+    (nn.Linear(4, 3), (4,)),
+    (nn.Linear(4, 3), (2, 4)),
+    (nn.Linear(4, 3, bias=False), (2, 3, 4)),
+]
+
+
+@pytest.mark.parametrize("temporary", [1, 2**20])
+@pytest.mark.parametrize("batch", [0, 3])
+@pytest.mark.parametrize(("layer", "shape"), NORMS, ids=lambda v: str(v) if isinstance(v, tuple) else type(v).__name__)
+def test_norms_and_linear_layers(layer: nn.Module, shape: tuple[int, ...], batch: int, temporary: int) -> None:
+    torch.manual_seed(0)
+    batch = batch or int(isinstance(layer, rules.InstanceNorm))  # for which torch takes no empty batches
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    with mock.patch.dict(rules._TEMPORARY, cpu=temporary):
+        check(layer.double(), torch.randn(batch, *shape, dtype=torch.float64))
+
+
+def small(name: str, **kwargs: Any) -> nn.Module:
+    torch.manual_seed(0)
+    net = getattr(models, name)(3, **({"low_resolution": True} if "resnet" in name else {}), **kwargs).double()
+    for module in net.modules():
+        if isinstance(module, CNBlock):
+            nn.init.normal_(module.layer_scale)
+            module.stochastic_depth.p = 0.0  # not one of the masks that can be repeated
+    return net
+
+
+QUICK = [
+    *(("resnet8", {"norm": norm}) for norm in ("layer", "group", "instance", "positional", "local_context", "none")),
+    ("resnet8", {"norm": "kernel"}),
+    ("knresnet8", {}),
+    ("knresnet8", {"activation": "mish"}),
+    ("knresnet13", {}),
+]
+SLOW = [
+    *(("knresnet18", {"activation": activation}) for activation in ("relu", "mish")),
+    *((name, {}) for name in ("knresnet34", "knresnet50", "convnext_tiny", "knconvnext_tiny")),
+    *((name, {"norm": "kernel"}) for name in ("resnet18", "resnet50", "preact_resnet18", "preact_resnet50")),
+    *((name, {"norm": "group"}) for name in ("resnet18", "resnet50", "preact_resnet18")),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
+def test_networks_equal_micro_batches(name: str, kwargs: dict[str, Any]) -> None:
+    x = torch.rand(2, 3, 33, 34, dtype=torch.float64)
+    check(small(name, **kwargs), x, rtol=1e-7)
+
+
+def test_stochastic_depth_is_that_of_the_forward_pass() -> None:
+    torch.manual_seed(0)
+    block = CNBlock(4, 0.3, 0.5).double()
+    x = torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    torch.manual_seed(1)
+    block(x).square().sum().backward()
+    expected = {p: p.grad.clone() for p in block.parameters()}
+    block.zero_grad()
+    gradients = PerSampleGradients(block, "sum")
+    gradients.attach()
+    torch.manual_seed(1)
+    block(x).square().sum().backward()
+    norms = gradients.norms()
+    assert 0 < (norms == 0).sum() < 6  # the samples whose block was skipped
+    gradients.accumulate(torch.ones(6))
+    for parameter, grad in expected.items():
+        torch.testing.assert_close(parameter.summed_grad, grad)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.unused = KNConv2d(3, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.Linear(2, 2)
+        self.tied = nn.Conv2d(3, 3, 3, padding=1)
+        self.tied.weight = self.conv.weight
+        self.frozen = nn.Conv2d(3, 3, 1).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return self.tied(self.frozen(self.norm(self.conv(x).tanh())))
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_layers_used_twice_ties_and_parameters_that_take_no_part(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The contributions are added before the norm, even of weights whose gradients of samples are not kept else."""
+    monkeypatch.setattr(rules.Product, "small", lambda self: small)
+    torch.manual_seed(0)
+    net = Twice().double()
+    check(net, torch.randn(3, 3, 5, 6, dtype=torch.float64))
+
+
+def run(net: nn.Module, x: Tensor) -> PerSampleGradients:
+    gradients = PerSampleGradients(net, "sum")
+    gradients.attach()
+    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.float32):
+        loss = net(x).float().square().sum()
+    loss.backward()
+    return gradients
+
+
+def test_norms_hold_under_autocast() -> None:
+    """The sum of one sample alone has the norm that was told, to the precision of float32."""
+    torch.manual_seed(0)
+    net = models.knresnet8(3, activation="mish")
+    x = torch.rand(3, 3, 16, 16)
+    for sample in range(3):
+        torch.manual_seed(0)
+        gradients = run(net, x)
+        norms = gradients.norms()
+        assert norms.dtype == torch.float32
+        gradients.accumulate(F.one_hot(torch.tensor(sample), 3).float())
+        total = torch.stack([p.summed_grad.norm() for p in net.parameters()]).norm()
+        torch.testing.assert_close(total, norms[sample], rtol=1e-5, atol=0)
+        gradients.detach()
+        for parameter in net.parameters():
+            parameter.summed_grad = None
+
+
+def test_samples_that_are_not_finite_take_no_part() -> None:
+    torch.manual_seed(0)
+    net = models.knresnet8(3, dropout_p=0.0, activation="mish").double()
+    x = torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    spoilt = x.clone()
+    spoilt[1, 0, 0, 0] = torch.nan
+    found = []
+    for images in (x[[0, 2]], spoilt):
+        gradients = run(net, images)
+        norms = gradients.norms()
+        assert norms.isfinite().tolist() == ([True, True] if len(images) == 2 else [True, False, True])
+        gradients.accumulate(torch.ones(len(images)))
+        found.append([p.summed_grad for p in net.parameters()])
+        gradients.detach()
+        for parameter in net.parameters():
+            parameter.summed_grad = None
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_sums_of_several_batches_add_up_and_detaching_leaves_nothing() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2)).double()
+    x = torch.rand(4, 3, 3, 3, dtype=torch.float64)
+    gradients = PerSampleGradients(net, "sum")
+    gradients.attach()
+    with torch.no_grad():
+        net(x)  # as in validation
+    with pytest.raises(RuntimeError, match="no backward pass was seen"):
+        gradients.norms()
+    for part in (x[:1], x[1:]):
+        net(part).square().sum().backward()
+        with pytest.raises(RuntimeError, match="the norms come first"):
+            gradients.accumulate(torch.ones(len(part)))
+        gradients.norms()
+        with pytest.raises(ValueError, match=r"weights must have shape \(\d,\), got \(7,\)"):
+            gradients.accumulate(torch.ones(7))
+        gradients.accumulate(torch.ones(len(part)))
+    with pytest.raises(RuntimeError, match="watched already"):
+        gradients.attach()
+    gradients.detach()
+    net(x).square().sum().backward()
+    for parameter in net.parameters():
+        torch.testing.assert_close(parameter.summed_grad, parameter.grad)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    gradients.attach()
+
+
+def test_a_failed_forward_pass_leaves_parameters_trainable() -> None:
+    net = nn.Conv2d(3, 4, 3)
+    PerSampleGradients(net).attach()
+    with pytest.raises(RuntimeError, match="channels"):
+        net(torch.rand(1, 2, 5, 5))
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_gradients_from_elsewhere_are_refused() -> None:
+    net = nn.Linear(3, 2)
+    PerSampleGradients(net).attach()
+    with pytest.raises(RuntimeError, match="weight got a gradient from outside of its layer, such as a penalty"):
+        (net(torch.rand(4, 3)).sum() + net.weight.square().sum()).backward()
+    assert net.weight.grad is None
+
+
+def test_changes_in_place_and_a_second_backward_pass_are_refused() -> None:
+    net = nn.Sequential(nn.Tanh(), nn.Linear(3, 2))
+    PerSampleGradients(net).attach()
+    x = net[0](torch.rand(4, 3))
+    y = net[1](x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match=r"1 \(Linear\): its input was changed in place"):
+        y.sum().backward()
+    y = net(torch.rand(4, 3))
+    y.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="1: a second backward pass"):
+        y.sum().backward()
+
+
+def test_samples_must_come_first() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Flatten(0), nn.Linear(8, 1))
+    PerSampleGradients(net).attach()
+    with pytest.raises(RuntimeError, match=r"0 \(Linear\) was given 4 samples, and other layers 8"):
+        net[2](net[0](torch.rand(4, 3)).flatten().expand(8, 8)).sum().backward()
+
+
+def test_inputs_must_come_by_position() -> None:
+    net = nn.Linear(3, 2)
+    PerSampleGradients(net).attach()
+    with pytest.raises(TypeError, match="Linear must be called with its input as the first positional argument"):
+        net(input=torch.rand(4, 3))
+    assert net.weight.requires_grad
+
+
+def test_unknown_layers_are_named() -> None:
+    with pytest.raises(ValueError, match=r"cannot be had:\n1 \(BatchNorm2d\): there is no rule .*Freeze"):
+        PerSampleGradients(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    with pytest.raises(ValueError, match='loss_reduction must be "mean" or "sum", got \'none\''):
+        PerSampleGradients(nn.Linear(1, 1), "none")  # type: ignore[arg-type]
