@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -74,7 +74,7 @@ class PrivacyAudit(Callback):
         """Run the checks, and stop."""
         privacy = next(c for c in trainer.callbacks if isinstance(c, DifferentialPrivacy))  # type: ignore[attr-defined]
         loader = cast(PrivateLoader, trainer.fit_loop._data_source.instance)
-        pl_module.log = _silent  # type: ignore[method-assign, assignment] # no results are being collected yet
+        pl_module.log = _silent  # type: ignore[method-assign] # no results are being collected yet
         self.findings = [
             *check_contributions(trainer, pl_module, privacy, loader, self.samples),
             *check_noise(trainer, privacy),
@@ -92,7 +92,8 @@ def check_contributions(
     A sample is left out by making its images infinite: such a sample contributes nothing, and leaves the shape of the
     batch, and so all random numbers of the others, as they are.
     """
-    bound, norms, rest = privacy.max_grad_norm, [], 0.0
+    bound, rest = privacy.max_grad_norm, 0.0
+    norms: list[float] = []
     for batch in loader:
         count = len(_images(batch)) // privacy.views
         whole = _sum_of(trainer, task, privacy, batch)

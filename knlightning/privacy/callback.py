@@ -268,7 +268,7 @@ class DifferentialPrivacy(Callback):
             batch = self._probe_batch(trainer, pl_module)
             check_independence(pl_module, batch)
             self._reduction = loss_reduction(pl_module, batch)
-        self._gradients = PerSampleGradients(pl_module, "sum")  # the scale is known here
+        self._gradients = PerSampleGradients(pl_module, "sum", self.views)  # the scale is known here
         self._gradients.attach()
         self._restore.append(self._gradients.detach)
         self._parameters = [p for p in pl_module.parameters() if p.requires_grad]

@@ -21,7 +21,7 @@ batches are accumulated, makes norms k times too small: the norms, and what is a
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -57,18 +57,21 @@ class PerSampleGradients:
     Args:
         module: the network; trained eagerly, by one backward pass for each forward pass.
         loss_reduction: whether the loss is the mean or the sum over the samples.
+        views: how many rows of a batch in turn are views of one sample, whose gradient is the sum of theirs or, where
+            the loss is a mean, their mean (augmentation multiplicity; De et al., 2022). N below counts samples.
 
     Raises:
         ValueError: if there is no exact rule for a layer with trainable parameters; it names all of these.
     """
 
-    def __init__(self, module: nn.Module, loss_reduction: LossReduction = "mean") -> None:
+    def __init__(self, module: nn.Module, loss_reduction: LossReduction = "mean", views: int = 1) -> None:
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f'loss_reduction must be "mean" or "sum", got {loss_reduction!r}')
         if problems := check_rules(module):
             raise ValueError("gradients of single samples cannot be had:\n" + "\n".join(problems))
         self.module = module
         self.loss_reduction: LossReduction = loss_reduction
+        self.views = views
         self._handles: list[RemovableHandle] = []
         self._own: dict[nn.Module, list[nn.Parameter]] = {}
         self.release()
@@ -129,7 +132,8 @@ class PerSampleGradients:
         """
         if self._samples is None:
             raise RuntimeError("no backward pass was seen: attach before the forward pass, and keep to one for each")
-        squares = [torch.linalg.vector_norm(t.flatten(1), dim=1).square() for t in self._vectors.values()]
+        samples = [rows.flatten(1).unflatten(0, (-1, self.views)).sum(1) for rows in self._vectors.values()]
+        squares = [torch.linalg.vector_norm(each, dim=1).square() for each in samples]
         norms = torch.stack(squares + self._squares).sum(0).sqrt() * self._factor()
         self._finite = norms.isfinite()
         return norms
@@ -152,7 +156,8 @@ class PerSampleGradients:
             raise RuntimeError("the norms come first: they tell which samples can be summed")
         if weights.shape != self._finite.shape:
             raise ValueError(f"weights must have shape {tuple(self._finite.shape)}, got {tuple(weights.shape)}")
-        kept = None if bool(self._finite.all()) else self._finite
+        kept = None if bool(self._finite.all()) else self._finite.repeat_interleave(self.views)
+        weights = weights.repeat_interleave(self.views)
         weights = (weights if kept is None else weights[kept]) * self._factor()
         for own in self._own.values():
             for parameter in own:
@@ -171,7 +176,7 @@ class PerSampleGradients:
         self.release()
 
     def _factor(self) -> float:
-        return float(self._samples or 0) if self.loss_reduction == "mean" else 1.0
+        return (self._samples or 0) / self.views if self.loss_reduction == "mean" else 1.0
 
     def _before(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -225,7 +230,7 @@ class PerSampleGradients:
         vectors, products = parts_of(layer, x, grad, normalization, self._own[layer])
         for parameter, samples in vectors.items():
             self._add(parameter, samples)
-        for product in products:
+        for product in (replace(product, views=self.views) for product in products):
             if self._uses[product.weight] > 1 or product.small():
                 self._add(product.weight, product.samples())
             else:

@@ -74,6 +74,7 @@ class Product:
         mean: means that were subtracted from the windows, [N, 1, *positions], or None.
         rstd: factors by which the windows were scaled then, likewise.
         relu_input: whether the layer was given relu(x) in truth.
+        views: how many of the samples in a row are views of one, whose gradients are added before a norm is taken.
     """
 
     weight: nn.Parameter
@@ -86,6 +87,7 @@ class Product:
     mean: Tensor | None = None
     rstd: Tensor | None = None
     relu_input: bool = False
+    views: int = 1
 
     def small(self) -> bool:
         """Whether gradients of the samples take hardly more memory than their factors, and no longer to compute."""
@@ -105,16 +107,18 @@ class Product:
         return result
 
     def squared_norms(self) -> Tensor:
-        """Compute the squared norm of the gradient of each sample; shape [N]."""
-        result = self.x.new_zeros(len(self.x), dtype=self._dtype())
+        """Compute the squared norm of the gradient of each sample; shape [N / views]."""
+        result = self.x.new_zeros(len(self.x) // self.views, dtype=self._dtype())
         for part in self._slices():
+            into = slice(part.start // self.views, part.stop // self.views)
             if self._ghost():
-                units, grad = self._factors(part)[:2]
+                units, grad = (self._views_as_positions(factor) for factor in self._factors(part)[:2])
                 products = torch.matmul(grad.transpose(2, 3), grad).mul_(torch.matmul(units.transpose(2, 3), units))
                 # the sum of many products of both signs: rounding must not make it negative
-                result[part] = products.sum((1, 2, 3)).clamp_min_(0.0)
+                result[into] = products.sum((1, 2, 3)).clamp_min_(0.0)
             else:
-                result[part] = torch.linalg.vector_norm(self._samples(part).flatten(1), dim=1).square_()
+                samples = self._samples(part).unflatten(0, (-1, self.views)).sum(1)
+                result[into] = torch.linalg.vector_norm(samples.flatten(1), dim=1).square_()
         return result
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
@@ -165,17 +169,21 @@ class Product:
     def _ghost(self) -> bool:
         """Whether products of positions are fewer than those of the elements of filters and units."""
         filters, elements = self.weight.shape[0] // self.groups, self.weight[0].numel()
-        return self._positions() * (filters + elements) < filters * elements
+        return self._positions() * self.views * (filters + elements) < filters * elements
 
     def _slices(self) -> Iterator[slice]:
         """Cut the batch so that temporaries are not large."""
         positions, elements = self._positions(), self.groups * self.weight[0].numel()
         values = positions * (elements + self.weight.shape[0])
-        values += 2 * self.groups * positions**2 if self._ghost() else self.weight.numel()
+        values += 2 * self.groups * positions**2 * self.views if self._ghost() else self.weight.numel()
         limit = _TEMPORARY.get(self.x.device.type, _TEMPORARY_ELSEWHERE)
-        step = max(1, limit // (values * self._dtype().itemsize))
+        step = max(1, limit // (values * self._dtype().itemsize * self.views)) * self.views
         for start in range(0, len(self.x), step):
             yield slice(start, start + step)
+
+    def _views_as_positions(self, factor: Tensor) -> Tensor:
+        """Reorder [N, groups, elements, positions] to [N / views, groups, elements, views * positions]."""
+        return factor.unflatten(0, (-1, self.views)).movedim(1, 3).flatten(3)
 
     def _input(self, part: slice) -> Tensor:
         x = self.x[part].to(self._dtype())

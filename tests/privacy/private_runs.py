@@ -58,8 +58,9 @@ def privacy(**kwargs):
     return DifferentialPrivacy(**(settings | kwargs))
 
 
-def naive(module, data, batch, steps, bound=0.7, noise=0.8, loss=F.cross_entropy, leave_out=None):
+def naive(module, data, batch, steps, bound=0.7, noise=0.8, loss=None, leave_out=None):
     """DP-SGD as it is written down, one sample at a time."""
+    loss = loss or (lambda net, image, label: F.cross_entropy(net(image), label))
     net = copy.deepcopy(module.backbone)
     optimizer = module.make_optimizer(net.parameters())
     random = SecretRandom(known_key(5))
@@ -70,7 +71,7 @@ def naive(module, data, batch, steps, bound=0.7, noise=0.8, loss=F.cross_entropy
             if i == leave_out:
                 continue
             image, label = data[i]
-            gradient = torch.autograd.grad(loss(net(image[None]), label[None]), list(net.parameters()))
+            gradient = torch.autograd.grad(loss(net, image[None], label[None]), list(net.parameters()))
             flat = torch.cat([g.flatten() for g in gradient])
             total += flat * min(1.0, bound * (1 - MARGIN) / max(flat.norm().item(), 1e-12))
         total += noise * bound * random.normal(count, "noise", step, CPU)

@@ -47,6 +47,27 @@ def test_equals_a_loop_over_single_samples(tmp_path, own, settings, batch):
     assert all(p.requires_grad and not hasattr(p, "summed_grad") for p in module.parameters())
 
 
+class Flipping(RandomData):
+    """Shows an image as it is or mirrored, at random; the views of a sample come one after the other."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        images, labels = batch
+        flipped = torch.arange(len(images)) % 2 == 1
+        return torch.where(flipped[:, None, None, None], images.flip(-1), images), labels
+
+
+@pytest.mark.parametrize("physical", [None, 4])
+def test_views_of_a_sample_are_averaged_before_they_are_clipped(tmp_path, physical):
+    module, data = task(), Flipping(SAMPLES, 5)
+
+    def both(net, image, label):
+        return (F.cross_entropy(net(image), label) + F.cross_entropy(net(image.flip(-1)), label)) / 2
+
+    expected = naive(module, data.dataset, 5, 8, loss=both)
+    trainer(tmp_path, privacy(views=2, physical_batch_size=physical), max_epochs=2).fit(module, data)
+    torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
 class SumLoss(ClassificationTask):
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self(batch[0]), batch[1], reduction="sum")

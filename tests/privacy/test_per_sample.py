@@ -15,14 +15,17 @@ from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, LocalContextNorm2d, Pos
 from knlightning.privacy import PerSampleGradients, rules
 
 
-def check(net: nn.Module, x: Tensor, reduction: rules.LossReduction = "mean", rtol: float = 1e-9) -> None:
+def check(
+    net: nn.Module, x: Tensor, reduction: rules.LossReduction = "mean", rtol: float = 1e-9, views: int = 1
+) -> None:
     """Compare norms and weighted sums with micro-batches that have the same masks."""
     net.train()
     trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(len(x))
     coefficients, weights = torch.rand(2, len(x), dtype=x.dtype, generator=generator) + 0.5
+    weights = weights[: len(x) // views]
     loss, masks = loss_with(coefficients), Masks()
-    gradients = PerSampleGradients(net, reduction)
+    gradients = PerSampleGradients(net, reduction, views)
     gradients.attach()
     with masks.drawing():
         total = loss(net(x), slice(None))
@@ -35,6 +38,10 @@ def check(net: nn.Module, x: Tensor, reduction: rules.LossReduction = "mean", rt
     assert not any(hasattr(p, "summed_grad") for p in net.parameters())  # those that are frozen
 
     expected = micro_batches(net, x, loss, masks)
+    if views > 1:
+        expected = {name: rows.unflatten(0, (-1, views)).sum(1) for name, rows in expected.items()}
+        if reduction == "mean":
+            expected = {name: samples / views for name, samples in expected.items()}
     torch.testing.assert_close(norms, norms_of(expected), rtol=rtol, atol=1e-10)
     for name, samples in expected.items():
         wanted = torch.einsum("n,n...->...", weights, samples)
@@ -102,15 +109,16 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     ghost=st.sampled_from([None, False, True]),
     small=st.sampled_from([None, False]),
     temporary=st.sampled_from([1, 2**20]),
+    views=st.sampled_from([1, 2]),
 )
-def test_layers_of_any_shape_equal_micro_batches(case, reduction, ghost, small, temporary) -> None:
+def test_layers_of_any_shape_equal_micro_batches(case, reduction, ghost, small, temporary, views) -> None:
     """Whichever way is taken to a norm, and in however small parts."""
     net, x = case
     with mock.patch.dict(rules._TEMPORARY, cpu=temporary), pytest.MonkeyPatch.context() as patch:
         for name, choice in (("_ghost", ghost), ("small", small)):
             if choice is not None:
                 patch.setattr(rules.Product, name, lambda self, choice=choice: choice)
-        check(net, x, reduction)
+        check(net, x, reduction, views=1 if len(x) % views else views)
 
 
 NORMS: list[tuple[nn.Module, tuple[int, ...]]] = [
