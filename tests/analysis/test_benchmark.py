@@ -58,6 +58,11 @@ def test_presets_plan_what_the_tables_show() -> None:
     assert {(c.variant, c.resolution, c.stride) for c in table8} == expected
     targets = {c.setting for c in cases("targets", None, (), VARIANTS)}
     assert {"resnet18, 32x32, batch 32", "resnet50, 224x224, batch 8"} < targets
+    table3 = cases("table3", 8, [512], VARIANTS)
+    assert {(c.network, c.variant) for c in table3} == {
+        (f"fcn_resnet{d}", v) for d in (18, 34, 50) for v in VARIANTS if v != "batch-primitives"
+    }
+    assert {(c.shape, c.evaluation_shape) for c in table3} == {((8, 3, 512, 1024), (1, 3, 1024, 2048))}
     assert {c.variant for c in cases("laptop", 4, [32], ["kernel", "floor"])} == {"kernel", "floor"}
 
 
@@ -70,6 +75,19 @@ def test_out_of_memory_is_reported_in_its_row_and_the_rest_goes_on() -> None:
         assert row["status"] == "ok"
         assert min(row["step_ms"], row["evaluation_ms"], row["kept"], row["flops"]) > 0
     assert published["kept_over_floor"] > 2
+
+
+def test_memory_of_segmentation_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--resolutions=[32]", "--batch_size=2", "--device=cpu", "--variants=[kernel,batch]"]
+    main(["--preset=table3", *settings, f"--out={tmp_path}"])
+    printed = capsys.readouterr().out
+    for row in json.loads((tmp_path / "table3.json").read_text())["rows"]:
+        kept, maps = row["kept_over_batch"], row["evaluation_maps"]
+        assert f"{row['variant']}: keeps {kept:.2f} times what batch keeps for backward; evaluation of a" in printed
+        assert f"peaks at {maps:.1f} of its largest feature maps" in printed
+        assert kept < 1.35
+    row = dict.fromkeys(row) | {"variant": "batch", "status": "out of memory"}
+    assert module.memory_of(row) == "batch: out of memory"
 
 
 def test_a_run_prints_a_table_and_writes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +121,10 @@ def test_a_run_prints_a_table_and_writes_files(tmp_path: Path, capsys: pytest.Ca
         ({"resolutions": [32], "preset": "targets"}, "cannot be chosen for the preset targets"),
         ({"variants": []}, "--variants must name some of floor, kernel"),
         ({"variants": ["batch"], "preset": "table8"}, "the preset table8 has only floor, kernel, algorithm1"),
+        (
+            {"variants": ["batch-primitives"], "preset": "table3"},
+            "the preset table3 has only floor, kernel, algorithm1, batch, group, layer",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from knlightning.analysis.measure import Probe, Worker, bytes_kept, ran_out_of_memory
+from knlightning.analysis.measure import Probe, Worker, bytes_kept, largest_map, ran_out_of_memory
 from knlightning.analysis.variants import Case
 
 
@@ -54,3 +54,19 @@ def test_a_killed_worker_is_reported() -> None:
 def test_other_errors_of_a_worker_are_raised() -> None:
     with closing(Worker()) as worker, pytest.raises(ValueError, match="invalid literal"):
         worker.ask(int, "x")
+
+
+def test_costs_of_a_network_for_segmentation() -> None:
+    probe = Probe(Case("fcn_resnet18", "kernel", 16, 2), "cpu", channels_last=True)
+    assert (probe.images.shape, probe.whole.shape, probe.labels.shape) == ((2, 3, 16, 32), (1, 3, 32, 64), (2, 16, 32))
+    costs = probe.costs()
+    # the logits of 32x64 pixels are larger than what 64 filters make of a quarter of them
+    assert largest_map(probe.net, probe.whole) == 4 * 19 * 32 * 64
+    weights = sum(parameter.nbytes for parameter in probe.net.parameters())
+    assert costs["evaluation_maps"] * 4 * 19 * 32 * 64 == pytest.approx(costs["evaluation_peak"] - weights)
+
+
+def test_largest_map_is_that_of_evaluation() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 5, 1), nn.MaxPool2d(2)).train()
+    assert largest_map(net, torch.rand(1, 1, 6, 4)) == 4 * 5 * 6 * 4
+    assert not net.training

@@ -88,3 +88,24 @@ def test_flops_by_hand() -> None:
     assert count_flops(AlgorithmOneConv2d(4, 8, 3, padding=1), images) == convolution + 3 * 200 * 36 + 3 * 1600
     for norm in (nn.BatchNorm2d(4), PrimitiveBatchNorm2d(4), nn.GroupNorm(2, 4)):
         assert count_flops(nn.Sequential(norm), images) == 7 * 800
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind"), [("kernel", KNConv2d), ("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)]
+)
+@pytest.mark.parametrize("network", ["fcn_resnet18", "fcn_resnet34", "fcn_resnet50"])
+def test_networks_for_segmentation(network: str, variant: Variant, kind: type) -> None:
+    case = Case(network, variant, 32, 3)
+    net = build(case)
+    with torch.no_grad():
+        assert net(torch.rand(case.evaluation_shape)).shape == (1, 19, 64, 128)
+    assert case.shape == (3, 3, 32, 64)
+    assert case.setting == f"{network}, 64x32, batch 3"
+    assert any(isinstance(m, kind) for m in net.modules())
+
+
+def test_floor_of_segmentation_has_neither_norm_nor_kernel_normalization() -> None:
+    with torch.device("meta"):
+        net = build(Case("fcn_resnet50", "floor", 32, 1))
+    assert sum(p.numel() for p in net.parameters()) == 32_873_971
+    assert not any("Norm" in type(m).__name__ or isinstance(m, KNConv2d) for m in net.modules())

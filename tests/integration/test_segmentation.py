@@ -1,5 +1,7 @@
 """Segmentation through the command line, in one process and in two."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -67,17 +69,20 @@ def scores(output):
 
 
 @pytest.mark.slow
-def test_two_processes_train_together_and_count_every_pixel_once(config, tmp_path):
+def test_two_processes_train_together_and_count_every_pixel_once(config, tmp_path, capsys):
     output = run("fit", "--config", "a.yaml", *TWO, cwd=tmp_path)
     assert output.count("Best: ") == 1
     (directory,) = numbered_runs("a")  # both have used the same
-    run("fit", "--config", "a.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2", *TWO, cwd=tmp_path)
-    alone = scores(run("test", "--config", "a.yaml", "--ckpt_path", "last", cwd=tmp_path))
+    with (directory / "metrics.csv").open(newline="") as file:
+        validated = {name: value for row in csv.DictReader(file) for name, value in row.items() if value}
+    main(["test", "--config", "a.yaml", "--ckpt_path", "last"])
+    alone = scores(capsys.readouterr().out)
     together = scores(run("test", "--config", "a.yaml", "--ckpt_path", "last", *TWO, cwd=tmp_path))
-    assert alone.keys() == {
-        f"test/{name}" for name in ("loss", "miou", "pixel_acc", "mean_acc", "iou/0", "iou/1", "iou/2")
-    }
+    names = ("loss", "miou", "pixel_acc", "mean_acc", "iou/0", "iou/1", "iou/2")
+    assert alone.keys() == {f"test/{name}" for name in names}
     assert together == pytest.approx(alone, rel=1e-6)
+    # validation data are the same
+    assert {f"test/{name}": float(validated[f"val/{name}"]) for name in names} == pytest.approx(alone, rel=1e-5)
     output = run("predict", "--config", "a.yaml", "--ckpt_path", "last", *TWO, cwd=tmp_path)
     assert output.count("Predictions of 7 images: ") == 1
     for folder in ("colours", "overlays", "label_ids"):
@@ -87,6 +92,5 @@ def test_two_processes_train_together_and_count_every_pixel_once(config, tmp_pat
     labels, hits = RandomScenes(SAMPLES).labels, 0
     for number in range(SAMPLES):
         with Image.open(where / f"{number}.jpg.png") as image:
-            predicted = torch.tensor(np.asarray(image))
-        hits += int((predicted == labels[number]).sum())
+            hits += int((torch.tensor(np.asarray(image)) == labels[number]).sum())
     assert hits / int((labels != 255).sum()) == pytest.approx(alone["test/pixel_acc"], rel=1e-6)

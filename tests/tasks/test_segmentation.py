@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from knlightning.callbacks import BestCheckpoint
+from knlightning.data.samplers import TrainSampler
 from knlightning.tasks import SegmentationTask
 from knlightning.tasks.inference import averaged_logits
 from knlightning.tasks.losses import pixel_cross_entropy
@@ -154,7 +155,7 @@ def test_precisions(tmp_path, precision):
 
 def test_not_finite_loss_stops_the_run(tmp_path):
     data = RandomScenes()
-    data.images[5] = float("nan")  # in the second batch
+    data.images[list(TrainSampler(10, seed=0))[5]] = float("nan")  # in the second batch
     run = trainer(tmp_path, num_sanity_val_steps=0)
     with pytest.raises(FloatingPointError, match=r"loss is nan at epoch 0, batch 1 .*learning rate"):
         run.fit(SegmentationTask(network()), data)
