@@ -421,7 +421,7 @@ def test_faults_of_the_configuration(empty, capsys, args, said):
 
 
 def test_missing_subcommand(empty, capsys):
-    assert "{fit,validate,test,predict,benchmark," in refused(capsys)
+    assert "{fit,validate,test,predict,audit-privacy,benchmark," in refused(capsys)
 
 
 def test_benchmark_is_handed_on(capsys):
