@@ -59,6 +59,14 @@ def test_table_2():
     ]
 
 
+def test_table_4():
+    assert [(row.backbone, row.norm, row.batch_size, row.rate, row.accuracy) for row in rows_of("4")] == [
+        ("resnet18", "layer", 8192, 4.0, 20.81),
+        ("resnet18", "group", 8192, 4.0, 20.99),
+        ("knresnet18", "kernel", 8192, 4.0, 22.01),
+    ]
+
+
 def test_what_is_told_in_the_text():
     assert [(row.backbone, row.accuracy) for row in rows_of("convnext")] == [
         ("convnext_tiny", 80.87),

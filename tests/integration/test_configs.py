@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 from PIL import Image
-from standins import PROJECT, write_cifar10, write_cifar100, write_imagenet
+from standins import PROJECT, write_cifar10, write_cifar100, write_imagenet, write_imagenet32
 
 from knlightning.analysis.paper import BATCH_SIZE, DROPOUT, NORM, RATE, ROWS
 from knlightning.cli import main
@@ -14,14 +14,17 @@ CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
 COSINE = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.01}}
 STEPS = {"class_path": "torch.optim.lr_scheduler.MultiStepLR", "init_args": {"milestones": [30, 60, 90], "gamma": 0.1}}
 WARM = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.0, "warmup": 5, "warmup_start": 0.01}}
+HALVES = {"class_path": "torch.optim.lr_scheduler.MultiStepLR", "init_args": {"milestones": [70, 90], "gamma": 0.5}}
 RECIPES = {  # epochs, images in a step of the optimizer, weight decay, schedule
     "cifar100": (150, 32, 5e-4, COSINE),
     "cifar10": (70, 128, 0.0, COSINE),
     "imagenet": (100, 256, 1e-4, STEPS),
+    "imagenet32": (100, 8192, 0.0, HALVES),
     "imagenet_convnext_tiny": (600, 1024, 0.05, WARM),
     "imagenet_knconvnext_tiny": (600, 1024, 0.05, WARM),
 }
-PUBLISHED = [config for config in CONFIGS if config.stem.split("_")[0] in RECIPES]
+OF_OUR_OWN = {"cifar10_knresnet13_dp", "cifar10_resnet13_dp"}  # with no result in the paper
+PUBLISHED = [c for c in CONFIGS if c.stem.split("_")[0] in RECIPES and c.stem not in OF_OUR_OWN]
 FEW = ["--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1"]
 FEW += [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
 FEW += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -40,6 +43,7 @@ def data(tmp_path_factory):
     write_cifar10(root)
     write_cifar100(root)
     write_imagenet(root / "imagenet")
+    write_imagenet32(root / "imagenet32")
     return root
 
 
@@ -50,9 +54,11 @@ def test_trains_resumes_tests_and_predicts(config, data, tmp_path, monkeypatch, 
     (tmp_path / "data").symlink_to(data)
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30), "white").save(tmp_path / "images" / "white.png")
-    few = ["--config", str(config), *FEW, *(SMALL if config.stem.startswith("imagenet") else [])]
+    few = ["--config", str(config), *FEW, *(SMALL if config.stem.startswith("imagenet_") else [])]
     main(["fit", *few, "--trainer.max_epochs", "1"])
-    main(["fit", *few, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
+    # the first run has spent all of its budget
+    more = ["--trainer.callbacks.target_epsilon", "20"] if config.stem.endswith("_dp") else []
+    main(["fit", *few, "--trainer.max_epochs", "2", "--ckpt_path", "last", *more])
     run = f"runs/{config.stem}/0"
     assert (tmp_path / run / "checkpoints" / "best.ckpt").is_file()
     for command in ("validate", "test"):
@@ -89,15 +95,16 @@ def test_composes_the_recipe_and_takes_what_the_rows_change(config, capsys):
     assert images["batch_size"] * trainer["devices"] * trainer["accumulate_grad_batches"] == batch
     assert optimizer["class_path"] == ("torch.optim.AdamW" if convnext else "torch.optim.SGD")
     assert optimizer["init_args"]["weight_decay"] == decay
-    assert convnext or optimizer["init_args"]["momentum"] == 0.9
+    private = config.stem.endswith("_dp")
+    assert convnext or optimizer["init_args"]["momentum"] == (0.0 if private else 0.9)
     assert schedule["class_path"] == planned["class_path"]
     assert schedule["init_args"].items() >= planned["init_args"].items()
     assert task["lr_scheduler_interval"] == "epoch"
     backbone = task["backbone"]["init_args"]
-    unit = config.stem.startswith("cifar") and "_kn" in config.stem
+    unit = config.stem.startswith(("cifar", "imagenet32")) and "_kn" in config.stem
     assert images["scaling"] == ("unit" if unit else "standard")
-    assert convnext or backbone["low_resolution"] == config.stem.startswith("cifar")
-    assert task["backbone"]["class_path"] == f"knlightning.models.{config.stem.split('_', 1)[1]}"
+    assert convnext or backbone["low_resolution"] == config.stem.startswith(("cifar", "imagenet32"))
+    assert task["backbone"]["class_path"] == f"knlightning.models.{config.stem.split('_', 1)[1].removesuffix('_dp')}"
     rows = [row for row in ROWS if row.path.name == config.name]
     keys = {NORM: backbone.get("norm"), RATE: optimizer["init_args"]["lr"], BATCH_SIZE: images["batch_size"]}
     keys[DROPOUT] = backbone.get("dropout_p")
@@ -105,6 +112,22 @@ def test_composes_the_recipe_and_takes_what_the_rows_change(config, capsys):
     # the file itself is one of the rows
     own = [row for row in rows if all(keys[key] == value for key, value in row.settings.items())]
     assert [(row.rate, row.batch_size) for row in own] == [(keys[RATE], batch)]
+
+
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem.endswith("_dp")], ids=lambda path: path.stem)
+def test_private_runs_state_their_budget(config, capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--print_config"])
+    composed = yaml.safe_load(capsys.readouterr().out)
+    private = composed["trainer"]["callbacks"][-1]  # --trainer.callbacks.target_epsilon is for the last
+    assert private["class_path"] == "knlightning.privacy.DifferentialPrivacy"
+    settings = private["init_args"]
+    assert settings["target_epsilon"] == 8.0
+    assert settings["seed"] is None
+    if config.stem.startswith("imagenet32"):  # Table 4
+        assert (settings["max_grad_norm"], settings["accountant"]) == (2.0, "rdp")
+        assert 1 / 1_281_167 > settings["target_delta"] > 7.75e-7
+        assert composed["model"]["init_args"]["backbone"]["init_args"]["activation"] == "mish"
 
 
 def test_convnext_recipe(capsys):
