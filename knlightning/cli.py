@@ -11,6 +11,7 @@ import os
 import pickle
 import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -242,9 +243,15 @@ class KNLightningCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Let callbacks refuse a run before it reads any data."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # set where mypy does not look
-            if check := getattr(callback, "check_before", None):
-                check(self.trainer, self.model, self.datamodule)
+        try:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # set where mypy does not look
+                if check := getattr(callback, "check_before", None):
+                    check(self.trainer, self.model, self.datamodule)
+        except ValueError:
+            if self.run_dir is not None:
+                with suppress(OSError):  # unless it is empty
+                    self.run_dir.rmdir()
+            raise
 
     def after_fit(self) -> None:
         """Say where the run lies, how well it went, and what to do next."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from knlightning.data.samplers import Draw, DrawSampler
@@ -130,7 +130,7 @@ def check_loader(loader: Any) -> None:
     Raises:
         ValueError: if it is no DataLoader with a length, or draws its samples in a way of its own.
     """
-    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__getitem__"):
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
             "private training draws the samples of each step itself, and needs a torch.utils.data.DataLoader over a"
             f" dataset with __getitem__ and __len__ to take them from, got a {type(loader).__name__}"

@@ -1,0 +1,113 @@
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from knlightning.data.samplers import DrawSampler
+from knlightning.privacy.loader import PrivateLoader
+from knlightning.privacy.randomness import SecretRandom, known_key
+
+SAMPLES = 60
+
+
+def loader(dataset=None, *, rate=0.2, steps=5, pieces=3, views=1, ranks=1, rank=0, first=0, poisson=True, **kwargs):
+    dataset = dataset or TensorDataset(torch.arange(SAMPLES), torch.rand(SAMPLES, 2))
+    return PrivateLoader(
+        DataLoader(dataset, 12, **kwargs), rate, steps, pieces, views, SecretRandom(known_key(0)), ranks, rank,
+        lambda: first, poisson,
+    )  # fmt: skip
+
+
+def numbers(batches):
+    return [batch[0].tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pieces_of_all_ranks_are_the_steps_samples(workers):
+    pieces = [numbers(loader(ranks=2, rank=rank, num_workers=workers)) for rank in range(2)]
+    assert all(len(each) == len(loader()) == 15 for each in pieces)
+    for step in range(5):
+        cells = [cell for each in pieces for cell in each[3 * step : 3 * step + 3]]
+        chosen = SecretRandom(known_key(0)).chosen(SAMPLES, 0.2, step)
+        assert sorted(i for cell in cells for i in cell) == sorted(chosen.tolist())
+        assert max(map(len, cells)) - min(map(len, cells)) <= 1
+
+
+def test_empty_pieces_have_the_shape_of_others():
+    batches = list(loader(rate=0.0))
+    assert [(len(a), tuple(b.shape), b.dtype) for a, b in batches] == [(0, (0, 2), torch.float32)] * 15
+
+
+def test_goes_on_where_it_was_with_the_steps_that_were_to_come():
+    whole = numbers(loader())
+    first = loader()
+    iterator = iter(first)
+    seen = [next(iterator)[0].tolist() for _ in range(6)]
+    state = first.state_dict()
+    assert state == {"steps": 2, "part": 0}
+    second = loader(first=2)
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    assert seen + numbers(second) == whole
+    assert len(numbers(second)) == 15  # the next epoch is a whole one
+    done = loader(first=5)
+    done.load_state_dict({"steps": 5, "part": 0})
+    assert len(numbers(done)) == 15
+
+
+def test_other_pieces_after_a_resume_are_no_hindrance():
+    second = loader(first=2, pieces=2)
+    second.load_state_dict({"steps": 2, "part": 0})
+    assert len(numbers(second)) == 6
+
+
+def test_cannot_go_on_within_a_step():
+    second = loader()
+    second.load_state_dict({"steps": 1, "part": 2})
+    with pytest.raises(ValueError, match="written within a step, after 2 of its 3 pieces"):
+        next(iter(second))
+
+
+def test_views_follow_one_another():
+    for batch in numbers(loader(views=3)):
+        assert batch[::3] == batch[1::3] == batch[2::3]
+
+
+class Showings(Dataset):
+    """A dataset that varies its samples itself, by what it is told of the showing."""
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, draw):
+        return torch.tensor(draw)
+
+
+def test_each_showing_has_random_numbers_of_its_own():
+    sampler = DrawSampler(SAMPLES, seed=7)
+    draws = [tuple(row) for batch in loader(Showings(), views=2, first=10, sampler=sampler) for row in batch.tolist()]
+    assert len(set(draws)) == len(draws)
+    assert {seed for seed, *_ in draws} == {7}
+    assert {step for _, step, *_ in draws} == {10, 11, 12, 13, 14}
+    assert {view for *_, view in draws} == {0, 1}
+
+
+def test_shuffled_batches_of_equal_size():
+    steps = numbers(loader(pieces=1, poisson=False))
+    assert [len(step) for step in steps] == [12] * 5
+    assert Counter(i for step in steps for i in step) == Counter(range(SAMPLES))  # each once in an epoch
+    assert numbers(loader(pieces=1, poisson=False, first=5)) != steps
+
+
+def test_what_cannot_be_taken_over():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(3))
+
+    for given, message in (
+        ([1, 2, 3], "needs a torch.utils.data.DataLoader .* got a list"),
+        (DataLoader(Stream()), "with __getitem__ and __len__"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PrivateLoader(given, 0.1, 1, 1, 1, SecretRandom(known_key(0)), 1, 0, lambda: 0)
