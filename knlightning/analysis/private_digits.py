@@ -33,7 +33,7 @@ def private_digits(
     config: Path = Path("configs/digits_dp.yaml"),
     rates: dict[str, dict[Norm, float]] | None = None,
     epsilons: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0),
-    epochs: int = 10,
+    epochs: int = 6,
     seeds: int = 3,
     out: Path = ROOT / "private_digits",
     overrides: Mapping[str, str] | None = None,
