@@ -125,9 +125,11 @@ def affordable_steps(
     def within(count: int) -> bool:
         return epsilon([*spent, (noise, rate, count)], delta, accountant) <= target_epsilon
 
-    if within(steps):
+    low, high = 0, 1
+    while high < steps and within(high):
+        low, high = high, min(2 * high, steps)
+    if high == steps and within(steps):
         return steps
-    low, high = 0, steps  # not even the next step, for all that is known; too many
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if within(middle) else (low, middle)

@@ -28,7 +28,7 @@ from knlightning.privacy.accounting import (
 )
 from knlightning.privacy.loader import PrivateLoader, check_loader
 from knlightning.privacy.per_sample import PerSampleGradients
-from knlightning.privacy.probe import PROBED, check_independence, loss_reduction
+from knlightning.privacy.probe import PROBED, check_gradients, check_independence, loss_reduction
 from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
 from knlightning.privacy.refusals import check_data, check_run
 from knlightning.run_directory import replacing
@@ -102,8 +102,8 @@ class DifferentialPrivacy(Callback):
             its rounding; see :class:`knlightning.privacy.randomness.SecretRandom`.
         seed: makes sampling and noise repeatable, for tests. None for secret ones, anew at every start; anything else
             gives no privacy against those who know it.
-        check: take a trial step before training, by which layers and losses are found that mix samples, and the
-            per-sample gradients are compared with the ordinary one.
+        check: take trial steps before training, on random pixels, by which layers and losses are found that mix
+            samples, and the gradients of the samples are held against the gradient of their batch.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -153,6 +153,7 @@ class DifferentialPrivacy(Callback):
         self.views, self.secure_mode, self.seed, self.check = views, secure_mode, seed, check
         self.plan: Plan | None = None
         self.spent: list[Steps] = []
+        self._known: tuple[list[Steps], float] | None = None
         self._planned_before: dict[str, Any] = {}
         self._restore: list[Callable[[], None]] = []
         self._gradients: PerSampleGradients | None = None
@@ -226,7 +227,8 @@ class DifferentialPrivacy(Callback):
             promise = {"target_epsilon": self.target_epsilon, "target_delta": self.target_delta, "rate": rate}
             promise |= {"steps": steps, "accountant": self.accountant}  # type: ignore[dict-item]
             before = {**self._planned_before, **self._planned_before.get("plan", {})}
-            if before and all(before[key] == value for key, value in promise.items()):
+            straight = taken == sum(count for _, _, count in self.spent)  # no steps that are taken again
+            if before and straight and all(before[key] == value for key, value in promise.items()):
                 noise = float(before["noise"])  # as it was, to the last digit
             else:
                 noise = noise_for(self.target_epsilon, self.target_delta, rate, left, self.accountant, self.spent)
@@ -236,10 +238,11 @@ class DifferentialPrivacy(Callback):
             last = taken + affordable_steps(
                 self.target_epsilon, self.target_delta, noise, rate, left, self.accountant, self.spent
             )
-            if last == 0:
+            if last == taken and left > 0:
+                past = epsilon(self.spent, self.target_delta, self.accountant)
                 raise ValueError(
-                    f"target_epsilon {self.target_epsilon:g} does not pay for a single step with noise_multiplier"
-                    f" {noise:g}: raise one of them"
+                    f"target_epsilon {self.target_epsilon:g} does not pay for another step with noise_multiplier"
+                    f" {noise:g}, {past:.4g} is spent: raise one of them"
                 )
         return Plan(samples, batch, rate, epoch_steps, steps, noise, last)
 
@@ -267,6 +270,7 @@ class DifferentialPrivacy(Callback):
         if self.check:
             batch = self._probe_batch(trainer, pl_module)
             check_independence(pl_module, batch)
+            check_gradients(pl_module, batch)
             self._reduction = loss_reduction(pl_module, batch)
         self._gradients = PerSampleGradients(pl_module, "sum", self.views)  # the scale is known here
         self._gradients.attach()
@@ -345,7 +349,7 @@ class DifferentialPrivacy(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is spent."""
-        spent = epsilon(self.spent, self.target_delta, self.accountant)
+        spent = self.epsilon
         pl_module.log("privacy/epsilon", spent, prog_bar=True, logger=False, rank_zero_only=True)
         for logger in trainer.loggers:  # not by pl_module.log, which writes only after the epoch's checkpoint
             logger.log_metrics({"privacy/epsilon": spent, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
@@ -366,10 +370,16 @@ class DifferentialPrivacy(Callback):
 
     # ---- what is kept
 
+    @property
+    def epsilon(self) -> float:
+        """What was spent, at `target_delta`."""
+        if self._known is None or self._known[0] != self.spent:  # prv takes half a second
+            self._known = (self.spent, epsilon(self.spent, self.target_delta, self.accountant))
+        return self._known[1]
+
     def statement(self) -> str:
         """Put what was spent into a sentence, with what it rests on."""
         assert self.plan is not None
-        spent = epsilon(self.spent, self.target_delta, self.accountant)
         doubt = ""
         if not self.poisson_sampling:
             doubt += "; NOMINAL: batches were shuffled, and the accountant supposes Poisson sampling"
@@ -378,7 +388,7 @@ class DifferentialPrivacy(Callback):
         if self.seed is not None:
             doubt += "; sampling and noise can be repeated by those who know the seed"
         return (
-            f"epsilon {spent:.3f} at delta {self.target_delta:g} ({self.accountant}), after"
+            f"epsilon {self.epsilon:.3f} at delta {self.target_delta:g} ({self.accountant}), after"
             f" {sum(count for _, _, count in self.spent)} steps with noise {self.plan.noise:.4g}, clipping at"
             f" {self.max_grad_norm:g} and a sampling rate of {self.plan.rate:.4g}{doubt}"
         )
@@ -386,9 +396,8 @@ class DifferentialPrivacy(Callback):
     def report(self) -> dict[str, Any]:
         """Return what was promised and what was spent, in plain values."""
         assert self.plan is not None
-        spent = epsilon(self.spent, self.target_delta, self.accountant)
         return {
-            "epsilon": spent if math.isfinite(spent) else None,
+            "epsilon": self.epsilon if math.isfinite(self.epsilon) else None,
             "target_epsilon": self.target_epsilon,
             "target_delta": self.target_delta,
             "accountant": self.accountant,
@@ -476,7 +485,11 @@ class DifferentialPrivacy(Callback):
 
         def training_step(batch: Any, *args: Any, **kwargs: Any) -> Any:
             images = next(part for part in tree_leaves(batch) if isinstance(part, Tensor))
-            self._in_piece = len(images) // self.views
+            self._in_piece, rest = divmod(len(images), self.views)
+            if rest:
+                raise RuntimeError(
+                    f"privacy: {len(images)} images came, and each sample has {self.views} views: one could not be read"
+                )
             if not self._in_piece:
                 return torch.zeros((), device=pl_module.device, requires_grad=True)
             result = original(batch, *args, **kwargs)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from knlightning.nn.normalization import Norm
+from knlightning.privacy.per_sample import PerSampleGradients
 
 RELATIVE = 1e-5
 """Differences up to this fraction of the largest value are taken for rounding."""
@@ -77,6 +78,34 @@ def loss_reduction(task: LightningModule, batch: Any) -> Literal["mean", "sum"]:
         "the loss is neither the mean nor the sum over the samples of a batch: with half as many samples the gradient"
         f" of one of them became {largest[1] / largest[0]:.3g} times as large. Let training_step return their mean"
     )
+
+
+def check_gradients(task: LightningModule, batch: Any) -> None:
+    """Check that the gradients of the samples add up to the gradient of their batch; arguments as above.
+
+    Raises:
+        ValueError: if they do not; the message names the first parameter.
+    """
+    sums: list[dict[str, Tensor]] = []
+    for by_samples in (False, True):
+        with _copied(task) as trial, torch.random.fork_rng(_devices(task)), torch.enable_grad():
+            torch.manual_seed(0)
+            gradients = PerSampleGradients(trial, "sum")
+            if by_samples:
+                gradients.attach()
+            result: Any = trial.training_step(batch, 0)
+            (result["loss"] if isinstance(result, dict) else result).backward()
+            if by_samples:
+                gradients.accumulate(torch.ones_like(gradients.norms()), "grad")
+                gradients.detach()
+            sums.append({name: p.grad for name, p in trial.named_parameters() if p.grad is not None})
+    scale = max(float(gradient.abs().max()) for gradient in sums[1].values())
+    for name, gradient in sums[0].items():
+        if not torch.allclose(gradient, sums[1][name].to(gradient.dtype), rtol=1e-3, atol=1e-3 * scale):
+            raise ValueError(
+                f"the gradients of single samples at {name} do not add up to that of the batch: it is used in a way"
+                " that hooks of its layer do not see, so its samples cannot be clipped; freeze it, or call the layer"
+            )
 
 
 class _Observation:

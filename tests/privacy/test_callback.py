@@ -167,14 +167,18 @@ def test_resumed_from_a_checkpoint(tmp_path, noise):
 
 
 class Save(Callback):
-    """Writes a checkpoint after step 7, in the middle of an epoch of four, or after the piece before its last."""
+    """Writes a checkpoint after a step, in the middle of an epoch of four, or after the piece before its last."""
 
-    def __init__(self, path, within=False):
-        self.path, self.within = path, within
+    def __init__(self, path, within=False, step=7):
+        self.path, self.within, self.step = path, within, step
+
+    @property
+    def state_key(self):
+        return f"Save{self.step}"
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         steps, piece = divmod(trainer.fit_loop.total_batch_idx + 1, trainer.accumulate_grad_batches)
-        if (steps, piece) == ((6, trainer.accumulate_grad_batches - 1) if self.within else (7, 0)):
+        if (steps, piece) == ((self.step - 1, trainer.accumulate_grad_batches - 1) if self.within else (self.step, 0)):
             trainer.save_checkpoint(self.path)
 
 
@@ -198,6 +202,27 @@ def test_steps_of_later_checkpoints_count_too(tmp_path):
     again = privacy()
     trainer(tmp_path, again, max_epochs=2).fit(task(), data, ckpt_path=tmp_path / "early.ckpt")
     assert again.spent == [(0.8, 0.25, 12)]
+
+
+def test_a_budget_holds_with_steps_that_are_taken_again(tmp_path):
+    data = RandomData(SAMPLES, 5)
+    settings = {"noise_multiplier": None, "target_epsilon": 9.0}
+    trainer(tmp_path, privacy(**settings), Save(tmp_path / "early.ckpt"), Save(tmp_path / "late.ckpt", step=10)).fit(
+        task(), data
+    )
+    again = privacy(**settings)
+    trainer(tmp_path, again).fit(task(), data, ckpt_path=tmp_path / "early.ckpt")
+    assert [steps for _, _, steps in again.spent] == [10, 5]
+    assert again.plan.noise > again.spent[0][0]
+    assert 8.9 < again.epsilon <= 9.0
+
+
+def test_no_step_is_taken_when_the_budget_is_spent(tmp_path):
+    data = RandomData(SAMPLES, 5)
+    path = tmp_path / "a.ckpt"
+    trainer(tmp_path, privacy(), Save(path)).fit(task(), data)
+    with pytest.raises(ValueError, match=r"does not pay for another step with noise_multiplier 0\.8"):
+        trainer(tmp_path, privacy(target_epsilon=0.5)).fit(task(), data, ckpt_path=path)
 
 
 def test_a_checkpoint_that_was_not_private_cannot_become_so(tmp_path):
