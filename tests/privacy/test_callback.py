@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from knlightning.callbacks import EMA
 from knlightning.data import DigitsDataModule
 from knlightning.models import knresnet8
+from knlightning.nn import KNConv2d
 from knlightning.privacy import DifferentialPrivacy
 from knlightning.privacy.callback import clipping_weights
-from knlightning.tasks import ClassificationTask
+from knlightning.tasks import ClassificationTask, SegmentationTask
 
 CASES = {
     "one piece": ({}, {}, 5),
@@ -431,3 +432,35 @@ def test_a_task_need_not_be_ours(tmp_path):
     callback = privacy()
     trainer(tmp_path, callback, max_epochs=1).fit(Plain(), RandomData(SAMPLES, 5))
     assert callback.spent == [(0.8, 0.25, 4)]
+
+
+class Masks(RandomData):
+    """Random images with a class for each pixel, of which some are to be ignored."""
+
+    def __init__(self):
+        super().__init__(SAMPLES, 5)
+        labels = torch.randint(3, (SAMPLES, 8, 8), generator=torch.Generator().manual_seed(0))
+        labels[:, :, 4:][torch.rand(SAMPLES, 8, 4, generator=torch.Generator().manual_seed(1)) < 0.5] = 255
+        self.dataset = TensorDataset(self.dataset.tensors[0], labels)
+
+
+def segmentation(loss_mean):
+    torch.manual_seed(0)
+    net = nn.Sequential(KNConv2d(3, 4, 3, 1, 1, dropout_p=0.0), nn.Mish(), nn.Conv2d(4, 3, 1))
+    return SegmentationTask(net, optimizer=lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9), loss_mean=loss_mean)
+
+
+def test_segmentation_is_private_with_a_loss_that_is_a_mean_for_each_image(tmp_path):
+    module, data = segmentation("image"), Masks()
+
+    def loss(net, image, label):
+        return F.cross_entropy(net(image), label, ignore_index=255)
+
+    expected = naive(module, data.dataset, 5, 4, loss=loss)
+    trainer(tmp_path, privacy(physical_batch_size=2), max_epochs=1).fit(module, data)
+    torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_segmentation_with_a_mean_over_the_pixels_of_a_batch_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"the loss does not treat .* model.init_args.loss_mean=image"):
+        trainer(tmp_path, privacy()).fit(segmentation("batch"), Masks())
