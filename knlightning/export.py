@@ -3,7 +3,8 @@
     knl export --config RUN/config.yaml --ckpt_path best --to DIR --format safetensors onnx
 
 Beside the files of the network lies `preprocessing.json`, which says what they expect of an image and what their
-outputs are called. Every file is read back and compared with the network before any of them is put in its place.
+outputs are called. Of segmentation it is the network that is written, without the task's windows, mirrored images and
+scales. Every file is read back and compared with the network before any of them is put in its place.
 """
 
 import copy
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from knlightning.cli import KNLightningCLI, run
 from knlightning.run_directory import replacing
-from knlightning.tasks import Task
+from knlightning.tasks import SegmentationTask, Task
 
 TOLERANCE = 1e-3
 """Largest difference of an output that is accepted, as a fraction of the largest output."""
@@ -122,7 +123,8 @@ def export(
     format, their size is not. If it or anything else fails, nothing is written.
 
     Args:
-        model: from images (N, 3, H, W), float32 in [0, 1] or normalized, to logits (N, classes); left as it is.
+        model: from images (N, 3, H, W), float32 in [0, 1] or normalized, to logits (N, classes) or (N, classes, H, W);
+            left as it is.
         to: directory; made if need be, and empty.
         formats: names in `FORMATS`.
         image_size: H and W.
@@ -189,26 +191,30 @@ def check_request(to: Path, formats: Sequence[str]) -> None:
         raise ValueError(f"--to {to} exists and is not an empty directory: choose another one")
 
 
-def preprocessing_of(datamodule: LightningDataModule) -> dict[str, Any]:
+def preprocessing_of(datamodule: LightningDataModule, of_pixels: bool = False) -> dict[str, Any]:
     """Describe what a network trained on the data expects of an image, in plain values.
 
     Args:
         datamodule: one of knlightning.data, or one with the same attributes; what it lacks is left out.
+        of_pixels: whether the network tells the class of each pixel.
 
     Returns:
         "input" and "output" in words; "image_size" (height, width), which is cut out of the middle; "resize", the
         length in pixels to which the shorter side is brought before, or None for the least that covers `image_size`;
         "scaling", "mean" and "std", by which 8-bit values become (value / 255 - mean) / std for each channel;
-        "classes" in the order of the logits.
+        "classes" in the order of the logits. With `of_pixels` "image_size" is that of whole images, there is no
+        "resize", and there are "palette", red, green and blue of each class, and "label_ids", its number in files.
     """
+    shape = "(N, classes, height, width), for each pixel" if of_pixels else "(N, classes)"
     description: dict[str, Any] = {
         "input": f"{INPUT}: float32, (N, 3, height, width), RGB",
-        "output": f"{OUTPUT}: float32, (N, classes); softmax gives probabilities",
+        "output": f"{OUTPUT}: float32, {shape}; softmax gives probabilities",
     }
     size = getattr(datamodule, "image_size", None)
     if size is not None:
         description["image_size"] = list(size)
-        description["resize"] = datamodule.hparams.get("eval_resize")
+        if not of_pixels:
+            description["resize"] = datamodule.hparams.get("eval_resize")
     scaling = getattr(datamodule, "scaling", None)
     if scaling is not None:
         standard = scaling == "standard"
@@ -219,6 +225,9 @@ def preprocessing_of(datamodule: LightningDataModule) -> dict[str, Any]:
     names = getattr(datamodule, "class_names", None)
     if names:
         description["classes"] = list(names)
+    for name in ("palette", "label_ids") if of_pixels else ():
+        if values := getattr(datamodule, name, None):
+            description[name] = list(values)
     return description
 
 
@@ -277,7 +286,7 @@ class ExportCLI(KNLightningCLI):
             self.model.load_state_dict(stored["state_dict"])
             if data := stored.get(type(self.datamodule).__qualname__):  # the names of the classes
                 self.datamodule.load_state_dict(data)
-        preprocessing = preprocessing_of(self.datamodule)
+        preprocessing = preprocessing_of(self.datamodule, isinstance(self.model, SegmentationTask))
         if "image_size" not in preprocessing:
             raise ValueError(f"data: {type(self.datamodule).__name__} has no attribute image_size, (height, width)")
         height, width = preprocessing["image_size"]

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from standins import TinyNet, tiny_config, weights, write_config
+from standins import PROJECT, TinyNet, tiny_config, weights, write_config
 from torch import nn
 
 from knlightning import export as exporting
 from knlightning.cli import main, run
-from knlightning.data import DigitsDataModule
+from knlightning.data import DigitScenesDataModule, DigitsDataModule
 from knlightning.export import FORMATS, export, preprocessing_of
-from knlightning.models import knresnet8
+from knlightning.models import fcn_knresnet8, knresnet8
 
 FILES = {"weights.pt", "weights.safetensors", "model.pt2", "model.onnx", "preprocessing.json"}
 
@@ -131,6 +131,38 @@ def test_names_of_classes_come_from_the_checkpoint(tmp_path, monkeypatch, capsys
     described = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
     assert described["classes"] == ["cat", "dog"]
     assert (described["resize"], described["image_size"]) == (18, [16, 16])
+
+
+@pytest.mark.slow
+def test_segmentation(tmp_path, monkeypatch):
+    import onnxruntime
+
+    monkeypatch.chdir(tmp_path)
+    size = "--data.image_size=[32, 40]"
+    config = ["--config", str(PROJECT / "configs" / "scenes_fcn_knresnet.yaml"), size]
+    few = [f"--data.{part}_scenes=8" for part in ("train", "eval")]
+    main(["fit", *config, *few, "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--pictures.every_n_epochs=0"])
+    main(["export", *config, "--ckpt_path", "last", "--to", "out", "--format", "state_dict", "onnx"])
+    network = fcn_knresnet8().eval()
+    network.load_state_dict(torch.load("out/weights.pt", weights_only=True))
+    session = onnxruntime.InferenceSession("out/model.onnx", providers=["CPUExecutionProvider"])
+    images = torch.rand(2, 3, 32, 40)
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    assert logits.shape == (2, 11, 32, 40)
+    torch.testing.assert_close(torch.from_numpy(logits), network(images).detach(), rtol=1e-4, atol=1e-4)
+    described = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
+    palette = described.pop("palette")
+    assert [tuple(colour) for colour in palette] == list(DigitScenesDataModule.palette)
+    assert described == {
+        "input": "images: float32, (N, 3, height, width), RGB",
+        "output": "logits: float32, (N, classes, height, width), for each pixel; softmax gives probabilities",
+        "image_size": [32, 40],
+        "scaling": "unit",
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
+        "classes": ["ground", *"0123456789"],
+        "label_ids": list(range(11)),
+    }
 
 
 @pytest.mark.slow

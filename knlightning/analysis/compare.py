@@ -55,7 +55,7 @@ def compare(
     with a dot in its name, such as --trainer.limit_train_batches 10, holds for all runs.
 
     Args:
-        config: configuration file of a classification run.
+        config: configuration file of a run; of segmentation, accuracies are the mean IoU.
         networks: functions of knlightning.models, or other class paths, each with the normalizations to give to its
             argument `norm`; null for all with resnet8, and knresnet8.
         batch_sizes: batch sizes of training.

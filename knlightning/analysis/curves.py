@@ -26,6 +26,10 @@ STYLES = (
 """Colours that the colour-blind tell apart (Okabe and Ito 2008, but for the last two), markers and lines."""
 
 
+HEADLINES = {"acc": "accuracy", "miou": "mean IoU"}
+"""What is drawn of runs of classification, and of segmentation."""
+
+
 def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
     """Read the metrics of a run by epoch.
 
@@ -50,14 +54,21 @@ def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
     return metrics
 
 
+def headline(runs: Sequence[Path]) -> str:
+    """Return the metric of `HEADLINES` that runs have; "acc" if none."""
+    found = [name for run in runs for name in HEADLINES if f"val/{name}" in read_metrics(run)]
+    return found[0] if found else "acc"
+
+
 def draw_curves(runs: list[Path]) -> Figure:
-    """Draw loss and accuracy of training (dashed) and validation (solid), one colour a run.
+    """Draw loss and accuracy (or mean IoU) of training (dashed) and validation (solid), one colour a run.
 
     Raises:
         FileNotFoundError: if a directory holds no metrics.csv.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, metric, label in zip(figure.subplots(1, 2), ("loss", "acc"), ("loss", "accuracy"), strict=True):
+    name = headline(runs)
+    for axes, metric, label in zip(figure.subplots(1, 2), ("loss", name), ("loss", HEADLINES[name]), strict=True):
         for i, run in enumerate(runs):
             metrics = read_metrics(run)
             for part, style in (("train", "--"), ("val", "-")):
@@ -74,7 +85,7 @@ def draw_curves(runs: list[Path]) -> Figure:
 def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figure:
     """Draw the validation accuracy against the epochs trained: the mean over runs, and a band of one SD around it.
 
-    The axis of accuracy is stretched towards 100 %, where most lines end.
+    Of runs of segmentation it is the mean IoU that is drawn. The axis is stretched towards 100 %, where most lines end.
 
     Args:
         panels: for each panel, by its title, the lines by their names, each the directories of its runs. A name has
@@ -84,6 +95,7 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
         FileNotFoundError: if a directory holds no metrics.csv.
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    metric = headline([run for lines in panels.values() for runs in lines.values() for run in runs])
     figure = Figure(figsize=(4.2 * len(panels) + 1.8, 5), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     handles = {}
@@ -92,7 +104,7 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
             color, marker, style = STYLES[names.index(name) % len(STYLES)]
             epochs: dict[int, list[float]] = {}
             for run in runs:
-                for epoch, accuracy in read_metrics(run).get("val/acc", []):
+                for epoch, accuracy in read_metrics(run).get(f"val/{metric}", []):
                     epochs.setdefault(int(epoch) + 1, []).append(100 * accuracy)
             means = [statistics.mean(values) for values in epochs.values()]
             deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in epochs.values()]
@@ -104,7 +116,7 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    grid[0, 0].set_ylabel("validation accuracy in %")
+    grid[0, 0].set_ylabel(f"validation {HEADLINES[metric]} in %")
     lowest = grid[0, 0].get_ylim()[0]
     grid[0, 0].set_yscale(
         "function", functions=(lambda y: -np.log(101 - np.minimum(y, 100)), lambda y: 101 - np.exp(-y))

@@ -1,6 +1,6 @@
-"""The published results in image classification, and what each of them takes.
+"""The published results in image classification and segmentation, and what each of them takes.
 
-Source: Nasirigerdeh et al. (TMLR 2024): Tables 1, 2, 4 and 5, section 5, and Appendices B and C.
+Source: Nasirigerdeh et al. (TMLR 2024): Tables 1 to 5, section 5, and Appendices B and C.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,12 @@ from typing import Literal
 
 from knlightning.analysis.trials import BATCH_SIZE, DROPOUT, NORM, RATE, Value
 
-Table = Literal["1", "2", "4", "convnext", "cifar10", "ablation"]
+Table = Literal["1", "2", "3", "4", "convnext", "cifar10", "ablation"]
 
 TITLES: dict[Table, str] = {
     "1": "Table 1: test accuracy on CIFAR-100 against the batch size",
     "2": "Table 2: top-1 accuracy on ImageNet",
+    "3": "Table 3: mean IoU / pixel accuracy / mean accuracy of the classes on Cityscapes",
     "4": "Table 4: top-1 accuracy on ImageNet 32x32 with differential privacy, at epsilon 8 and delta 8e-7",
     "convnext": "Section 5: ConvNeXt-Tiny on ImageNet, top-1 accuracy",
     "cifar10": "Section 5: test accuracy on CIFAR-10 of the networks of Figure 7",
@@ -40,6 +41,8 @@ class Row:
             several runs their mean.
         sd: its standard deviation over the runs, None where there is a single run.
         settings: what differs from the configuration file.
+        further: of segmentation the pixel accuracy and the mean accuracy of the classes, each with its standard
+            deviation.
     """
 
     table: Table
@@ -50,6 +53,7 @@ class Row:
     accuracy: float
     sd: float | None = None
     settings: Mapping[str, Value] = field(default_factory=dict)
+    further: tuple[tuple[float, float], ...] = ()
 
     @property
     def backbone(self) -> str:
@@ -68,8 +72,9 @@ class Row:
 
     @property
     def published(self) -> str:
-        """The published accuracy in %, with its standard deviation if there is one."""
-        return f"{self.accuracy:.2f}" if self.sd is None else f"{self.accuracy:.2f} ± {self.sd:.2f}"
+        """The published accuracies in %, with their standard deviation if there is one."""
+        numbers = ((self.accuracy, self.sd), *self.further)
+        return " / ".join(f"{mean:.2f}" if sd is None else f"{mean:.2f} ± {sd:.2f}" for mean, sd in numbers)
 
     @property
     def command(self) -> str:
@@ -106,6 +111,34 @@ _TABLE_1 = {
 # LayerNorm, GroupNorm, BatchNorm (ResNet) and KernelNorm (KNResNet)
 _NORMS = ("layer", "group", "batch", "kernel")
 _TABLE_2 = {18: (68.34, 68.93, 70.28, 71.17), 34: (71.64, 72.63, 73.99, 74.60), 50: (73.80, 75.92, 76.41, 76.54)}
+# mean IoU, pixel accuracy and mean accuracy, each with its standard deviation, for 18, 34 and 50 layers
+_TABLE_3 = {
+    "layer": (
+        ((59.10, 0.46), (92.42, 0.17), (69.43, 0.58)),
+        ((60.19, 0.32), (92.73, 0.17), (70.12, 0.33)),
+        ((57.88, 0.84), (92.31, 0.21), (68.25, 0.75)),
+    ),
+    "group": (
+        ((62.33, 0.52), (93.23, 0.01), (71.58, 0.55)),
+        ((64.21, 0.58), (93.59, 0.07), (74.32, 0.49)),
+        ((62.14, 0.68), (93.34, 0.04), (71.66, 0.64)),
+    ),
+    "local_context": (
+        ((62.25, 0.67), (92.99, 0.06), (71.59, 0.68)),
+        ((64.75, 0.38), (93.31, 0.09), (74.25, 0.37)),
+        ((64.03, 0.02), (93.07, 0.14), (73.40, 0.03)),
+    ),
+    "batch": (
+        ((63.90, 0.06), (93.77, 0.02), (73.15, 0.14)),
+        ((66.94, 0.34), (94.27, 0.03), (76.50, 0.41)),
+        ((65.19, 0.50), (93.98, 0.03), (74.65, 0.62)),
+    ),
+    "kernel": (
+        ((64.37, 0.14), (93.73, 0.01), (73.46, 0.12)),
+        ((67.61, 0.17), (94.13, 0.05), (76.58, 0.19)),
+        ((68.02, 0.13), (94.22, 0.04), (77.03, 0.05)),
+    ),
+}
 _TABLE_4 = {"layer": 20.81, "group": 20.99, "kernel": 22.01}
 _CIFAR10 = zip(_NORMS, (0.05, 0.05, 0.1, 0.1), (90.32, 90.58, 92.11, 93.27), strict=True)
 
@@ -125,6 +158,12 @@ ROWS: tuple[Row, ...] = (
         Row("2", f"imagenet_{_family(norm)}{depth}", norm, 256, 0.1, accuracy, settings={NORM: norm})
         for depth, accuracies in _TABLE_2.items()
         for norm, accuracy in zip(_NORMS, accuracies, strict=True)
+    ),
+    *(
+        Row("3", f"cityscapes_fcn_{_family(norm)}{depth}", norm, 16, 0.01, *miou, {NORM: norm}, tuple(further))
+        for place, depth in enumerate((18, 34, 50))
+        for norm, results in _TABLE_3.items()
+        for miou, *further in (results[place],)
     ),
     *(
         Row("4", f"imagenet32_{_family(norm)}18_dp", norm, 8192, 4.0, accuracy, settings={NORM: norm})

@@ -13,7 +13,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch.utilities import rank_zero_only
 
 from knlightning.analysis.paper import ROWS, TITLES, Row, Table
-from knlightning.analysis.trials import run_trial, split_settings
+from knlightning.analysis.trials import FURTHER, run_trial, split_settings
 
 say = rank_zero_only(print)
 
@@ -32,8 +32,9 @@ Fewer choices make more rows: `knl reproduce --table 1` is the whole of Table 1,
 `runs/reproduce`, or where `--out` says.
 
 Accuracies are in %, batch sizes those of all devices together. On ImageNet one device takes the batches that the paper
-spreads over eight (ConvNeXt: four), and adds their gradients; with eight, set `--trainer.devices 8
---trainer.accumulate_grad_batches 1`.
+spreads over eight (ConvNeXt: four; Cityscapes: two), and adds their gradients; with eight, set `--trainer.devices 8
+--trainer.accumulate_grad_batches 1`. On Cityscapes batch normalization then takes the statistics of all devices, as in
+the paper, with `--model.backbone.norm sync_batch`.
 
 This page is written by `knl reproduce > docs/reproduce.md`.
 """
@@ -118,15 +119,19 @@ def reproduce(
         say(f"\nTest accuracy in %, mean ± SD of {seeds} runs\n", *lines, sep="\n")
 
 
-def _run(row: Row, seed: int, out: Path, settings: dict[str, str]) -> float:
-    """Return the test accuracy of one run in %."""
+def _run(row: Row, seed: int, out: Path, settings: dict[str, str]) -> list[float]:
+    """Return what a run has reached on the test images in %: what is published of the row, in the same order."""
     changes = {**row.settings, "seed_everything": seed, **settings}
-    return 100 * run_trial(out / row.name / f"seed{seed}", row.path, changes)["test"]
+    reached = run_trial(out / row.name / f"seed{seed}", row.path, changes)
+    return [100 * reached[name] for name in ("test", *FURTHER[: len(row.further)])]
 
 
-def _summary(accuracies: list[float]) -> str:
-    mean = f"{statistics.mean(accuracies):.2f}"
-    return mean if len(accuracies) == 1 else f"{mean} ± {statistics.stdev(accuracies):.2f}"
+def _summary(runs: list[list[float]]) -> str:
+    means = [
+        f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+        for values in zip(*runs, strict=True)
+    ]
+    return " / ".join(means)
 
 
 def main(args: list[str]) -> None:

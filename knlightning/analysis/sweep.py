@@ -98,7 +98,7 @@ def search(
     an earlier search in `out` has finished are not repeated, one that it has left unfinished goes on.
 
     Args:
-        config: configuration of a classification run.
+        config: configuration of a run; of segmentation, accuracies are the mean IoU.
         out: directory in which every run gets its own; also for `trials.csv`.
         settings: what differs from the configuration, by dotted names.
         start: the highest rate.
@@ -221,7 +221,7 @@ def sweep_lr(
     such as --trainer.max_epochs 5, holds for all runs.
 
     Args:
-        config: configuration file of a classification run.
+        config: configuration file of a run; of segmentation, accuracies are the mean IoU.
         start: the highest learning rate.
         seeds: number of runs with the best rate, the one of the search among them.
         batch_size: training images in a batch; null for the configuration's.

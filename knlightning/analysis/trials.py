@@ -18,6 +18,9 @@ RATE = "model.init_args.optimizer.init_args.lr"
 BATCH_SIZE = "data.init_args.batch_size"
 VAL_SPLIT = "data.init_args.val_split"
 
+FURTHER = ("pixel_acc", "mean_acc")
+"""What is told of a segmentation run besides its mean IoU."""
+
 RESULT = "result.json"
 """Written into the directory of a run once it has been tested: its settings, and what it has reached."""
 
@@ -27,11 +30,12 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
 
     Args:
         directory: the run's own.
-        config: configuration of a classification run.
+        config: configuration of the run.
         settings: what differs from it, by the dotted names of the command line, such as `data.init_args.batch_size`.
 
     Returns:
-        Accuracies in [0, 1] of the weights after the last epoch: "val" and "test".
+        Accuracies in [0, 1] of the weights after the last epoch: "val" and "test"; of a segmentation run these are the
+        mean IoU, and there are "pixel_acc" and "mean_acc" on the test images too.
 
     Raises:
         ValueError: The directory holds the result of other settings.
@@ -53,8 +57,10 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
     run(["fit", *line, *resume])
     accuracies = {}
     for stage, command in (("val", "validate"), ("test", "test")):
-        trainer = run([command, *line, "--ckpt_path=last"]).trainer
-        accuracies[stage] = trainer.callback_metrics[f"{stage}/acc"].item()
+        cli = run([command, *line, "--ckpt_path=last"])
+        metrics = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
+        accuracies[stage] = metrics[f"{stage}/{cli.model.headline}"]
+    accuracies |= {name: metrics[f"test/{name}"] for name in FURTHER if f"test/{name}" in metrics}
     record(directory, config, settings, accuracies)
     return accuracies
 
@@ -65,7 +71,7 @@ def record(directory: Path, config: Path, settings: Mapping[str, Value], accurac
 
     Args:
         directory: the run's own.
-        config: configuration of a classification run.
+        config: configuration of the run.
         settings: what differs from it.
         accuracies: what `run_trial` is to return for these settings.
     """

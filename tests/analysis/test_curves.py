@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from knlightning.analysis.compare import NETWORKS
-from knlightning.analysis.curves import STYLES, curves, draw_convergence, read_metrics
+from knlightning.analysis.curves import STYLES, curves, draw_convergence, draw_curves, read_metrics
 
 METRICS = """step,lr-SGD,val/loss,val/acc,epoch,train/loss,train/acc
 0,0.1,,,,,
@@ -26,6 +26,16 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(METRICS)
     curves([tmp_path, tmp_path], tmp_path / "new" / "curves.png")
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_mean_iou_of_segmentation_takes_the_place_of_the_accuracy(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(METRICS.replace("/acc", "/miou"))
+    figure = draw_curves([tmp_path])
+    assert figure.axes[1].get_ylabel() == "mean IoU"
+    assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[0.6, 0.7], [0.75, 0.8]]
+    (axes,) = draw_convergence({"batch size 8": {"x": [tmp_path]}}).axes
+    assert axes.get_ylabel() == "validation mean IoU in %"
+    assert axes.lines[0].get_xydata() == pytest.approx(np.array([[1, 75], [2, 80]]))
 
 
 def test_a_directory_without_metrics_is_named(tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ knresnet50 kernel 80.24±0.18 80.18±0.10 80.09±0.26 0.0015625 0.025 0.2
 """
 # layer, group, batch, kernel
 TABLE_2 = {18: [68.34, 68.93, 70.28, 71.17], 34: [71.64, 72.63, 73.99, 74.60], 50: [73.80, 75.92, 76.41, 76.54]}
+# mean IoU / pixel accuracy / mean accuracy for ResNets of 18, 34 and 50 layers
+TABLE_3 = """
+layer 59.10±0.46 92.42±0.17 69.43±0.58 60.19±0.32 92.73±0.17 70.12±0.33 57.88±0.84 92.31±0.21 68.25±0.75
+group 62.33±0.52 93.23±0.01 71.58±0.55 64.21±0.58 93.59±0.07 74.32±0.49 62.14±0.68 93.34±0.04 71.66±0.64
+local_context 62.25±0.67 92.99±0.06 71.59±0.68 64.75±0.38 93.31±0.09 74.25±0.37 64.03±0.02 93.07±0.14 73.40±0.03
+batch 63.90±0.06 93.77±0.02 73.15±0.14 66.94±0.34 94.27±0.03 76.50±0.41 65.19±0.50 93.98±0.03 74.65±0.62
+kernel 64.37±0.14 93.73±0.01 73.46±0.12 67.61±0.17 94.13±0.05 76.58±0.19 68.02±0.13 94.22±0.04 77.03±0.05
+"""
 
 
 def rows_of(table):
@@ -57,6 +65,20 @@ def test_table_2():
         for depth, accuracies in TABLE_2.items()
         for norm, accuracy in zip(("layer", "group", "batch", "kernel"), accuracies, strict=True)
     ]
+
+
+def test_table_3():
+    printed = set()
+    for line in TABLE_3.split("\n")[1:-1]:
+        norm, *numbers = line.split()
+        for i, depth in enumerate((18, 34, 50)):
+            backbone = f"fcn_{'knresnet' if norm == 'kernel' else 'resnet'}{depth}"
+            printed.add((backbone, norm, " / ".join(numbers[3 * i : 3 * i + 3]).replace("±", " ± ")))
+    rows = rows_of("3")
+    assert {(row.backbone, row.norm, row.published) for row in rows} == printed
+    assert len(rows) == len(printed) == 15
+    assert {(row.rate, row.batch_size) for row in rows} == {(0.01, 16)}
+    assert all(row.settings == {NORM: row.norm} for row in rows)
 
 
 def test_table_4():

@@ -1,7 +1,8 @@
 import json
+import statistics
 
 import pytest
-from standins import PROJECT, write_cifar100
+from standins import PROJECT, write_cifar100, write_cityscapes
 
 from knlightning.analysis.paper import ROWS
 from knlightning.analysis.reproduce import choose, page, reproduce
@@ -61,6 +62,23 @@ def test_mean_and_deviation_beside_what_was_published(tmp_path, monkeypatch, cap
     assert capsys.readouterr().out.endswith("| resnet18 | layer | 128 | 90.32 | 93.00 ± 3.61 |\n")
     main(["reproduce", "--table", "cifar10", "--norm", "kernel", "--seeds", "1", "--out", str(tmp_path)])
     assert capsys.readouterr().out.endswith("| knresnet18 | kernel | 128 | 93.27 | 90.00 |\n")
+
+
+@pytest.mark.slow
+def test_three_scores_of_segmentation(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(PROJECT / "configs")
+    write_cityscapes(tmp_path / "cityscapes", size=(32, 16))
+    choice = ["--table", "3", "--backbone", "fcn_resnet18", "--norm", "group", "--seeds", "2"]
+    small = ["--data.root=cityscapes", "--data.crop_size=[16, 32]", "--data.batch_size=2", "--data.num_workers=0"]
+    main(["reproduce", *choice, *small, *(option for option in FEW if "eval_batch_size" not in option)])
+    means = []
+    for name in ("test", "pixel_acc", "mean_acc"):
+        runs = (tmp_path / "runs" / "reproduce").glob("3-fcn_resnet18-group-batch16/seed*/result.json")
+        values = [json.loads(run.read_text())["accuracies"][name] for run in runs]
+        means.append(f"{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f}")
+    published = "62.33 ± 0.52 / 93.23 ± 0.01 / 71.58 ± 0.55"
+    assert capsys.readouterr().out.endswith(f"| fcn_resnet18 | group | 16 | {published} | {' / '.join(means)} |\n")
 
 
 @pytest.mark.slow

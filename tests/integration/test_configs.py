@@ -5,7 +5,7 @@ import shutil
 import pytest
 import yaml
 from PIL import Image
-from standins import PROJECT, write_cifar10, write_cifar100, write_imagenet, write_imagenet32
+from standins import PROJECT, write_cifar10, write_cifar100, write_cityscapes, write_imagenet, write_imagenet32
 
 from knlightning.analysis.paper import BATCH_SIZE, DROPOUT, NORM, RATE, ROWS
 from knlightning.cli import main
@@ -14,11 +14,13 @@ CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
 COSINE = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.01}}
 STEPS = {"class_path": "torch.optim.lr_scheduler.MultiStepLR", "init_args": {"milestones": [30, 60, 90], "gamma": 0.1}}
 WARM = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.0, "warmup": 5, "warmup_start": 0.01}}
+POLY = {"class_path": "knlightning.tasks.PolyLR", "init_args": {"power": 0.9}}
 HALVES = {"class_path": "torch.optim.lr_scheduler.MultiStepLR", "init_args": {"milestones": [70, 90], "gamma": 0.5}}
 RECIPES = {  # epochs, images in a step of the optimizer, weight decay, schedule
     "cifar100": (150, 32, 5e-4, COSINE),
     "cifar10": (70, 128, 0.0, COSINE),
     "imagenet": (100, 256, 1e-4, STEPS),
+    "cityscapes": (500, 16, 5e-4, POLY),
     "imagenet32": (100, 8192, 0.0, HALVES),
     "imagenet_convnext_tiny": (600, 1024, 0.05, WARM),
     "imagenet_knconvnext_tiny": (600, 1024, 0.05, WARM),
@@ -28,7 +30,10 @@ PUBLISHED = [c for c in CONFIGS if c.stem.split("_")[0] in RECIPES and c.stem no
 FEW = ["--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1"]
 FEW += [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
 FEW += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-SMALL = [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")] + ["--data.num_workers=0"]
+SMALL = {  # by the beginning of the configuration's name
+    "imagenet": [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")] + ["--data.num_workers=0"],
+    "cityscapes": ["--data.crop_size=[16, 24]", "--data.num_workers=0"],
+}
 
 
 def test_there_are_configurations():
@@ -43,6 +48,7 @@ def data(tmp_path_factory):
     write_cifar10(root)
     write_cifar100(root)
     write_imagenet(root / "imagenet")
+    write_cityscapes(root / "cityscapes")
     write_imagenet32(root / "imagenet32")
     return root
 
@@ -54,7 +60,7 @@ def test_trains_resumes_tests_and_predicts(config, data, tmp_path, monkeypatch, 
     (tmp_path / "data").symlink_to(data)
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30), "white").save(tmp_path / "images" / "white.png")
-    few = ["--config", str(config), *FEW, *(SMALL if config.stem.startswith("imagenet_") else [])]
+    few = ["--config", str(config), *FEW, *SMALL.get(config.stem.split("_")[0], [])]
     main(["fit", *few, "--trainer.max_epochs", "1"])
     # the first run has spent all of its budget
     more = ["--trainer.callbacks.target_epsilon", "20"] if config.stem.endswith("_dp") else []
@@ -65,8 +71,12 @@ def test_trains_resumes_tests_and_predicts(config, data, tmp_path, monkeypatch, 
         main([command, *few, "--ckpt_path", "best"])
     capsys.readouterr()
     main(["predict", *few, "--ckpt_path", "last", "--data.predict_dir", "images"])
-    assert f"Predictions of 1 images: {run}/predictions.csv" in capsys.readouterr().out
-    assert "white.png" in (tmp_path / run / "predictions.csv").read_text()
+    if "_fcn_" in config.stem:
+        assert f"Predictions of 1 images: {run}/predictions\n" in capsys.readouterr().out
+        assert (tmp_path / run / "predictions" / "label_ids" / "white.png").is_file()
+    else:
+        assert f"Predictions of 1 images: {run}/predictions.csv" in capsys.readouterr().out
+        assert "white.png" in (tmp_path / run / "predictions.csv").read_text()
     shutil.rmtree(tmp_path / run)  # checkpoints of hundreds of megabytes
 
 
@@ -99,11 +109,13 @@ def test_composes_the_recipe_and_takes_what_the_rows_change(config, capsys):
     assert convnext or optimizer["init_args"]["momentum"] == (0.0 if private else 0.9)
     assert schedule["class_path"] == planned["class_path"]
     assert schedule["init_args"].items() >= planned["init_args"].items()
-    assert task["lr_scheduler_interval"] == "epoch"
+    cityscapes = config.stem.startswith("cityscapes")
+    assert task["lr_scheduler_interval"] == ("step" if cityscapes else "epoch")
     backbone = task["backbone"]["init_args"]
     unit = config.stem.startswith(("cifar", "imagenet32")) and "_kn" in config.stem
     assert images["scaling"] == ("unit" if unit else "standard")
-    assert convnext or backbone["low_resolution"] == config.stem.startswith(("cifar", "imagenet32"))
+    small = config.stem.startswith(("cifar", "imagenet32"))
+    assert convnext or cityscapes or backbone["low_resolution"] == small
     assert task["backbone"]["class_path"] == f"knlightning.models.{config.stem.split('_', 1)[1].removesuffix('_dp')}"
     rows = [row for row in ROWS if row.path.name == config.name]
     keys = {NORM: backbone.get("norm"), RATE: optimizer["init_args"]["lr"], BATCH_SIZE: images["batch_size"]}
@@ -128,6 +140,18 @@ def test_private_runs_state_their_budget(config, capsys):
         assert (settings["max_grad_norm"], settings["accountant"]) == (2.0, "rdp")
         assert 1 / 1_281_167 > settings["target_delta"] > 7.75e-7
         assert composed["model"]["init_args"]["backbone"]["init_args"]["activation"] == "mish"
+
+
+def test_cityscapes_recipe(capsys):
+    """What the paper says, and nothing of what only the public code has."""
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(PROJECT / "configs" / "cityscapes_fcn_resnet18.yaml"), "--print_config"])
+    composed = yaml.safe_load(capsys.readouterr().out)
+    expected = {"class_weights": None, "ohem_threshold": None, "eval_window": None, "eval_flip": False}
+    assert composed["model"]["init_args"].items() >= (expected | {"eval_scales": [1.0]}).items()
+    assert composed["data"]["init_args"].items() >= {"crop_size": [512, 1024], "eval_batch_size": 1}.items()
+    assert composed["best_checkpoint"]["monitor"] == "val/miou"
+    assert composed["seed_everything"] == 0
 
 
 def test_convnext_recipe(capsys):
