@@ -101,7 +101,7 @@ def compare(
                 found = search(config, directory, settings, start, seeds, patience, max_halvings)
                 searches[network, norm, size] = found
                 _write(searches, out)
-    say(f"\nTest accuracy in %{', mean ± SD of' if seeds > 1 else ','} {seeds} seeds\n")
+    say(f"\nTest accuracy (segmentation: mean IoU) in %{', mean ± SD of' if seeds > 1 else ','} {seeds} seeds\n")
     say(table(searches))
     for (network, norm, size), found in searches.items():
         for note in found.notes:

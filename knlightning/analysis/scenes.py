@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from knlightning import models
 from knlightning.analysis.compare import compare
@@ -91,7 +92,7 @@ def draw_scenes(runs: Mapping[Norm, Path]) -> Figure:
     Args:
         runs: for each normalization the directory of a run, of which the last checkpoint is taken.
     """
-    columns = {}
+    columns: dict[str, Tensor] = {}
     for norm, run in runs.items():
         data = DigitScenesDataModule(eval_batch_size=SHOWN, scaling="unit" if norm == "kernel" else "standard")
         data.setup("test")
@@ -103,9 +104,8 @@ def draw_scenes(runs: Mapping[Norm, Path]) -> Figure:
         network.load_state_dict({name.removeprefix("backbone."): value for name, value in stored.items()})
         with torch.no_grad():
             predicted = network(images).argmax(dim=1)
-        columns |= {"image": batch[0].permute(0, 2, 3, 1), "truth": coloured(labels, palette)}
+        columns["image"], columns["truth"] = batch[0].permute(0, 2, 3, 1), coloured(labels, palette)  # alike for all
         columns[norm] = coloured(predicted.where(labels != IGNORED, IGNORED), palette)
-    columns = {name: columns[name] for name in ("image", "truth", *runs)}
     figure = Figure(figsize=(1.5 * len(columns), 1.5 * SHOWN + 0.3), layout="constrained")
     grid = figure.subplots(SHOWN, len(columns), squeeze=False)
     for place, (name, pictures) in enumerate(columns.items()):
