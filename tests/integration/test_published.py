@@ -68,7 +68,7 @@ def folder(tmp_path, monkeypatch, network):
         tmp_path / "imagenet.yaml",
         {
             "model": {"class_path": "knlightning.tasks.ClassificationTask", "init_args": model},
-            "data": {"class_path": "test_published.Images"},
+            "data": {"class_path": f"{__name__}.Images"},
             "trainer": trainer,
         },
     )
