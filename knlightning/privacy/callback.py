@@ -31,7 +31,7 @@ from knlightning.privacy.per_sample import PerSampleGradients
 from knlightning.privacy.probe import PROBED, check_gradients, check_independence, loss_reduction
 from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
 from knlightning.privacy.refusals import check_data, check_run
-from knlightning.run_directory import replacing
+from knlightning.run_directory import replacing, run_of
 
 Clipping = Literal["flat", "automatic"]
 
@@ -431,10 +431,13 @@ class DifferentialPrivacy(Callback):
     def _recall_report(self, trainer: Trainer) -> None:
         """Count the steps of checkpoints, too, that are later than the one the run goes on from.
 
-        They have been released and are now trained again, with other samples and noise.
+        They have been released and are now trained again, with other samples and noise. They may lie in the run
+        directory, or in that of the checkpoint.
         """
         self._started, self._noised, self._in_piece = trainer.global_step, 0, 0
-        path = Path(trainer.default_root_dir) / REPORT
+        directories = [Path(trainer.default_root_dir)]
+        if trainer.ckpt_path and (other := run_of(Path(trainer.ckpt_path))):
+            directories.append(other)
         if not self._planned_before:
             if trainer.global_step:
                 raise ValueError(
@@ -442,8 +445,8 @@ class DifferentialPrivacy(Callback):
                     " the training samples cannot be bounded. Start a new run"
                 )
             return
-        if path.is_file():
-            written = _history(json.loads(path.read_text()))
+        for path in (directory / REPORT for directory in directories):
+            written = _history(json.loads(path.read_text())) if path.is_file() else []
             if sum(row[2] for row in written) > sum(row[2] for row in self.spent):
                 self.spent = written
 
@@ -468,7 +471,7 @@ class DifferentialPrivacy(Callback):
         """Make a batch of a few samples with random pixels, so that the trial tells nothing of the real ones."""
         loader = cast(PrivateLoader, trainer.fit_loop._data_source.instance)
         pieces = cast(Any, loader.loader.dataset)
-        batch = pieces[[loader._index(0, image, 0) for image in range(PROBED)]]
+        batch = pieces[[loader._index(0, image, 0) for image in range(min(PROBED, self._samples))]]
         batch = trainer.precision_plugin.convert_input(batch)
         batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)

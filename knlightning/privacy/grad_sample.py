@@ -2,8 +2,8 @@
 
 Importing this module registers them, in place of Opacus' own where it has some: those work in the precision of
 autocast, are wrong of convolutions of channels-last images, know no norms of convolutions, and of linear layers on
-images give the norms of another pass. KNConv and the
-blocks of ConvNeXt need more than Opacus' hooks tell a rule, which :func:`watch_statistics` notes down beside them:
+images give the norms of another pass. KNConv and the blocks of ConvNeXt need more than Opacus' hooks tell a rule, which
+:func:`watch_statistics` notes down beside them:
 
     hooks = GradSampleHooks(network)
     handles = watch_statistics(network)

@@ -205,6 +205,15 @@ def test_steps_of_later_checkpoints_count_too(tmp_path):
     assert again.spent == [(0.8, 0.25, 12)]
 
 
+def test_later_checkpoints_beside_the_one_a_run_begins_from_count_too(tmp_path):
+    data, old = RandomData(SAMPLES, 5), tmp_path / "old"
+    path = old / "checkpoints" / "early.ckpt"
+    trainer(old, privacy(), Save(path), Save(old / "checkpoints" / "late.ckpt", step=10)).fit(task(), data)
+    again = privacy()
+    trainer(tmp_path / "new", again).fit(task(), data, ckpt_path=path)
+    assert again.spent == [(0.8, 0.25, 10 + 5)]
+
+
 def test_a_budget_holds_with_steps_that_are_taken_again(tmp_path):
     data = RandomData(SAMPLES, 5)
     settings = {"noise_multiplier": None, "target_epsilon": 9.0}
