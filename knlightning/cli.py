@@ -11,7 +11,8 @@ import os
 import pickle
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -354,17 +355,31 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: with status 2 if the configuration or the data are at fault, 130 if interrupted.
     """
     args = sys.argv[1:] if args is None else args
-    try:
+    with plain_errors("knl"):
         if args and args[0] in OTHER_COMMANDS:
             module = import_module(OTHER_COMMANDS[args[0]][0])  # here: it may draw, which the others do not need
             module.main(args[1:])
         else:
             run(args)
+
+
+@contextmanager
+def plain_errors(prog: str) -> Iterator[None]:
+    """Turn errors of which the configuration or the data are the cause into a message and an exit status.
+
+    Args:
+        prog: name of the command.
+
+    Raises:
+        SystemExit: with status 2 in place of such an error, 130 in place of an interrupt.
+    """
+    try:
+        yield
     except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
         foreign = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)
         if foreign or os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"knl: error: {error}\n({DEBUG_VARIABLE}=1 shows where)", file=sys.stderr)
+        print(f"{prog}: error: {error}\n({DEBUG_VARIABLE}=1 shows where)", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jsonargparse import auto_cli
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
@@ -33,6 +32,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from knlightning.analysis.command import command
 from knlightning.analysis.measure import PASSES, Worker, milliseconds, start
 from knlightning.analysis.variants import Case, Network, Variant
 from knlightning.run_directory import replacing
@@ -349,21 +349,8 @@ def benchmark(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the benchmark from the command line.
-
-    Args:
-        args: command line without the name of the program; None for that of the process.
-
-    Raises:
-        SystemExit: with status 2 if an argument is wrong or a file cannot be written, 130 if interrupted.
-    """
-    try:
-        auto_cli(benchmark, args=args, as_positional=False, prog="knl benchmark")
-    except (ValueError, OSError) as error:
-        print(f"knl benchmark: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    """Run `knl benchmark` with the arguments of a command line, those of the process if None."""
+    command(benchmark, "knl benchmark", args)
 
 
 if __name__ == "__main__":

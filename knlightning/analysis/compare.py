@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
+from knlightning.analysis.command import command
 from knlightning.analysis.curves import draw_convergence
 from knlightning.analysis.sweep import (
     BY_TEST,
     Search,
-    command,
     save_figure,
     say,
     search,

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+
+from knlightning.analysis.command import command
 
 STYLES = (
     ("#000000", "o", "-"),
@@ -143,5 +144,10 @@ def curves(runs: list[Path], out: Path = Path("curves.png")) -> None:
     print(out)
 
 
+def main(args: list[str] | None = None) -> None:
+    """Draw with the arguments of a command line, those of the process if None."""
+    command(curves, "python -m knlightning.analysis.curves", args)
+
+
 if __name__ == "__main__":
-    auto_cli(curves, as_positional=False)
+    main()

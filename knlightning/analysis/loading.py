@@ -10,7 +10,6 @@ processes for images that lie in memory: that is part of what makes it fast.
 
 import pickle
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -19,12 +18,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR100
 
+from knlightning.analysis.command import command
 from knlightning.data import CIFAR100DataModule
 
 WORKERS = (0, 2)
@@ -166,19 +165,8 @@ def measure(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the measurement from the command line.
-
-    Args:
-        args: command line without the name of the program; None for that of the process.
-
-    Raises:
-        SystemExit: with status 2 if an argument is wrong.
-    """
-    try:
-        auto_cli(measure, args=args, as_positional=False)
-    except ValueError as error:
-        print(f"loading: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run the measurement with the arguments of a command line, those of the process if None."""
+    command(measure, "python -m knlightning.analysis.loading", args)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ torch's allocator hands out: more than before the step at its peak, and still in
 """
 
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
 from opacus.grad_sample.conv import compute_conv_grad_sample
 from opacus.grad_sample.group_norm import compute_group_norm_grad_sample
@@ -27,6 +25,7 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from knlightning.analysis.command import command
 from knlightning.models import knresnet18, resnet18
 from knlightning.privacy import PerSampleGradients, watch_statistics
 
@@ -201,19 +200,8 @@ def measure(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the measurement from the command line.
-
-    Args:
-        args: command line without the name of the program; None for that of the process.
-
-    Raises:
-        SystemExit: with status 2 if an argument is wrong.
-    """
-    try:
-        auto_cli(measure, args=args, as_positional=False)
-    except ValueError as error:
-        print(f"private_cost: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run the measurement with the arguments of a command line, those of the process if None."""
+    command(measure, "python -m knlightning.analysis.private_cost", args)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from knlightning.analysis.command import command
 from knlightning.analysis.curves import STYLES
-from knlightning.analysis.sweep import command, save_figure, say, with_overrides, write_csv
+from knlightning.analysis.sweep import save_figure, say, with_overrides, write_csv
 from knlightning.analysis.trials import NORM, RATE, Value, run_trial
 from knlightning.nn import Norm
 from knlightning.run_directory import ROOT

@@ -3,17 +3,16 @@
 knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
 """
 
-import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from jsonargparse import auto_cli
 from lightning.pytorch.utilities import rank_zero_only
 
+from knlightning.analysis.command import command
 from knlightning.analysis.paper import ROWS, TITLES, Row, Table
-from knlightning.analysis.trials import FURTHER, run_trial, split_settings
+from knlightning.analysis.trials import FURTHER, run_trial
 
 say = rank_zero_only(print)
 
@@ -84,7 +83,7 @@ def reproduce(
     batch_size: int | None = None,
     seeds: int = 3,
     out: Path = Path("runs/reproduce"),
-    settings: dict[str, str] | None = None,
+    overrides: Mapping[str, str] | None = None,
 ) -> None:
     """Train for rows of the paper's tables, and print accuracies beside the published ones.
 
@@ -97,7 +96,7 @@ def reproduce(
         batch_size: images in a step of the optimizer, on all devices together.
         seeds: number of runs for each row, with seeds 0, 1, ...
         out: directory of the runs; what it holds already is not repeated.
-        settings: what is to differ in each run; on the command line simply --trainer.max_epochs 1 and the like.
+        overrides: values of the configuration by dotted names, for all runs.
 
     Raises:
         ValueError: If there is no such row, or an argument is out of its range.
@@ -114,14 +113,14 @@ def reproduce(
             raise FileNotFoundError(f"no {row.path} in {Path.cwd()}: start in the directory of the project")
     lines = ["| backbone | norm | batch size | published | reproduced |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
-        runs = [_run(row, seed, out, settings or {}) for seed in range(seeds)]
+        runs = [_run(row, seed, out, overrides or {}) for seed in range(seeds)]
         lines.append(f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.published} | {_summary(runs)} |")
         say(f"\nTest accuracy in %, mean ± SD of {seeds} runs\n", *lines, sep="\n")
 
 
-def _run(row: Row, seed: int, out: Path, settings: dict[str, str]) -> list[float]:
+def _run(row: Row, seed: int, out: Path, overrides: Mapping[str, str]) -> list[float]:
     """Return what a run has reached on the test images in %: what is published of the row, in the same order."""
-    changes = {**row.settings, "seed_everything": seed, **settings}
+    changes = {**row.settings, "seed_everything": seed, **overrides}
     reached = run_trial(out / row.name / f"seed{seed}", row.path, changes)
     return [100 * reached[name] for name in ("test", *FURTHER[: len(row.further)])]
 
@@ -134,14 +133,6 @@ def _summary(runs: list[list[float]]) -> str:
     return " / ".join(means)
 
 
-def main(args: list[str]) -> None:
-    """Run `knl reproduce`.
-
-    Args:
-        args: command line without the name of the command.
-
-    Raises:
-        SystemExit: with status 2 if an argument is wrong.
-    """
-    own, settings = split_settings(args)
-    auto_cli(reproduce, args=[*own, f"--settings={json.dumps(settings)}"], as_positional=False, prog="knl reproduce")
+def main(args: list[str] | None = None) -> None:
+    """Run `knl reproduce` with the arguments of a command line, those of the process if None."""
+    command(reproduce, "knl reproduce", args)

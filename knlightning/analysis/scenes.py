@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from knlightning import models
+from knlightning.analysis.command import command
 from knlightning.analysis.compare import compare
-from knlightning.analysis.sweep import Search, command, save_figure, say
+from knlightning.analysis.sweep import Search, save_figure, say
 from knlightning.callbacks.label_maps import coloured, palette_of
 from knlightning.data import DigitScenesDataModule
 from knlightning.nn import Norm

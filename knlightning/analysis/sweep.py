@@ -8,18 +8,17 @@ that are held out from the training images, unless `val_split` is 0.
 
 import csv
 import statistics
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
-from knlightning.analysis.trials import BATCH_SIZE, NORM, RATE, VAL_SPLIT, Value, record, run_trial, split_settings
+from knlightning.analysis.command import command
+from knlightning.analysis.trials import BATCH_SIZE, NORM, RATE, VAL_SPLIT, Value, record, run_trial
 from knlightning.nn import Norm
 from knlightning.run_directory import ROOT, replacing
 
@@ -282,30 +281,6 @@ def with_overrides(settings: Mapping[str, Value], overrides: Mapping[str, str]) 
         if _short(key) in settled:
             raise ValueError(f"--{key} is settled by this command for each run: use the command's own arguments")
     return {**settings, **overrides}
-
-
-def command(function: Callable[..., object], prog: str, args: list[str] | None) -> None:
-    """Call a function with the arguments of a command line.
-
-    Args:
-        function: its parameters are the arguments, but for `overrides`: a dictionary of all arguments with a dot in
-            their name.
-        prog: name of the command.
-        args: command line without the name of the program; None for that of the process.
-
-    Raises:
-        SystemExit: with status 2 if an argument is wrong, 130 if a run is interrupted.
-    """
-    description = (function.__doc__ or "").partition("Args:")[0]
-    parser = ArgumentParser(prog=prog, description=description, usage=f"{prog} [--key value ...]")
-    parser.add_function_arguments(function, as_group=False, skip={"overrides"})
-    own, overrides = split_settings(sys.argv[1:] if args is None else args)
-    try:
-        function(**parser.parse_args(own), overrides=overrides)
-    except SystemExit as end:
-        if end.code == 130:
-            say("The same command again goes on with the search.")
-        raise
 
 
 def _short(key: str) -> str:

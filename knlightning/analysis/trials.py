@@ -1,7 +1,7 @@
 """Runs whose accuracies are compared: each with a directory of its own, trained and tested once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -81,33 +81,3 @@ def record(directory: Path, config: Path, settings: Mapping[str, Value], accurac
 
 def _plain(config: Path, settings: Mapping[str, Value]) -> dict[str, str]:
     return {"config": str(config), **{key: str(value) for key, value in settings.items()}}
-
-
-def split_settings(args: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Part a command line into the arguments of the command itself and settings for the runs it starts.
-
-    The latter are the ones with a dot in their names, such as `--trainer.max_epochs 1` or `--data.root=data`.
-
-    Args:
-        args: command line without the name of the program.
-
-    Returns:
-        The former as they are, and the latter by name.
-
-    Raises:
-        ValueError: A setting has no value.
-    """
-    own: list[str] = []
-    settings: dict[str, str] = {}
-    rest = list(args)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not (name.startswith("--") and "." in name):
-            own.append(name + equals + value)
-        elif equals:
-            settings[name[2:]] = value
-        elif rest:
-            settings[name[2:]] = rest.pop(0)
-        else:
-            raise ValueError(f"{name} needs a value")
-    return own, settings

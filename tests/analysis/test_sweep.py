@@ -159,7 +159,7 @@ def test_an_interrupted_trial_goes_on(
     with pytest.raises(SystemExit) as stop:
         main([*args, "--out=halted"])
     assert stop.value.code == 130
-    assert "The same command again goes on with the search." in capsys.readouterr().out
+    assert "The same command again goes on where it was." in capsys.readouterr().out
     assert not (tiny / "halted" / "trials.csv").exists()
 
     write_config(tiny / "tiny.yaml", tiny_config())

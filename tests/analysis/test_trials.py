@@ -7,7 +7,7 @@ import torch
 from standins import tiny_config, write_config
 
 from knlightning.analysis import trials as module
-from knlightning.analysis.trials import RESULT, record, run_trial, split_settings
+from knlightning.analysis.trials import RESULT, record, run_trial
 from knlightning.run_directory import checkpoint_in
 
 
@@ -60,19 +60,6 @@ def test_the_result_of_other_settings_is_refused(commands, tmp_path):
         run_trial(tmp_path, tmp_path / "b.yaml", {"seed_everything": 3, "trainer.max_epochs": 1})
     assert run_trial(tmp_path, config, {"trainer.max_epochs": "1", "seed_everything": "3"}) == {"test": 0.5}
     assert not commands
-
-
-def test_settings_are_told_from_arguments_by_their_dots():
-    args = ["--table", "1", "--data.root", "../x.y", "--out=runs/a.b", "--trainer.max_epochs=3", "-1", "--norm", "a.b"]
-    assert split_settings(args) == (
-        ["--table", "1", "--out=runs/a.b", "-1", "--norm", "a.b"],
-        {"data.root": "../x.y", "trainer.max_epochs": "3"},
-    )
-
-
-def test_a_setting_without_a_value_is_refused():
-    with pytest.raises(ValueError, match=r"--data.root needs a value"):
-        split_settings(["--table", "1", "--data.root"])
 
 
 def test_trains_goes_on_after_an_interruption_and_tests(tmp_path):
