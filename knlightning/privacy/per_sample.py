@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from torchvision.models.convnext import CNBlock
 
 from knlightning.nn.functional import Normalization, normalization_of
+from knlightning.privacy.precision import full_float32
 from knlightning.privacy.rules import KNConv, LayerScale, LossReduction, Product, check_rules, parts_of
 
 
@@ -163,7 +164,7 @@ class PerSampleGradients:
             for parameter in own:
                 if getattr(parameter, attribute, None) is None:
                     setattr(parameter, attribute, torch.zeros_like(parameter, requires_grad=False))
-        with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(weights.device.type, enabled=False), full_float32():
             while self._vectors:
                 parameter, samples = self._vectors.popitem()
                 samples = samples if kept is None else samples[kept]

@@ -7,7 +7,8 @@ the gradient G at the output, the part of sample n is
 
 so that its norm, and sums of samples that are weighted after the norms are known, can be had without it. For KNConv the
 units are normalized: u = (x - mean) r, with the moments of the very forward pass, dropped out as they were there.
-Everything is computed in float32 at least, whatever autocast does in the network, so that norms hold to its precision.
+Everything is computed in float32 at least, whatever autocast or TF32 do in the network, so that norms hold to its
+precision.
 
 Sources: Goodfellow, Efficient per-example gradient computations (2015); Bu et al., Scalable and efficient training of
 large convolutional neural networks with differential privacy (NeurIPS 2022), for choosing between the two ways to a
@@ -38,6 +39,7 @@ from knlightning.nn import (
 from knlightning.nn.functional import Normalization
 from knlightning.nn.geometry import padding_pairs
 from knlightning.nn.statistics import statistics_dtype
+from knlightning.privacy.precision import full_float32
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 KNConv = KNConv1d | KNConv2d | KNConv3d
@@ -99,6 +101,7 @@ class Product:
         mean, rstd = (None if t is None else t[kept] for t in (self.mean, self.rstd))
         return replace(self, x=self.x[kept], grad=self.grad[kept], mean=mean, rstd=rstd)
 
+    @full_float32()
     def samples(self) -> Tensor:
         """Compute the gradient of each sample; shape [N, *weight.shape]."""
         result = self.x.new_empty((len(self.x), *self.weight.shape), dtype=self._dtype())
@@ -106,21 +109,26 @@ class Product:
             result[part] = self._samples(part)
         return result
 
+    @full_float32()
     def squared_norms(self) -> Tensor:
-        """Compute the squared norm of the gradient of each sample; shape [N / views]."""
+        """Compute the squared norm of the gradient of each sample, or what lies above it by rounding; [N / views]."""
         result = self.x.new_zeros(len(self.x) // self.views, dtype=self._dtype())
         for part in self._slices():
             into = slice(part.start // self.views, part.stop // self.views)
             if self._ghost():
                 units, grad = (self._views_as_positions(factor) for factor in self._factors(part)[:2])
                 products = torch.matmul(grad.transpose(2, 3), grad).mul_(torch.matmul(units.transpose(2, 3), units))
-                # the sum of many products of both signs: rounding must not make it negative
-                result[into] = products.sum((1, 2, 3)).clamp_min_(0.0)
+                # a sum of both signs, of which little may be left: no less than it is in truth, for all the rounding
+                sizes = products.diagonal(dim1=2, dim2=3).sqrt().sum(2)  # of the gradients at single positions
+                terms = self.weight[0].numel() + self.weight.shape[0] + products.shape[-1]
+                rounding = torch.finfo(products.dtype).eps * math.sqrt(terms) * sizes.square()
+                result[into] = (products.sum((2, 3)) + rounding).clamp_min_(0.0).sum(1)
             else:
                 samples = self._samples(part).unflatten(0, (-1, self.views)).sum(1)
                 result[into] = torch.linalg.vector_norm(samples.flatten(1), dim=1).square_()
         return result
 
+    @full_float32()
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Sum the gradients of the samples, each times its weight.
 
