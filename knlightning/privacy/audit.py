@@ -61,12 +61,13 @@ class PrivacyAudit(Callback):
         findings: what the checks have found.
 
     Raises:
-        ValueError: if samples is below 1.
+        ValueError: if samples is below 1, or dp-accounting is not installed.
     """
 
     def __init__(self, samples: int = 8) -> None:
         if samples < 1:
             raise ValueError(f"--samples must be at least 1, got {samples}")
+        _independent_accountant()  # it would be missed only after all other checks
         self.samples = samples
         self.findings: list[Finding] = []
 
@@ -181,13 +182,7 @@ def check_sampling(privacy: DifferentialPrivacy, loader: PrivateLoader, steps: i
 
 def check_epsilon(privacy: DifferentialPrivacy) -> Finding:
     """Compare the epsilon of the whole run with that of an independent accountant."""
-    try:
-        from dp_accounting import dp_event
-        from dp_accounting.pld import PLDAccountant
-    except ImportError:
-        raise ValueError(
-            "audit-privacy compares epsilon with another accountant's: pip install 'knlightning[privacy]'"
-        ) from None
+    dp_event, PLDAccountant = _independent_accountant()  # noqa: N806 # a class
     plan = privacy.plan
     assert plan is not None
     ours = epsilon([(plan.noise, plan.rate, plan.last_step)], privacy.target_delta, privacy.accountant)
@@ -201,6 +196,17 @@ def check_epsilon(privacy: DifferentialPrivacy) -> Finding:
         f"{ours:.4g} by {privacy.accountant} after all of {plan.last_step} steps, {theirs:.4g} by dp-accounting, at"
         f" delta {privacy.target_delta:g}",
     )
+
+
+def _independent_accountant() -> tuple[Any, Any]:
+    try:
+        from dp_accounting import dp_event
+        from dp_accounting.pld import PLDAccountant
+    except ImportError:
+        raise ValueError(
+            "audit-privacy compares epsilon with another accountant's: pip install 'knlightning[privacy]'"
+        ) from None
+    return dp_event, PLDAccountant
 
 
 def _dispersion(counts: Tensor, variance: float, stats: Any) -> float:

@@ -1,5 +1,7 @@
 """The audit passes sound runs, and finds each of the faults that it is there for."""
 
+import sys
+
 import pytest
 import torch
 from privacy.private_runs import SAMPLES, privacy, task, trainer
@@ -52,6 +54,16 @@ def test_samples_that_share_statistics(tmp_path):
     assert "a sample changes a step by no more than the bound" in failed(
         audited(tmp_path, callback, task(Net(Centring())))
     )
+
+
+class Remains(DifferentialPrivacy):
+    def taken_sums(self):
+        return super().taken_sums() + 1e-3
+
+
+def test_sums_that_do_not_come_from_samples(tmp_path):
+    callback = Remains(noise_multiplier=2.0, target_delta=1e-3, accountant="rdp", seed=0)
+    assert "a step without samples is empty" in failed(audited(tmp_path, callback))
 
 
 class LittleNoise(DifferentialPrivacy):
@@ -120,3 +132,9 @@ def test_a_run_without_noise_fails(tmp_path):
 def test_samples_out_of_range():
     with pytest.raises(ValueError, match="--samples must be at least 1"):
         PrivacyAudit(0)
+
+
+def test_the_independent_accountant_is_asked_for_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(ValueError, match=r"pip install 'knlightning\[privacy\]'"):
+        PrivacyAudit()
