@@ -46,6 +46,17 @@ def test_poisson_sampling(secure):
     assert not torch.equal(steps[0].sort().values, steps[0])  # pieces of a step get samples from everywhere
 
 
+def test_the_whole_key_counts(monkeypatch):
+    """A generator that heeds 32 bits of its seed would give the same noise to two of some ten thousand steps."""
+    drawn = []
+    for last in (b"\0", b"\1"):
+        monkeypatch.setattr(SecretRandom, "_bytes", lambda self, count, *args, last=last: bytes(count - 1) + last)
+        random = SecretRandom(fresh_key())
+        drawn.append((random.normal(9, "noise", 0, CPU), random.permutation(9, "order", 0), random.chosen(9, 0.5, 0)))
+    for one, other in zip(*drawn, strict=True):
+        assert not torch.equal(one, other)
+
+
 def test_nothing_and_everything_can_be_chosen():
     random = SecretRandom(fresh_key())
     assert len(random.chosen(100, 0.0, 0)) == 0
