@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import pickle
 import subprocess
 import sys
@@ -145,6 +146,8 @@ def knl(*args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # a shell has its background jobs ignore interrupts, and what they start ignores them too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
