@@ -2,8 +2,8 @@
 
 import io
 import os
-import signal
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from knlightning.nn.normalization import Norm
 from knlightning.privacy.per_sample import PerSampleGradients
+from knlightning.privacy.precision import full_float32
 
 RELATIVE = 1e-5
 """Differences up to this fraction of the largest value are taken for rounding."""
@@ -80,6 +81,7 @@ def loss_reduction(task: LightningModule, batch: Any) -> Literal["mean", "sum"]:
     )
 
 
+@full_float32()  # with TF32 the two would differ by nearly what is allowed
 def check_gradients(task: LightningModule, batch: Any) -> None:
     """Check that the gradients of the samples add up to the gradient of their batch; arguments as above.
 
@@ -117,6 +119,7 @@ class _Observation:
         self.buffers: dict[str, Tensor] = {}
 
 
+@full_float32()
 def _observed(task: LightningModule, batch: Any, train: bool = True) -> _Observation:
     """Take a training step on a copy, without an optimizer."""
     seen = _Observation()
