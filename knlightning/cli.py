@@ -17,7 +17,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
+import yaml
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -28,6 +30,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from knlightning import __version__
 from knlightning.callbacks import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -71,6 +74,8 @@ TITLES = {
     "predictions": "What knl predict writes",
     "trainer": "Lightning's trainer",
 }
+VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, torch {torch.__version__}\n"
+"""Stands above the configuration in a run directory."""
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
 
@@ -94,6 +99,7 @@ class KNLightningCLI(LightningCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
+        self._args = args
         self.run_dir: Path | None = None  # None: neither needed nor given
         self._name = "run"
         self._first_step = 0
@@ -149,10 +155,13 @@ class KNLightningCLI(LightningCLI):
         """Add the subcommands, with texts of our own."""
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         commands = parser.add_subcommands()
+        asked_for = [name for name in SUBCOMMANDS if name in self._args] or SUBCOMMANDS
         for name, text in SUBCOMMANDS.items():
-            subparser = self._prepare_subcommand_parser(
-                Trainer, name, description=text, usage=f"knl {name} --config FILE [--key value ...]"
-            )
+            if name in asked_for:  # the others are for the list alone, and many arguments take long to add
+                usage = f"knl {name} --config FILE [--key value ...]"
+                subparser = self._prepare_subcommand_parser(Trainer, name, description=text, usage=usage)
+            else:
+                subparser = LightningArgumentParser()
             self._subcommand_parsers[name] = subparser
             commands.add_subcommand(name, subparser, help=text)
         for name, (_, text) in OTHER_COMMANDS.items():
@@ -300,8 +309,8 @@ class KNLightningCLI(LightningCLI):
         config = self.config[self.config.subcommand].clone()
         config.ckpt_path = None  # the next run with this configuration says so itself
         parser = self._parser(self.config.subcommand)
-        text = parser.dump(config, skip_unset=False)
-        return text, json.loads(parser.dump(config, skip_unset=False, format="json"))
+        plain = json.loads(parser.dump(config, skip_unset=False, format="json"))
+        return VERSIONS + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), plain
 
     def _compare(self, checkpoint: Path) -> None:
         """Print where the configuration differs from that of a checkpoint; the configuration counts."""
