@@ -31,7 +31,7 @@ NETWORKS: dict[str, list[Norm]] = {
     "resnet8": [norm for norm in get_args(Norm) if norm != "sync_batch"],  # which is batch, on a single device
     "knresnet8": ["kernel"],
 }
-STARTS = {"resnet8": (0.0125, 0.05), "knresnet8": (0.05, 0.8)}
+STARTS = {"resnet8": (0.00625, 0.05), "knresnet8": (0.05, 0.4)}
 """Highest rates of the searches with batches of 2 and of 32."""
 
 
