@@ -33,7 +33,7 @@ SIGMAS = 5.0
 """The same for means, in standard deviations."""
 LEAST_VALUES = 200_000
 """Values of the noise that are looked at, at least."""
-MOST_STEPS = 50
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
