@@ -1,6 +1,4 @@
-"""The command `knl export`: writes a trained network for other programs.
-
-    knl export --config RUN/config.yaml --ckpt_path best --to DIR --format safetensors onnx
+"""Write a trained network for other programs.
 
 Beside the files of the network lies `preprocessing.json`, which says what they expect of an image and what their
 outputs are called. Of segmentation it is the network that is written, without the task's windows, mirrored images and
@@ -20,12 +18,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor, nn
 
-from knlightning.cli import KNLightningCLI, run
+from knlightning.checks import check, check_choice
 from knlightning.run_directory import replacing
-from knlightning.tasks import SegmentationTask, Task
 
 TOLERANCE = 1e-3
 """Largest difference of an output that is accepted, as a fraction of the largest output."""
@@ -33,14 +29,15 @@ CHECKED_BATCHES = (1, 3)
 INPUT, OUTPUT = "images", "logits"
 PREPROCESSING = "preprocessing.json"
 
-Network = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
+"""From images to logits."""
 
 
 def _write_state_dict(model: nn.Module, images: Tensor, path: Path) -> None:
     torch.save(model.state_dict(), path)
 
 
-def _read_state_dict(model: nn.Module, path: Path) -> Network:
+def _read_state_dict(model: nn.Module, path: Path) -> Forward:
     network = _emptied(model)
     network.load_state_dict(torch.load(path, weights_only=True))
     return network
@@ -52,7 +49,7 @@ def _write_safetensors(model: nn.Module, images: Tensor, path: Path) -> None:
     save_model(model, str(path))  # unlike save_file, also where two names share a tensor
 
 
-def _read_safetensors(model: nn.Module, path: Path) -> Network:
+def _read_safetensors(model: nn.Module, path: Path) -> Forward:
     from safetensors.torch import load_model
 
     network = _emptied(model)
@@ -64,7 +61,7 @@ def _write_torch_export(model: nn.Module, images: Tensor, path: Path) -> None:
     torch.export.save(torch.export.export(model, (images,), dynamic_shapes=_batch_of_any_size()), path)
 
 
-def _read_torch_export(model: nn.Module, path: Path) -> Network:
+def _read_torch_export(model: nn.Module, path: Path) -> Forward:
     return torch.export.load(path).module()
 
 
@@ -82,7 +79,7 @@ def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
     )
 
 
-def _read_onnx(model: nn.Module, path: Path) -> Network:
+def _read_onnx(model: nn.Module, path: Path) -> Forward:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -94,16 +91,16 @@ class Format:
     """How a network is written to a file, and read from it.
 
     Args:
-        file: name of the file.
-        packages: of the extra `export` that it takes.
-        write: writes a network; the images are an example of its input.
-        read: reads it again, given the network for its structure.
+        file: Name of the file.
+        packages: Packages of the extra `export` that it needs.
+        write: Writes a network; the images are an example of its input.
+        read: Reads it again, given the network for its structure.
     """
 
     file: str
     packages: tuple[str, ...]
     write: Callable[[nn.Module, Tensor, Path], None]
-    read: Callable[[nn.Module, Path], Network]
+    read: Callable[[nn.Module, Path], Forward]
 
 
 FORMATS = {
@@ -123,18 +120,18 @@ def export(
     format, their size is not. If it or anything else fails, nothing is written.
 
     Args:
-        model: from images (N, 3, H, W), float32 in [0, 1] or normalized, to logits (N, classes) or (N, classes, H, W);
+        model: From images (N, 3, H, W), float32 in [0, 1] or normalized, to logits (N, classes) or (N, classes, H, W);
             left as it is.
-        to: directory; made if need be, and empty.
-        formats: names in `FORMATS`.
-        image_size: H and W.
-        preprocessing: plain values for `preprocessing.json`.
+        to: Directory; made if need be, and empty.
+        formats: Names in `FORMATS`.
+        image_size: H and W of the images.
+        preprocessing: Plain values for `preprocessing.json`.
 
     Returns:
-        the largest difference of an output, by file.
+        The largest difference of an output, by file.
 
     Raises:
-        ValueError: if a format is unknown or lacks a package, if the directory is not empty, if the network draws
+        ValueError: If a format is unknown or lacks a package, if the directory is not empty, if the network draws
             random numbers or cannot be written in a format, if the preprocessing names another number of classes,
             or if a file does not do what the network does.
     """
@@ -179,24 +176,26 @@ def export(
 def check_request(to: Path, formats: Sequence[str]) -> None:
     """Check what is asked for.
 
+    Args:
+        to: Directory for the files.
+        formats: Names in `FORMATS`.
+
     Raises:
-        ValueError: if a format is unknown or lacks a package, or if the directory is not empty.
+        ValueError: If a format is unknown or lacks a package, or if the directory is not empty.
     """
     for name in formats:
-        if name not in FORMATS:
-            raise ValueError(f"--format {name}: must be one of {', '.join(FORMATS)}")
+        check_choice("formats", name, list(FORMATS))
         if missing := [package for package in FORMATS[name].packages if find_spec(package) is None]:
-            raise ValueError(f"--format {name} needs {', '.join(missing)}: pip install 'knlightning[export]'")
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ValueError(f"--to {to} exists and is not an empty directory: choose another one")
+            raise ValueError(f"the format {name} needs {', '.join(missing)}: pip install 'knlightning[export]'")
+    check(not to.exists() or (to.is_dir() and not any(to.iterdir())), "to", str(to), "a new or an empty directory")
 
 
 def preprocessing_of(datamodule: LightningDataModule, of_pixels: bool = False) -> dict[str, Any]:
     """Describe what a network trained on the data expects of an image, in plain values.
 
     Args:
-        datamodule: one of knlightning.data, or one with the same attributes; what it lacks is left out.
-        of_pixels: whether the network tells the class of each pixel.
+        datamodule: One of knlightning.data, or one with the same attributes; what it lacks is left out.
+        of_pixels: Whether the network tells the class of each pixel.
 
     Returns:
         "input" and "output" in words; "image_size" (height, width), which is cut out of the middle; "resize", the
@@ -231,80 +230,6 @@ def preprocessing_of(datamodule: LightningDataModule, of_pixels: bool = False) -
     return description
 
 
-class ExportCLI(KNLightningCLI):
-    """`knl export`: configuration, run and checkpoint as for the other subcommands, but no trainer."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Name the subcommand."""
-        return {"export": set()}
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        subparser = self.init_parser(
-            description="Write the network of a checkpoint for other programs, checked against the network itself.",
-            usage="knl export --config FILE --ckpt_path best --to DIRECTORY [--format NAME ...] [--key value ...]",
-        )
-        subparser.add_argument("--to", type=str | None, default=None, help="Directory for the files; new, or empty.")
-        subparser.add_argument(
-            "--format",
-            choices=list(FORMATS),
-            nargs="+",
-            action="extend",
-            help="One or more of: "
-            + "; ".join(f"{name} ({format.file})" for name, format in FORMATS.items())
-            + ". state_dict if not given. Deep networks take minutes as onnx.",
-        )
-        self._add_arguments(subparser)
-        self._subcommand_parsers = {"export": subparser}
-        parser.add_subcommands().add_subcommand("export", subparser)
-
-    def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint, once what else is asked for proves possible."""
-        config = self.config["export"]
-        for name, given in (("--to", config.to), ("--ckpt_path", config.ckpt_path)):
-            if given is None:
-                raise ValueError(
-                    f"{name} is needed: knl export --config FILE --ckpt_path best --to DIRECTORY; the checkpoint may be"
-                    " 'last', 'best' or a file"
-                )
-        self._to, self._formats = Path(config.to), config.format or ["state_dict"]
-        check_request(self._to, self._formats)
-        config.to = config.format = None  # no part of what a checkpoint was trained with
-        super()._parse_ckpt_path()
-
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Make none: the devices that the run was trained on need not be there."""
-        self._load_published()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Export the network."""
-        config = self.config["export"]
-        if not isinstance(self.model, Task):
-            raise ValueError(f"model: {type(self.model).__name__} is no task of knlightning.tasks, with a backbone")
-        if config.ckpt_path is not None:
-            stored = torch.load(config.ckpt_path, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(stored["state_dict"])
-            if data := stored.get(type(self.datamodule).__qualname__):  # the names of the classes
-                self.datamodule.load_state_dict(data)
-        preprocessing = preprocessing_of(self.datamodule, isinstance(self.model, SegmentationTask))
-        if "image_size" not in preprocessing:
-            raise ValueError(f"data: {type(self.datamodule).__name__} has no attribute image_size, (height, width)")
-        height, width = preprocessing["image_size"]
-        differences = export(self.model.backbone, self._to, self._formats, (height, width), preprocessing)
-        for file, difference in differences.items():
-            print(f"{self._to / file}: largest difference from the network {difference:.2g}")
-        print(self._to / PREPROCESSING)
-
-
-def main(args: list[str]) -> None:
-    """Run `knl export`.
-
-    Args:
-        args: command line after `export`.
-    """
-    run(["export", *args], ExportCLI)
-
-
 def _written_and_read(name: str, model: nn.Module, batches: list[Tensor], path: Path) -> list[Tensor]:
     """Write a network, and return what the file makes of batches of images."""
     try:
@@ -315,7 +240,7 @@ def _written_and_read(name: str, model: nn.Module, batches: list[Tensor], path: 
             return [network(images) for images in batches]
     except Exception as error:  # whatever an exporter makes of a network it does not understand
         raise ValueError(
-            f"--format {name}: this network cannot be written so; nothing was exported: {error}"
+            f"the network cannot be written in the format {name}; nothing was exported: {error}"
         ) from error
 
 

@@ -16,13 +16,13 @@ NAMED_CHECKPOINTS = ("last", "best")
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Replace a file at one stroke: a reader, or a kill at any moment, meets the old file or the whole new one.
+    """Replace a file atomically: a reader, also after a kill at any moment, finds the old file or the whole new one.
 
     Args:
-        path: the file to write; its directory is made if need be.
+        path: The file to write; its directory is made if it is missing.
 
     Yields:
-        a temporary file in the same directory, moved to `path` once it is written without an exception.
+        A temporary file in the same directory, moved to `path` once it is written without an exception.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -66,22 +66,25 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def find_checkpoint(ckpt_path: str, run: Path | None, name: str) -> Path:
-    """Find the checkpoint that `--ckpt_path` asks for.
+    """Find a checkpoint.
 
     Args:
         ckpt_path: "last", "best" or the path of a file.
-        run: the run in which to look for "last" and "best"; None for the newest of `runs/NAME/*` that has it.
-        name: name of the runs.
+        run: The run in which to look for "last" and "best"; None for the newest of `runs/NAME/*` that has it.
+        name: Name of the runs.
+
+    Returns:
+        Its path.
 
     Raises:
-        FileNotFoundError: if there is none; the message names where it was looked for.
+        FileNotFoundError: If there is none; the message names where it was looked for.
     """
     if ckpt_path not in NAMED_CHECKPOINTS:
         if Path(ckpt_path).is_file():
             return Path(ckpt_path)
         raise FileNotFoundError(
-            f"--ckpt_path {ckpt_path}: there is no such file. Give the path of a checkpoint, or 'last' or 'best'"
-            " for one of this run."
+            f"There is no file {ckpt_path}. A checkpoint is named by the path of a file, or by 'last' or 'best' for one"
+            " of this run."
         )
     runs = numbered_runs(name) if run is None else [run]
     for candidate in runs:
@@ -89,6 +92,6 @@ def find_checkpoint(ckpt_path: str, run: Path | None, name: str) -> Path:
             return checkpoint_in(candidate, ckpt_path)
     looked = ", ".join(str(checkpoint_in(candidate, ckpt_path)) for candidate in runs)
     raise FileNotFoundError(
-        f"--ckpt_path {ckpt_path}: no such checkpoint. Looked for {looked or ROOT / name / '*'}."
-        " Name the run with --run_dir DIRECTORY, or start one with knl fit."
+        f"There is no checkpoint {ckpt_path!r}. Looked for {looked or ROOT / name / '*'}. Name the directory of the run"
+        " (run_dir), or start a run with knl fit."
     )

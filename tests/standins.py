@@ -6,16 +6,15 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule
 from PIL import Image
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from knlightning.data.samplers import EvalSampler, TrainSampler
 
@@ -26,20 +25,20 @@ PROJECT = TESTS.parent
 class TinyNet(nn.Module):
     """A perceptron with dropout on the average colours of 4x4 fields."""
 
-    def __init__(self, num_classes: int = 10, dropout_p: float = 0.2) -> None:
+    def __init__(self, num_classes=10, dropout_p=0.2):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(4)
         self.dropout = nn.Dropout(dropout_p)
         self.head = nn.Linear(48, num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         return self.head(self.dropout(self.pool(images).flatten(1)))
 
 
 class RandomData(LightningDataModule):
     """A datamodule as a user may write it: float images, plain loaders, none of the attributes of ours."""
 
-    def __init__(self, samples: int = 10, batch_size: int = 4, classes: int = 3) -> None:
+    def __init__(self, samples=10, batch_size=4, classes=3):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         images = torch.rand(samples, 3, 8, 8, generator=generator)
@@ -47,34 +46,32 @@ class RandomData(LightningDataModule):
         self.dataset = TensorDataset(images, labels)
         self.batch_size = batch_size
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self):
         return DataLoader(self.dataset, self.batch_size, generator=torch.Generator())
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self):
         return DataLoader(self.dataset, self.batch_size)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self):
         return DataLoader(self.dataset, self.batch_size)
 
 
 class TinyFCN(nn.Module):
     """A convolution with dropout, to logits for every pixel."""
 
-    def __init__(self, num_classes: int = 3, dropout_p: float = 0.2) -> None:
+    def __init__(self, num_classes=3, dropout_p=0.2):
         super().__init__()
         self.dropout = nn.Dropout(dropout_p)
         self.head = nn.Conv2d(3, num_classes, 3, padding=1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images):
         return self.head(self.dropout(images))
 
 
 class RandomScenes(LightningDataModule):
     """Random images with random labels of their pixels, some ignored; none of the attributes of our datamodules."""
 
-    def __init__(
-        self, samples: int = 10, batch_size: int = 4, classes: int = 3, size: tuple[int, int] = (8, 10)
-    ) -> None:
+    def __init__(self, samples=10, batch_size=4, classes=3, size=(8, 10)):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.images = torch.rand(samples, 3, *size, generator=generator)
@@ -83,28 +80,28 @@ class RandomScenes(LightningDataModule):
         self.dataset = TensorDataset(self.images, self.labels)
         self.batch_size = batch_size
 
-    def _loader(self, dataset: Sequence[object] | Dataset, **kwargs: object) -> DataLoader:
+    def _loader(self, dataset, **kwargs):
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         kwargs.setdefault("sampler", EvalSampler(len(dataset), ranks, rank))
         return DataLoader(dataset, batch_size=self.batch_size, **kwargs)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self):
         ranks, rank = self.trainer.world_size, self.trainer.global_rank
         sampler = TrainSampler(len(self.dataset), 0, ranks, rank)
         return self._loader(self.dataset, sampler=sampler, generator=torch.Generator())
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self):
         return self._loader(self.dataset)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self):
         return self._loader(self.dataset)
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self):
         names = [f"{number}.jpg" for number in range(len(self.images))]
         return self._loader(list(zip(self.images, names, strict=True)))
 
 
-def tiny_config(**trainer: object) -> dict:
+def tiny_config(**trainer):
     """A configuration that learns the digits in seconds."""
     return {
         "seed_everything": 3,
@@ -117,6 +114,7 @@ def tiny_config(**trainer: object) -> dict:
             },
         },
         "data": {"class_path": "knlightning.data.DigitsDataModule", "init_args": {"batch_size": 64}},
+        "pictures": {"every_n_epochs": 0},  # they take longer than the training
         "trainer": {
             "max_epochs": 3,
             "accelerator": "cpu",
@@ -127,15 +125,15 @@ def tiny_config(**trainer: object) -> dict:
     }
 
 
-def write_config(path: Path, config: dict) -> str:
+def write_config(path, config):
     path.write_text(yaml.safe_dump(config))
     return str(path)
 
 
-def knl(*args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
+def knl(*args, cwd, **env):
     """Start the command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "knlightning.cli", *args],
+        [sys.executable, "-m", "knlightning.commands.main", *args],
         cwd=cwd,
         env={
             **os.environ,
@@ -151,18 +149,18 @@ def knl(*args: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
     )
 
 
-def weights(checkpoint: Path) -> dict[str, Tensor]:
+def weights(checkpoint):
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
+def assert_same_weights(one, other):
     first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert not different, f"{one} and {other} differ in {different}"
 
 
-def write_cifar100(root: Path, train: int = 24, test: int = 7) -> None:
+def write_cifar100(root, train=24, test=7):
     """Write files in the format of CIFAR-100, with few images."""
     folder = root / "cifar-100-python"
     folder.mkdir(parents=True)
@@ -175,7 +173,7 @@ def write_cifar100(root: Path, train: int = 24, test: int = 7) -> None:
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
 
 
-def write_cifar10(root: Path, images: int = 6) -> None:
+def write_cifar10(root, images=6):
     """Write files in the format of CIFAR-10, with few images each."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -188,7 +186,7 @@ def write_cifar10(root: Path, images: int = 6) -> None:
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, protocol=2))
 
 
-def write_imagenet(root: Path, classes: int = 1000, size: tuple[int, int] = (8, 8)) -> None:
+def write_imagenet(root, classes=1000, size=(8, 8)):
     """Write folders in the layout of ImageNet, with one image of (width, height) `size` for each class and split."""
     file = io.BytesIO()
     Image.new("RGB", size, "orange").save(file, "JPEG")
@@ -199,9 +197,7 @@ def write_imagenet(root: Path, classes: int = 1000, size: tuple[int, int] = (8, 
             (root / split / wnid / f"{wnid}_{split}.JPEG").write_bytes(file.getvalue())
 
 
-def write_image_folder(
-    root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 3, size: tuple[int, int] = (40, 30)
-) -> None:
+def write_image_folder(root, classes=("cat", "dog"), count=3, size=(40, 30)):
     """Write images of random pixels, `count` of each class into ROOT/train and as many into ROOT/val."""
     generator = np.random.default_rng(0)
     width, height = size
@@ -214,7 +210,7 @@ def write_image_folder(
                 Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def write_imagenet32(root: Path, pickles: bool = False, rows: int = 5, val: int = 7) -> dict[str, dict]:
+def write_imagenet32(root, pickles=False, rows=5, val=7):
     """Write files in the formats of ImageNet 32x32, with few rows in each; return the arrays by the files' names."""
     generator = np.random.default_rng(0)
     contents = {}
@@ -238,7 +234,7 @@ def write_imagenet32(root: Path, pickles: bool = False, rows: int = 5, val: int 
     return contents
 
 
-def write_cityscapes(root: Path, train: int = 3, val: int = 3, test: int = 2, size: tuple[int, int] = (64, 32)) -> None:
+def write_cityscapes(root, train=3, val=3, test=2, size=(64, 32)):
     """Write images of (width, height) `size`, and their label ids, in the layout of Cityscapes.
 
     There are two cities in each split, of as many images as the arguments say. Fields of 4x4 pixels have the same id;
@@ -264,7 +260,7 @@ def write_cityscapes(root: Path, train: int = 3, val: int = 3, test: int = 2, si
                 Image.fromarray(ids).save(masks / f"{name}_gtFine_labelIds.png")
 
 
-def mapping(address: int) -> tuple[str, int]:
+def mapping(address):
     """Return the file that is mapped at an address of this process ("" for none), and how many bytes are its own.
 
     Bytes are a process's own once it has written to them.
@@ -285,9 +281,9 @@ def mapping(address: int) -> tuple[str, int]:
 class Interrupt(Callback):
     """Ends a run as Ctrl-C does, once it has taken some steps."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step):
         self.step = step
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step:
             raise KeyboardInterrupt

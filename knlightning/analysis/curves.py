@@ -1,7 +1,4 @@
-"""Draw the curves of runs from the `metrics.csv` in their directories.
-
-python -m knlightning.analysis.curves --runs '[runs/quickstart/0]' --out curves.png
-"""
+"""Pictures of runs, from the `metrics.csv` in their directories, and of comparisons."""
 
 import csv
 import statistics
@@ -10,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-
-from knlightning.analysis.command import command
 
 STYLES = (
     ("#000000", "o", "-"),
@@ -24,24 +19,22 @@ STYLES = (
     ("#999999", "<", "--"),
     ("#882255", "*", "--"),
 )
-"""Colours that the colour-blind tell apart (Okabe and Ito 2008, but for the last two), markers and lines."""
-
-
-HEADLINES = {"acc": "accuracy", "miou": "mean IoU"}
-"""What is drawn of runs of classification, and of segmentation."""
+"""Colours that the colour-blind can distinguish (Okabe and Ito 2008, all but the last two), markers and lines."""
+SCORES = {"acc": "accuracy", "miou": "mean IoU"}
+"""The score of runs of classification, and of segmentation, with its name."""
 
 
 def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
     """Read the metrics of a run by epoch.
 
     Args:
-        run: directory of the run.
+        run: Directory of the run.
 
     Returns:
         For each metric its (epoch, value) in the order of training.
 
     Raises:
-        FileNotFoundError: if the directory holds no metrics.csv.
+        FileNotFoundError: If the directory holds no metrics.csv.
     """
     path = run / "metrics.csv"
     if not path.is_file():
@@ -55,21 +48,31 @@ def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
     return metrics
 
 
-def headline(runs: Sequence[Path]) -> str:
-    """Return the metric of `HEADLINES` that runs have; "acc" if none."""
-    found = [name for run in runs for name in HEADLINES if f"val/{name}" in read_metrics(run)]
+def score_of(runs: Sequence[Path]) -> str:
+    """Return the score in `SCORES` that runs have.
+
+    Args:
+        runs: Directories of runs.
+
+    Returns:
+        Its name, such as "miou"; "acc" if they have none.
+    """
+    found = [name for run in runs for name in SCORES if f"val/{name}" in read_metrics(run)]
     return found[0] if found else "acc"
 
 
 def draw_curves(runs: list[Path]) -> Figure:
-    """Draw loss and accuracy (or mean IoU) of training (dashed) and validation (solid), one colour a run.
+    """Draw loss and accuracy (or mean IoU) of training (dashed) and validation (solid), one colour for each run.
+
+    Args:
+        runs: Directories of runs.
 
     Raises:
-        FileNotFoundError: if a directory holds no metrics.csv.
+        FileNotFoundError: If a directory holds no metrics.csv.
     """
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    name = headline(runs)
-    for axes, metric, label in zip(figure.subplots(1, 2), ("loss", name), ("loss", HEADLINES[name]), strict=True):
+    score = score_of(runs)
+    for axes, metric, label in zip(figure.subplots(1, 2), ("loss", score), ("loss", SCORES[score]), strict=True):
         for i, run in enumerate(runs):
             metrics = read_metrics(run)
             for part, style in (("train", "--"), ("val", "-")):
@@ -86,17 +89,17 @@ def draw_curves(runs: list[Path]) -> Figure:
 def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figure:
     """Draw the validation accuracy against the epochs trained: the mean over runs, and a band of one SD around it.
 
-    Of runs of segmentation it is the mean IoU that is drawn. The axis is stretched towards 100 %, where most lines end.
+    Of runs of segmentation the mean IoU is drawn. The axis is stretched towards 100 %, where most lines end.
 
     Args:
-        panels: for each panel, by its title, the lines by their names, each the directories of its runs. A name has
-            the same style in all panels; one without runs stands in the legend alone.
+        panels: For each panel, by its title, the lines by their names, each the directories of its runs. A name has
+            the same style in all panels; one without runs stands only in the legend.
 
     Raises:
-        FileNotFoundError: if a directory holds no metrics.csv.
+        FileNotFoundError: If a directory holds no metrics.csv.
     """
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    metric = headline([run for lines in panels.values() for runs in lines.values() for run in runs])
+    score = score_of([run for lines in panels.values() for runs in lines.values() for run in runs])
     figure = Figure(figsize=(4.2 * len(panels) + 1.8, 5), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     handles = {}
@@ -105,7 +108,7 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
             color, marker, style = STYLES[names.index(name) % len(STYLES)]
             epochs: dict[int, list[float]] = {}
             for run in runs:
-                for epoch, accuracy in read_metrics(run).get(f"val/{metric}", []):
+                for epoch, accuracy in read_metrics(run).get(f"val/{score}", []):
                     epochs.setdefault(int(epoch) + 1, []).append(100 * accuracy)
             means = [statistics.mean(values) for values in epochs.values()]
             deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in epochs.values()]
@@ -117,7 +120,7 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    grid[0, 0].set_ylabel(f"validation {HEADLINES[metric]} in %")
+    grid[0, 0].set_ylabel(f"validation {SCORES[score]} in %")
     lowest = grid[0, 0].get_ylim()[0]
     grid[0, 0].set_yscale(
         "function", functions=(lambda y: -np.log(101 - np.minimum(y, 100)), lambda y: 101 - np.exp(-y))
@@ -128,26 +131,30 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
     return figure
 
 
-def curves(runs: list[Path], out: Path = Path("curves.png")) -> None:
-    """Draw the curves of runs into a PNG file.
+def draw_scores(scores: Mapping[str, Mapping[str, Sequence[float]]], label: str) -> Figure:
+    """Draw the mean score of each row against the columns of a table; the bar is the SD over the seeds.
 
     Args:
-        runs: directories of runs.
-        out: the file.
-
-    Raises:
-        FileNotFoundError: if a directory holds no metrics.csv.
+        scores: For each row and column the scores of the seeds in %.
+        label: What they are.
     """
-    figure = draw_curves(runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-    print(out)
-
-
-def main(args: list[str] | None = None) -> None:
-    """Draw with the arguments of a command line, those of the process if None."""
-    command(curves, "python -m knlightning.analysis.curves", args)
-
-
-if __name__ == "__main__":
-    main()
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    columns = list(dict.fromkeys(column for cells in scores.values() for column in cells))
+    for place, (row, cells) in enumerate(scores.items()):
+        color, marker, style = STYLES[place % len(STYLES)]
+        axes.errorbar(
+            [columns.index(column) for column in cells],
+            [statistics.mean(values) for values in cells.values()],
+            [statistics.stdev(values) if len(values) > 1 else 0.0 for values in cells.values()],
+            color=color,
+            marker=marker,
+            linestyle=style,
+            capsize=3,
+            label=row,
+        )
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure

@@ -9,27 +9,50 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knlightning.analysis.variants import Case, build, count_flops
+from knlightning.checks import check
 
 PASSES = ("step", "evaluation")
 WARM_UP = 2
-LEAST_MS = 100.0
+MIN_MILLISECONDS = 100.0
 """A pass that is shorter is timed several times over."""
 OUT_OF_MEMORY = "out of memory"
+
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def choose_device(device: Device) -> Device:
+    """Check a device, and choose one for "auto": a GPU if there is one.
+
+    Args:
+        device: The device.
+
+    Returns:
+        "cpu" or "cuda".
+
+    Raises:
+        ArgumentError: If it is "cuda" and torch finds no GPU.
+    """
+    there = torch.cuda.is_available()
+    check(device != "cuda" or there, "device", device, "cpu or auto", "torch finds no GPU here")
+    if device == "auto":
+        return "cuda" if there else "cpu"
+    return device
 
 
 def bytes_kept(net: nn.Module, images: Tensor) -> int:
     """Count the bytes of the distinct storages that autograd saves in a forward pass, those of parameters aside.
 
     Args:
-        net: the network, in the mode that is wanted.
-        images: its input.
+        net: The network, in the mode that is wanted.
+        images: Its input.
     """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}  # alive until all are counted: none takes the place of another
@@ -49,16 +72,16 @@ def largest_map(net: nn.Module, images: Tensor) -> int:
     """Return the bytes of the largest output of a layer, in evaluation.
 
     Args:
-        net: the network.
-        images: its input.
+        net: The network.
+        images: Its input.
     """
     largest = 0
 
-    def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def compare(module: nn.Module, inputs: Any, output: Tensor) -> None:
         nonlocal largest
         largest = max(largest, output.nbytes)
 
-    handles = [module.register_forward_hook(look) for module in net.modules()]
+    handles = [module.register_forward_hook(compare) for module in net.modules()]
     net.eval()
     with torch.inference_mode():
         net(images)
@@ -74,9 +97,9 @@ class Probe:
     are random numbers.
 
     Args:
-        case: the network.
+        case: The network.
         device: "cpu" or "cuda".
-        channels_last: memory format of images and weights.
+        channels_last: Memory format of images and weights.
     """
 
     def __init__(self, case: Case, device: str, channels_last: bool) -> None:
@@ -92,7 +115,7 @@ class Probe:
         self.net = build(case).to(device, memory_format=layout)  # type: ignore[call-overload] # torch's stub lacks it
         labels = (case.batch_size, *case.shape[2:]) if case.segmentation else (case.batch_size,)
         self.labels = torch.randint(19 if case.segmentation else 100, labels, device=device)
-        # The rate is 0: nothing diverges, and the time is the same.
+        # The learning rate is 0: nothing diverges, and the time is the same.
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.0, momentum=0.9)
         self.repeats = dict.fromkeys(PASSES, 1)
 
@@ -113,7 +136,7 @@ class Probe:
             for _ in range(WARM_UP):
                 milliseconds = self.milliseconds(which)
             peaks[f"{which}_peak"] = self._peak() - self.before
-            self.repeats[which] = math.ceil(LEAST_MS / milliseconds)
+            self.repeats[which] = math.ceil(MIN_MILLISECONDS / milliseconds)
         weights = sum(parameter.nbytes for parameter in self.net.parameters())
         peaks["evaluation_maps"] = (peaks["evaluation_peak"] - weights) / largest_map(self.net, self.whole)
         self.net.train()
@@ -195,7 +218,7 @@ class Worker:
         """Call a function in the process; None if memory has run out there, now or before.
 
         Raises:
-            Exception: any other that the function raises.
+            Exception: If the function raises another one.
         """
         if self.status != "ok":
             return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from knlightning.analysis.trials import BATCH_SIZE, DROPOUT, NORM, RATE, Value
+from knlightning.analysis.settings import BATCH_SIZE, DROPOUT, LEARNING_RATE, NORM, Value
 
 Table = Literal["1", "2", "3", "4", "convnext", "cifar10", "ablation"]
 
@@ -23,7 +23,7 @@ TITLES: dict[Table, str] = {
     " (`kernel`); with both in Table 1",
 }
 
-START_RATE = 0.2
+START = 0.2
 """The learning rate at which the paper's search on CIFAR-100 begins; it halves it until the best has been passed."""
 
 
@@ -32,16 +32,16 @@ class Row:
     """A published result and the run that reproduces it.
 
     Args:
-        table: where the paper reports it.
-        config: name of the configuration file, without `.yaml`.
-        norm: normalization of the network.
-        batch_size: images in a step of the optimizer, on all devices together.
-        rate: initial learning rate.
-        accuracy: published top-1 accuracy on the test images (ImageNet: the validation images) in %, where there are
-            several runs their mean.
-        sd: its standard deviation over the runs, None where there is a single run.
-        settings: what differs from the configuration file.
-        further: of segmentation the pixel accuracy and the mean accuracy of the classes, each with its standard
+        table: Where the paper reports it.
+        config: Name of the configuration file, without `.yaml`.
+        norm: Normalization of the network.
+        batch_size: Images in a step of the optimizer, on all devices together.
+        learning_rate: Initial learning rate.
+        accuracy: Published top-1 accuracy on the test images (ImageNet: the validation images) in %; of several runs
+            their mean.
+        sd: Its standard deviation over the runs, None where there is a single run.
+        settings: What differs from the configuration file.
+        further: Of segmentation the pixel accuracy and the mean accuracy of the classes, each with its standard
             deviation.
     """
 
@@ -49,7 +49,7 @@ class Row:
     config: str
     norm: str
     batch_size: int
-    rate: float
+    learning_rate: float
     accuracy: float
     sd: float | None = None
     settings: Mapping[str, Value] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Row:
 
 
 # For batch sizes 2, 32 and 256: mean and standard deviation of the accuracy, and k, where the best learning rate is
-# START_RATE / 2**k. (Two of the rates are printed with a last digit that differs from this: 0.000390626, 0.000195313.)
+# START / 2**k. (The paper prints two of them with another last digit: 0.000390626 and 0.000195313.)
 _TABLE_1 = {
     ("resnet18", "layer"): ((72.68, 0.22, 7), (73.17, 0.16, 4), (71.99, 0.45, 2)),
     ("preact_resnet18", "layer"): ((73.51, 0.10, 7), (73.36, 0.15, 4), (72.91, 0.07, 2)),
@@ -149,10 +149,18 @@ def _family(norm: str) -> str:
 
 ROWS: tuple[Row, ...] = (
     *(
-        Row("1", f"cifar100_{backbone}", norm, size, rate, mean, sd, {NORM: norm, BATCH_SIZE: size, RATE: rate})
+        Row(
+            "1",
+            f"cifar100_{backbone}",
+            norm,
+            size,
+            START / 2**k,
+            mean,
+            sd,
+            {NORM: norm, BATCH_SIZE: size, LEARNING_RATE: START / 2**k},
+        )
         for (backbone, norm), results in _TABLE_1.items()
         for size, (mean, sd, k) in zip((2, 32, 256), results, strict=True)
-        for rate in (START_RATE / 2**k,)
     ),
     *(
         Row("2", f"imagenet_{_family(norm)}{depth}", norm, 256, 0.1, accuracy, settings={NORM: norm})
@@ -172,10 +180,10 @@ ROWS: tuple[Row, ...] = (
     Row("convnext", "imagenet_convnext_tiny", "layer", 1024, 0.001, 80.87),
     Row("convnext", "imagenet_knconvnext_tiny", "kernel", 1024, 0.001, 81.25),
     *(
-        Row("cifar10", f"cifar10_{_family(norm)}18", norm, 128, rate, accuracy, settings={NORM: norm, RATE: rate})
-        for norm, rate, accuracy in _CIFAR10
+        Row("cifar10", f"cifar10_{_family(norm)}18", norm, 128, lr, accuracy, settings={NORM: norm, LEARNING_RATE: lr})
+        for norm, lr, accuracy in _CIFAR10
     ),
-    # of the ablation the rate is not told: that of the whole network
+    # the paper does not state the learning rate of the ablation: that of the whole network
     Row("ablation", "cifar100_knresnet50", "none", 32, 0.025, 71.48, settings={NORM: "none"}),
     Row("ablation", "cifar100_knresnet50", "kernel", 32, 0.025, 78.32, settings={DROPOUT: 0.0}),
 )

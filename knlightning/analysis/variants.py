@@ -1,4 +1,4 @@
-"""The networks that `knl benchmark` sets against each other: one architecture, several ways to normalize it."""
+"""The networks that `knl benchmark` compares: one architecture, several ways to normalize it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from knlightning.models import knresnet18, knresnet34, knresnet50
 from knlightning.nn import KernelNorm2d, KNConv2d
 from knlightning.nn.geometry import padding_pairs
 
-Network = Literal["resnet18", "resnet34", "resnet50", "layers", "fcn_resnet18", "fcn_resnet34", "fcn_resnet50"]
+NetworkName = Literal["resnet18", "resnet34", "resnet50", "layers", "fcn_resnet18", "fcn_resnet34", "fcn_resnet50"]
 Variant = Literal["floor", "kernel", "algorithm1", "batch", "batch-primitives", "group", "layer"]
 
 LAYERS = 4
@@ -30,20 +30,20 @@ class Case:
     """One row of the benchmark: a network, and the images it is given.
 
     Args:
-        network: a residual network, its fully convolutional relative for segmentation ("fcn_..."), or "layers": four
+        network: A residual network, its fully convolutional relative for segmentation ("fcn_..."), or "layers": four
             convolutions of 256 filters, as in Table 8 of the paper.
-        variant: how it normalizes. "floor": the kernel normalized network with plain convolutions and no
+        variant: How it normalizes. "floor": the kernel normalized network with plain convolutions and no
             normalization; "kernel": with KNConv; "algorithm1": with KNConv as published; the others are torchvision's
             ResNets, or plain convolutions each with a norm: "batch", "batch-primitives" (BatchNorm from elementary
             operations), "group" (GroupNorm with 32 groups) and "layer" (GroupNorm with one).
-        resolution: height and width of the images; for segmentation height of the crops, which are twice as wide.
+        resolution: Height and width of the images; for segmentation height of the crops, which are twice as wide.
             Then evaluation is of one whole image, twice as high and as wide as a crop, as in Cityscapes.
-        batch_size: images in a batch.
-        stride: of each of the "layers".
-        kernel_size: of each of the "layers".
+        batch_size: Images in a batch.
+        stride: Stride of each of the "layers".
+        kernel_size: Kernel size of each of the "layers".
     """
 
-    network: Network
+    network: NetworkName
     variant: Variant
     resolution: int
     batch_size: int
@@ -127,34 +127,45 @@ def build(case: Case) -> nn.Module:
     It maps images [N, 3, H, W] to at least 100 numbers each. Residual networks have 1000 classes, for small images
     100; those for segmentation tell 19 classes of every pixel.
     """
-    net: nn.Module
     if case.network == "layers":
         layers = [_layer(case, 3 if i == 0 else CHANNELS) for i in range(LAYERS)]
-        net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    elif case.segmentation:
-        if case.variant in NORMS:
-            net = getattr(models, case.network)(norm=case.variant)
-        else:
-            make = getattr(models, case.network.replace("resnet", "knresnet"))
-            net = make(norm="none" if case.variant == "floor" else "kernel")
+        net: nn.Module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:
-        low = case.resolution < LOW_RESOLUTION
-        classes = 100 if low else 1000
-        if case.variant in NORMS:
-            net = RESNETS[case.network](num_classes=classes, norm_layer=NORMS[case.variant])
-            if low:
-                net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-        else:
-            net = KNRESNETS[case.network](classes, low, norm="none" if case.variant == "floor" else "kernel")
+        net = _fcn(case) if case.segmentation else _resnet(case)
     if case.variant == "algorithm1":
-        for module in net.modules():
-            if isinstance(module, KNConv2d):
-                module.__class__ = AlgorithmOneConv2d  # the same parameters, computed with as published
-            elif isinstance(module, KernelNorm2d):
-                module.eval_statistics = "sampled"
-            elif hasattr(module, "fused"):
-                module.fused = False  # type: ignore[assignment] # a plain attribute
+        _compute_as_published(net)
     return net
+
+
+def _fcn(case: Case) -> nn.Module:
+    if case.variant in NORMS:
+        net: nn.Module = getattr(models, case.network)(norm=case.variant)
+        return net
+    make = getattr(models, case.network.replace("resnet", "knresnet"))
+    return make(norm="none" if case.variant == "floor" else "kernel")
+
+
+def _resnet(case: Case) -> nn.Module:
+    low = case.resolution < LOW_RESOLUTION
+    classes = 100 if low else 1000
+    if case.variant not in NORMS:
+        make = KNRESNETS[case.network]
+        return make(num_classes=classes, low_resolution=low, norm="none" if case.variant == "floor" else "kernel")
+    net: nn.Module = RESNETS[case.network](num_classes=classes, norm_layer=NORMS[case.variant])
+    if low:
+        net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    return net
+
+
+def _compute_as_published(net: nn.Module) -> None:
+    """Let a kernel normalized network compute what it computes by Algorithm 1, with the same parameters."""
+    for module in net.modules():
+        if isinstance(module, KNConv2d):
+            module.__class__ = AlgorithmOneConv2d
+        elif isinstance(module, KernelNorm2d):
+            module.eval_statistics = "sampled"
+        elif hasattr(module, "fused"):
+            module.fused = False  # type: ignore[assignment] # a plain attribute
 
 
 def _layer(case: Case, in_channels: int) -> nn.Module:
@@ -172,8 +183,8 @@ def count_flops(net: nn.Module, images: Tensor) -> int:
     :func:`normalization_flops`; activations, pooling and additions of residuals are left out.
 
     Args:
-        net: the network.
-        images: its input.
+        net: The network.
+        images: Its input.
     """
     normalization = 0
 
@@ -195,16 +206,16 @@ def count_flops(net: nn.Module, images: Tensor) -> int:
 
 
 def normalization_flops(module: nn.Module, input: Tensor, output: Tensor) -> int:
-    """Count the operations of a layer's normalization, whatever way it is computed; zero for other layers.
+    """Count the operations of a layer's normalization, however it is computed; zero for other layers.
 
     Counted are the sums and sums of squares (three operations for each element they run over) and what is done to
     each element that is normalized: two, with an affine transformation four. KNConv normalizes its output: three.
     Left out are random numbers, and maps with a single channel.
 
     Args:
-        module: any layer.
-        input: its input [N, C, H, W].
-        output: its output.
+        module: Any layer.
+        input: Its input [N, C, H, W].
+        output: Its output.
     """
     if isinstance(module, AlgorithmOneConv2d):
         window = module.in_channels * module.kernel_size[0] * module.kernel_size[1]

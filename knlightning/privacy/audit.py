@@ -1,6 +1,4 @@
-"""The command `knl audit-privacy`: holds a private run to its promises, with its own network, data and settings.
-
-    knl audit-privacy --config configs/digits_dp.yaml
+"""Hold a private run to its promises, with its own network, data and settings (`knl audit-privacy`).
 
 Before any training it is checked, on real batches of the run,
 
@@ -17,12 +15,9 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from knlightning.cli import KNLightningCLI, run
 from knlightning.privacy.accounting import epsilon
 from knlightning.privacy.callback import DifferentialPrivacy
 from knlightning.privacy.loader import PrivateLoader
@@ -251,70 +246,3 @@ def _sum_of(
         (loss / trainer.accumulate_grad_batches).backward()
         privacy.on_after_backward(trainer, task)
     return privacy.taken_sums().double()
-
-
-class AuditCLI(KNLightningCLI):
-    """`knl audit-privacy`: configuration as for `knl fit`; trains nothing, and writes nothing."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Name the subcommand."""
-        return {"audit-privacy": set()}
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        subparser = self.init_parser(
-            description="Check the promises of a private run: bounds, noise, sampling, epsilon.",
-            usage="knl audit-privacy --config FILE [--samples N] [--key value ...]",
-        )
-        subparser.add_argument("--samples", type=int, default=8, help="Samples that are left out, one by one.")
-        self._add_arguments(subparser)
-        self._subcommand_parsers = {"audit-privacy": subparser}
-        parser.add_subcommands().add_subcommand("audit-privacy", subparser)
-
-    def _parse_ckpt_path(self) -> None:
-        """Take the settings of the audit out of those of the run."""
-        config = self.config["audit-privacy"]
-        if config.ckpt_path is not None:
-            raise ValueError("--ckpt_path: an audit is of a run from its beginning; leave it out")
-        self._audit, config.samples = PrivacyAudit(config.samples), None
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make one with the private callback and the audit, and nothing that writes."""
-        trainer = self.config_init["audit-privacy"].trainer
-        given = trainer.callbacks or []
-        private = [c for c in (given if isinstance(given, list) else [given]) if isinstance(c, DifferentialPrivacy)]
-        if not private:
-            raise ValueError(
-                "audit-privacy needs a private run: add knlightning.privacy.DifferentialPrivacy to trainer.callbacks"
-            )
-        trainer.callbacks, trainer.logger = [*private, self._audit], False
-        trainer.limit_val_batches = trainer.num_sanity_val_steps = 0
-        settled = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-        return self._instantiate_trainer({**trainer.as_dict(), **settled}, [])
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Begin to train, which the audit ends."""
-        private: Any = self.trainer.callbacks[0]  # type: ignore[attr-defined]
-        private.check_before(self.trainer, self.model, self.datamodule)
-        self.trainer.fit(self.model, datamodule=self.datamodule)
-        for finding in self._audit.findings:
-            _say(f"{'pass' if finding.passed else 'FAIL'}  {finding.name}: {finding.text}")
-        if not all(finding.passed for finding in self._audit.findings):
-            raise SystemExit(1)
-
-
-def main(args: list[str]) -> None:
-    """Run `knl audit-privacy`.
-
-    Args:
-        args: command line after `audit-privacy`.
-
-    Raises:
-        SystemExit: with status 1 if a check fails.
-    """
-    run(["audit-privacy", *args], AuditCLI)
-
-
-@rank_zero_only
-def _say(message: str) -> None:
-    print(message, flush=True)

@@ -9,7 +9,7 @@ from knlightning.analysis.measure import Probe, Worker, bytes_kept, largest_map,
 from knlightning.analysis.variants import Case
 
 
-def test_bytes_kept_by_hand() -> None:
+def test_bytes_kept_by_hand():
     net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Sigmoid())
     # the input, the activation that two layers save, and the output; no parameters
     assert bytes_kept(net, torch.rand(2, 4)) == 4 * (2 * 4 + 2 * 3 + 2 * 2)
@@ -17,7 +17,7 @@ def test_bytes_kept_by_hand() -> None:
     assert bytes_kept(nn.Linear(4, 3), whole[:2]) == 4 * 10 * 4  # a view keeps its whole storage alive
 
 
-def test_costs_and_times_of_a_network() -> None:
+def test_costs_and_times_of_a_network():
     probe = Probe(Case("layers", "kernel", 16, 1, stride=3), "cpu", channels_last=True)
     assert probe.images.is_contiguous(memory_format=torch.channels_last)
     before = [p.detach().clone() for p in probe.net.parameters()]
@@ -39,11 +39,11 @@ def test_costs_and_times_of_a_network() -> None:
         (ValueError("out of memory"), False),
     ],
 )
-def test_out_of_memory_is_told_from_other_errors(error: Exception, expected: bool) -> None:
+def test_out_of_memory_is_told_from_other_errors(error, expected):
     assert ran_out_of_memory(error) is expected
 
 
-def test_a_killed_worker_is_reported() -> None:
+def test_a_killed_worker_is_reported():
     with closing(Worker()) as worker:
         assert worker.ask(max, 1, 2) == 2
         assert worker.ask(os._exit, 9) is None
@@ -51,12 +51,12 @@ def test_a_killed_worker_is_reported() -> None:
         assert worker.ask(max, 1, 2) is None
 
 
-def test_other_errors_of_a_worker_are_raised() -> None:
+def test_other_errors_of_a_worker_are_raised():
     with closing(Worker()) as worker, pytest.raises(ValueError, match="invalid literal"):
         worker.ask(int, "x")
 
 
-def test_costs_of_a_network_for_segmentation() -> None:
+def test_costs_of_a_network_for_segmentation():
     probe = Probe(Case("fcn_resnet18", "kernel", 16, 2), "cpu", channels_last=True)
     assert (probe.images.shape, probe.whole.shape, probe.labels.shape) == ((2, 3, 16, 32), (1, 3, 32, 64), (2, 16, 32))
     costs = probe.costs()
@@ -66,7 +66,7 @@ def test_costs_of_a_network_for_segmentation() -> None:
     assert costs["evaluation_maps"] * 4 * 19 * 32 * 64 == pytest.approx(costs["evaluation_peak"] - weights)
 
 
-def test_largest_map_is_that_of_evaluation() -> None:
+def test_largest_map_is_that_of_evaluation():
     net = nn.Sequential(nn.Conv2d(1, 5, 1), nn.MaxPool2d(2)).train()
     assert largest_map(net, torch.rand(1, 1, 6, 4)) == 4 * 5 * 6 * 4
     assert not net.training

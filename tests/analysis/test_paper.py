@@ -1,7 +1,7 @@
 import pytest
 
 from knlightning import models
-from knlightning.analysis.paper import BATCH_SIZE, NORM, RATE, ROWS, START_RATE
+from knlightning.analysis.paper import BATCH_SIZE, LEARNING_RATE, NORM, ROWS, START
 
 # model, norm; accuracies for batch sizes 2, 32 and 256; learning rates likewise, as they are printed
 TABLES_1_AND_5 = """
@@ -51,12 +51,12 @@ def test_tables_1_and_5():
             printed.append((backbone, norm, size, numbers[i].replace("±", " ± "), float(numbers[3 + i])))
     rows = rows_of("1")
     assert [(row.backbone, row.norm, row.batch_size, row.published) for row in rows] == [line[:4] for line in printed]
-    # the paper rounds two of the rates in their sixth digit
-    assert [row.rate for row in rows] == pytest.approx([line[4] for line in printed], rel=3e-6)
+    # the paper rounds two of the learning rates in their sixth digit
+    assert [row.learning_rate for row in rows] == pytest.approx([line[4] for line in printed], rel=3e-6)
     assert len(rows) == 63
     for row in rows:
-        assert row.settings == {NORM: row.norm, BATCH_SIZE: row.batch_size, RATE: row.rate}
-        assert (START_RATE / row.rate).is_integer()
+        assert row.settings == {NORM: row.norm, BATCH_SIZE: row.batch_size, LEARNING_RATE: row.learning_rate}
+        assert (START / row.learning_rate).is_integer()
 
 
 def test_table_2():
@@ -77,12 +77,12 @@ def test_table_3():
     rows = rows_of("3")
     assert {(row.backbone, row.norm, row.published) for row in rows} == printed
     assert len(rows) == len(printed) == 15
-    assert {(row.rate, row.batch_size) for row in rows} == {(0.01, 16)}
+    assert {(row.learning_rate, row.batch_size) for row in rows} == {(0.01, 16)}
     assert all(row.settings == {NORM: row.norm} for row in rows)
 
 
 def test_table_4():
-    assert [(row.backbone, row.norm, row.batch_size, row.rate, row.accuracy) for row in rows_of("4")] == [
+    assert [(row.backbone, row.norm, row.batch_size, row.learning_rate, row.accuracy) for row in rows_of("4")] == [
         ("resnet18", "layer", 8192, 4.0, 20.81),
         ("resnet18", "group", 8192, 4.0, 20.99),
         ("knresnet18", "kernel", 8192, 4.0, 22.01),
@@ -94,7 +94,7 @@ def test_what_is_told_in_the_text():
         ("convnext_tiny", 80.87),
         ("knconvnext_tiny", 81.25),
     ]
-    assert [(row.backbone, row.norm, row.rate, row.accuracy) for row in rows_of("cifar10")] == [
+    assert [(row.backbone, row.norm, row.learning_rate, row.accuracy) for row in rows_of("cifar10")] == [
         ("resnet18", "layer", 0.05, 90.32),
         ("resnet18", "group", 0.05, 90.58),
         ("resnet18", "batch", 0.1, 92.11),

@@ -8,7 +8,6 @@ from knlightning.analysis.variants import (
     AlgorithmOneConv2d,
     Case,
     PrimitiveBatchNorm2d,
-    Variant,
     build,
     count_flops,
 )
@@ -18,9 +17,7 @@ NORM_OF = {"batch": nn.BatchNorm2d, "batch-primitives": PrimitiveBatchNorm2d, "g
 
 
 @pytest.mark.parametrize("geometry", [(3, 2, 1), (2, 1, (1, 0, 1, 0)), (1, 1, 0)])
-def test_algorithm_one_is_knconv_with_the_same_mask(
-    monkeypatch: pytest.MonkeyPatch, geometry: tuple[int, int, int | tuple[int, ...]]
-) -> None:
+def test_algorithm_one_is_knconv_with_the_same_mask(monkeypatch, geometry):
     kernel_size, stride, padding = geometry
     layer = AlgorithmOneConv2d(3, 4, kernel_size, stride, padding, dropout_p=0.25).double()
     nn.init.normal_(layer.bias)
@@ -33,13 +30,13 @@ def test_algorithm_one_is_knconv_with_the_same_mask(
     torch.testing.assert_close(layer(x), ours, rtol=1e-12, atol=1e-12)
 
 
-def test_dropout_of_algorithm_one_is_on_in_evaluation() -> None:
+def test_dropout_of_algorithm_one_is_on_in_evaluation():
     layer = AlgorithmOneConv2d(3, 4, 3, dropout_p=0.5).eval()
     x = torch.rand(1, 3, 5, 5)
     assert not torch.equal(layer(x), layer(x))
 
 
-def test_primitives_are_batch_normalization() -> None:
+def test_primitives_are_batch_normalization():
     native, primitive = nn.BatchNorm2d(3).double(), PrimitiveBatchNorm2d(3).double()
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     torch.testing.assert_close(primitive(x), native(x))
@@ -49,7 +46,7 @@ def test_primitives_are_batch_normalization() -> None:
 
 @pytest.mark.parametrize("network", RESNETS)
 @pytest.mark.parametrize("variant", ["floor", "kernel", "algorithm1"])
-def test_kernel_variants_share_architecture_and_parameters(network: str, variant: Variant) -> None:
+def test_kernel_variants_share_architecture_and_parameters(network, variant):
     with torch.device("meta"):
         net = build(Case(network, variant, 32, 1))
         reference = build(Case(network, "kernel", 32, 1))
@@ -61,7 +58,7 @@ def test_kernel_variants_share_architecture_and_parameters(network: str, variant
 
 
 @pytest.mark.parametrize("variant", NORM_OF)
-def test_other_variants_are_resnets_with_their_norm(variant: Variant) -> None:
+def test_other_variants_are_resnets_with_their_norm(variant):
     with torch.device("meta"):
         net = build(Case("resnet18", variant, 32, 1))
         layers = build(Case("layers", variant, 32, 1))
@@ -72,13 +69,13 @@ def test_other_variants_are_resnets_with_their_norm(variant: Variant) -> None:
 @pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet50", "layers"])
 @pytest.mark.parametrize("resolution", [16, 32, 64, 96, 224])
 @pytest.mark.parametrize("variant", ["floor", "batch"])
-def test_networks_take_images_of_any_size(network: str, resolution: int, variant: Variant) -> None:
+def test_networks_take_images_of_any_size(network, resolution, variant):
     with torch.device("meta"):
         case = Case(network, variant, resolution, 1, stride=3)
         assert build(case)(torch.zeros(2, 3, resolution, resolution)).shape[1] >= 100
 
 
-def test_flops_by_hand() -> None:
+def test_flops_by_hand():
     images = torch.rand(2, 4, 10, 10)
     convolution = 2 * (2 * 8 * 100) * (4 * 9)  # two for each of 36 products of 1600 outputs
     linear = 2 * 2 * 8 * 5
@@ -94,7 +91,7 @@ def test_flops_by_hand() -> None:
     ("variant", "kind"), [("kernel", KNConv2d), ("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)]
 )
 @pytest.mark.parametrize("network", ["fcn_resnet18", "fcn_resnet34", "fcn_resnet50"])
-def test_networks_for_segmentation(network: str, variant: Variant, kind: type) -> None:
+def test_networks_for_segmentation(network, variant, kind):
     case = Case(network, variant, 32, 3)
     net = build(case)
     with torch.no_grad():
@@ -104,7 +101,7 @@ def test_networks_for_segmentation(network: str, variant: Variant, kind: type) -
     assert any(isinstance(m, kind) for m in net.modules())
 
 
-def test_floor_of_segmentation_has_neither_norm_nor_kernel_normalization() -> None:
+def test_floor_of_segmentation_has_neither_norm_nor_kernel_normalization():
     with torch.device("meta"):
         net = build(Case("fcn_resnet50", "floor", 32, 1))
     assert sum(p.numel() for p in net.parameters()) == 32_873_971

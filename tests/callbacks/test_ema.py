@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from knlightning.callbacks import EMA, AtomicCheckpointIO, LastCheckpoint
-from knlightning.cli import main, run
+from knlightning.commands.main import main, run
 from knlightning.tasks import ClassificationTask
 
 

@@ -7,8 +7,8 @@ import yaml
 from PIL import Image
 from standins import PROJECT, write_cifar10, write_cifar100, write_cityscapes, write_imagenet, write_imagenet32
 
-from knlightning.analysis.paper import BATCH_SIZE, DROPOUT, NORM, RATE, ROWS
-from knlightning.cli import main
+from knlightning.analysis.paper import BATCH_SIZE, DROPOUT, LEARNING_RATE, NORM, ROWS
+from knlightning.commands.main import main
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
 COSINE = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.01}}
@@ -117,12 +117,12 @@ def test_composes_the_recipe_and_takes_what_the_rows_change(config, capsys):
     assert convnext or cityscapes or backbone["low_resolution"] == small
     assert task["backbone"]["class_path"] == f"knlightning.models.{config.stem.split('_', 1)[1].removesuffix('_dp')}"
     rows = [row for row in ROWS if row.path.name == config.name]
-    keys = {NORM: backbone.get("norm"), RATE: optimizer["init_args"]["lr"], BATCH_SIZE: images["batch_size"]}
+    keys = {NORM: backbone.get("norm"), LEARNING_RATE: optimizer["init_args"]["lr"], BATCH_SIZE: images["batch_size"]}
     keys[DROPOUT] = backbone.get("dropout_p")
     assert None not in {keys[key] for row in rows for key in row.settings}
     # the file itself is one of the rows
     own = [row for row in rows if all(keys[key] == value for key, value in row.settings.items())]
-    assert [(row.rate, row.batch_size) for row in own] == [(keys[RATE], batch)]
+    assert [(row.learning_rate, row.batch_size) for row in own] == [(keys[LEARNING_RATE], batch)]
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem.endswith("_dp")], ids=lambda path: path.stem)

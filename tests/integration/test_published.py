@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from knlightning.cli import main, run
+from knlightning.commands.main import main, run
 from knlightning.data import FolderImages
 from knlightning.models import knresnet18
 from knlightning.models.norm_torch import norm_torch_names

@@ -7,7 +7,7 @@ import torch
 from standins import assert_same_weights, tiny_config, write_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from knlightning.cli import main
+from knlightning.commands.main import main
 
 # 1437 images in batches of 64: 23 steps an epoch, of which the network with dropout sees all or the first 8
 CASES = {

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from standins import RandomScenes, knl, tiny_config, write_cityscapes, write_config
 
-from knlightning.cli import main
+from knlightning.commands.main import main
 from knlightning.data import CityscapesDataModule
 from knlightning.run_directory import numbered_runs
 

@@ -7,7 +7,6 @@ import torch
 from privacy.private_runs import SAMPLES, privacy, task, trainer
 from standins import RandomData
 
-from knlightning.cli import main
 from knlightning.privacy import DifferentialPrivacy
 from knlightning.privacy.audit import PrivacyAudit
 from knlightning.privacy.randomness import SecretRandom
@@ -109,20 +108,6 @@ def test_batches_of_a_fixed_size(tmp_path, monkeypatch):
 def test_an_accountant_that_understates(tmp_path):
     findings = audited(tmp_path, privacy(accountant="gdp", noise_multiplier=2.0))
     assert failed(findings) == {"epsilon is not understated"}
-
-
-def test_from_the_command_line(tmp_path, monkeypatch, capsys):
-    from standins import PROJECT
-
-    monkeypatch.chdir(tmp_path)
-    main(["audit-privacy", "--config", str(PROJECT / "configs" / "digits_dp.yaml"), "--samples", "2"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("pass")]) == 7
-    assert not any(tmp_path.iterdir())  # nothing is written
-    with pytest.raises(SystemExit) as stop:
-        main(["audit-privacy", "--config", str(PROJECT / "configs" / "quickstart.yaml")])
-    assert stop.value.code == 2
-    assert "audit-privacy needs a private run" in capsys.readouterr().err
 
 
 def test_a_run_without_noise_fails(tmp_path):

@@ -1,0 +1,88 @@
+"""What commands do with arguments that are wrong: a message without a traceback, which names the argument in full."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from knlightning.checks import ArgumentError
+
+DEBUG_VARIABLE = "KNL_DEBUG"
+"""If set, errors come with their traceback."""
+
+
+@contextmanager
+def plain_errors(prog: str) -> Iterator[None]:
+    """Turn errors of which the configuration or the data are the cause into a message and an exit status.
+
+    Args:
+        prog: Name of the command.
+
+    Raises:
+        SystemExit: In place of such an error, with status 2; in place of an interrupt, with status 130.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
+        foreign = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)
+        if foreign or os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"{prog}: error: {error}\n({DEBUG_VARIABLE}=1 shows where)", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def find_argument(error: ArgumentError, config: dict[str, Any]) -> ArgumentError:
+    """Complete an error with the keys at which the argument stands in a configuration.
+
+    Args:
+        error: Names the argument as the function does that raised it.
+        config: The configuration, or the arguments of a command, as nested dictionaries.
+
+    Returns:
+        The same error with the full key, such as `--seeds` or `model.init_args.optimizer.init_args.lr`; with all of
+        them if the same name has the same value several times. If the configuration does not have it, the error as it
+        is.
+    """
+    value = _plain(error.value)
+    keys = [
+        key if "." in key else f"--{key}"
+        for key, given in walk(config)
+        if key.rpartition(".")[2] == error.name and _plain(given) == value
+    ]
+    return ArgumentError(" or ".join(keys) or error.name, error.value, error.allowed, error.hint)
+
+
+def walk(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """List the values of a configuration at all depths.
+
+    Args:
+        config: Nested dictionaries and lists.
+        key: Where it stands in a larger one.
+
+    Yields:
+        Dotted key and value; of `trainer.callbacks` such as `trainer.callbacks[0].init_args.decay`.
+    """
+    if key:
+        yield key, config
+    if isinstance(config, dict):
+        for name, inner in config.items():
+            yield from walk(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(config, list):
+        for place, inner in enumerate(config):
+            yield from walk(inner, f"{key}[{place}]")
+
+
+def flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Flatten nested dictionaries to dotted keys; lists stay whole."""
+    return {key: value for key, value in walk(config) if "[" not in key and not isinstance(value, dict)}
+
+
+def _plain(value: Any) -> str:
+    """Write a value in one form: lists and tuples alike, and paths as strings."""
+    return json.dumps(value, default=str)

@@ -1,0 +1,58 @@
+"""What commands print and write: in the process of rank zero alone."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+
+from knlightning.run_directory import replacing
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Print a message at once.
+
+    Args:
+        message: The message.
+    """
+    print(message, flush=True)
+
+
+@rank_zero_only
+def write_text(path: Path, text: str) -> None:
+    """Write a text file.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@rank_zero_only
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a table.
+
+    Args:
+        path: The file.
+        rows: At least one, all with the same keys.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@rank_zero_only
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG file.
+
+    Args:
+        figure: The figure.
+        path: The file.
+    """
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

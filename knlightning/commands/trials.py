@@ -1,0 +1,141 @@
+"""Runs whose accuracies are compared: each with a directory of its own, trained and tested once."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from knlightning.analysis.search import Search, Trial, search
+from knlightning.analysis.settings import LEARNING_RATE, Value
+from knlightning.commands.fit import FitCLI
+from knlightning.commands.output import say, write_csv
+from knlightning.commands.test import TestCLI
+from knlightning.commands.validate import ValidateCLI
+from knlightning.run_directory import checkpoint_in, replacing
+
+FURTHER = ("pixel_acc", "mean_acc")
+"""Scores of a segmentation run besides its mean IoU."""
+DIVERGED = {"val": 0.0, "test": 0.0, "diverged": 1.0}
+"""Stands for the accuracies of a run whose loss was no longer finite."""
+BY_TEST = (
+    "ATTENTION: val_split is 0. Nothing is held out: where the data have no validation images of their own, the\n"
+    "learning rate is chosen by the accuracy on the test images that is reported, as in the paper. Such accuracies\n"
+    "are too high; compare them only with others of the same kind."
+)
+RESULT = "result.json"
+"""Written into the directory of a run once it has been tested: its settings, and its accuracies."""
+
+
+def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> dict[str, float]:
+    """Train and test, or go on with what an interruption has left; what is done already is not repeated.
+
+    Args:
+        directory: Directory of the run.
+        config: Configuration of the run.
+        settings: What differs from it, by the dotted names of the command line, such as `data.init_args.batch_size`.
+
+    Returns:
+        Accuracies in [0, 1] of the weights after the last epoch: "val" and "test"; of a segmentation run these are the
+        mean IoU, and there are "pixel_acc" and "mean_acc" on the test images too.
+
+    Raises:
+        ValueError: If the directory holds the result of other settings.
+        FloatingPointError: If the loss is no longer finite.
+    """
+    plain = _plain(config, settings)
+    path = directory / RESULT
+    if path.is_file():
+        result = json.loads(path.read_text())
+        if result["settings"] != plain:
+            differing = sorted(key for key, _ in result["settings"].items() ^ plain.items())
+            raise ValueError(
+                f"{path} is of a run that differs in {', '.join(dict.fromkeys(differing))}: choose another directory,"
+                " or remove this one"
+            )
+        return result["accuracies"]
+    line = [f"--{key}={value}" for key, value in plain.items()] + [f"--run_dir={directory}"]
+    FitCLI([*line, *(["--ckpt_path=last"] if checkpoint_in(directory, "last").is_file() else [])])
+    accuracies = {}
+    for stage, command in (("val", ValidateCLI), ("test", TestCLI)):
+        cli = command([*line, "--ckpt_path=last"])
+        metrics = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
+        accuracies[stage] = metrics[f"{stage}/{cli.model.headline}"]
+    accuracies |= {name: metrics[f"test/{name}"] for name in FURTHER if f"test/{name}" in metrics}
+    record(directory, config, settings, accuracies)
+    return accuracies
+
+
+@rank_zero_only
+def record(directory: Path, config: Path, settings: Mapping[str, Value], accuracies: dict[str, float]) -> None:
+    """Write the result of a run, so that `run_trial` does not repeat it.
+
+    Args:
+        directory: Directory of the run.
+        config: Configuration of the run.
+        settings: What differs from it.
+        accuracies: What `run_trial` returns for these settings.
+    """
+    with replacing(directory / RESULT) as file:
+        file.write_text(json.dumps({"settings": _plain(config, settings), "accuracies": accuracies}, indent=1))
+
+
+def run_search(
+    config: Path,
+    out: Path,
+    settings: Mapping[str, Value],
+    start: float,
+    seeds: int,
+    patience: int = 1,
+    max_halvings: int = 12,
+) -> Search:
+    """Search the learning rate of a configuration, as :func:`knlightning.analysis.search.search` does, with real runs.
+
+    Runs that an earlier search in `out` has finished are not repeated; one that it has left unfinished goes on.
+
+    Args:
+        config: Configuration of a run; of segmentation, accuracies are the mean IoU.
+        out: Directory in which every run gets its own; also for `trials.csv`.
+        settings: What differs from the configuration, by dotted names.
+        start: The highest learning rate.
+        seeds: Number of runs with the best learning rate.
+        patience: Learning rates in a row that must be worse than the best before it counts as passed.
+        max_halvings: Halvings after which the search ends if the best has not been passed.
+
+    Returns:
+        The runs, and the best learning rate.
+
+    Raises:
+        ValueError: If an argument is out of its range, or `out` holds runs of other settings.
+    """
+    trials: list[Trial] = []
+
+    def train(learning_rate: float, seed: int) -> Trial:
+        directory = out / f"rate{learning_rate:g}-seed{seed}"
+        all_settings = {"seed_everything": seed, **settings, LEARNING_RATE: learning_rate}
+        try:
+            result = run_trial(directory, config, all_settings)
+        except FloatingPointError as error:
+            say(str(error))
+            result = DIVERGED
+            record(directory, config, all_settings, result)
+        trial = Trial(learning_rate, seed, result["val"], result["test"], "diverged" in result, directory)
+        trials.append(trial)
+        write_csv(out / "trials.csv", [asdict(trial) for trial in trials])  # after each: what is done is not lost
+        say(f"{directory}: {'diverged' if trial.diverged else f'validation {trial.val:.2%}, test {trial.test:.2%}'}")
+        return trial
+
+    return search(train, _guessing, start, seeds, patience, max_halvings)
+
+
+def _plain(config: Path, settings: Mapping[str, Value]) -> dict[str, str]:
+    return {"config": str(config), **{key: str(value) for key, value in settings.items()}}
+
+
+def _guessing(trial: Trial) -> float:
+    """Return the accuracy up to which a network may only have guessed; 0 if the number of classes is not known."""
+    config = yaml.safe_load((trial.directory / "config.yaml").read_text())
+    classes = config["model"]["init_args"]["backbone"].get("init_args", {}).get("num_classes")
+    return min(3 / classes, 1 / classes + 0.15) if classes else 0.0

@@ -1,0 +1,151 @@
+import os
+
+import pytest
+from commands.runs import help_text, refused
+from standins import tiny_config, write_config
+
+from knlightning.checks import ArgumentError
+from knlightning.commands.main import main
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "looked"),
+    [
+        ("fit", ["--ckpt_path", "last"], "runs/tiny/*"),
+        ("fit", ["--ckpt_path", "best", "--run_dir", "there"], "there/checkpoints/best.ckpt"),
+        ("fit", ["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+        ("predict", ["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+    ],
+)
+def test_missing_checkpoint_is_an_error_before_anything_else(empty, capsys, command, args, looked):
+    assert looked in refused(capsys, command, "--config", "tiny.yaml", *args)
+    assert os.listdir(empty) == ["tiny.yaml"]
+
+
+def test_damaged_checkpoint_is_named(empty, capsys):
+    (empty / "a.ckpt").write_text("not a checkpoint")
+    assert "a.ckpt is damaged" in refused(capsys, "fit", "--config", "tiny.yaml", "--ckpt_path", "a.ckpt")
+
+
+def test_same_configuration_shows_no_differences(folder, capsys):
+    main(["test", "--config", "tiny.yaml", "--ckpt_path", "last"])
+    assert "->" not in capsys.readouterr().out
+
+
+def test_checkpoint_of_another_network_is_an_error_without_traceback(folder, capsys):
+    args = ["--model.backbone", "torch.nn.Flatten"]
+    message = refused(capsys, "test", "--config", "tiny.yaml", "--ckpt_path", "best", *args)
+    assert "backbone.head.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--config", "tiny.yaml", "--data.batchsize", "3"], "batchsize"),
+        (["--config", "tiny.yaml", "--trainer.epochs", "3"], "epochs"),
+        (["--config", "tiny.yaml", "--trainer.max_epochs", "many"], "max_epochs"),
+        (["--config", "tiny.yaml", "--model", "no.such.Task"], "no.such.Task"),
+        (["--config", "tiny.yaml", "--data.batch_size", "0"], "batch_size=0"),
+        (["--config", "tiny.yaml", "--model.label_smoothing", "2"], "label_smoothing"),
+        (["--config", "tiny.yaml", "--last_checkpoint.every_n_steps", "0"], "every_n_steps"),
+        (["--config", "tiny.yaml", "--best_checkpoint.mode", "most"], "mode"),
+        (["--config", "tiny.yaml", "--model.backbone.num_classes", "7"], "num_classes to 10"),
+        (["--config", "tiny.yaml", "--trainer.max_epochs", "-1"], "trainer.max_epochs"),
+        ([], "model"),
+    ],
+)
+def test_faults_of_the_configuration(empty, capsys, args, said):
+    assert said in refused(capsys, "fit", *args)
+
+
+def test_faults_of_the_program_keep_their_traceback(empty, monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("knlightning.tasks.ClassificationTask.training_step", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["fit", "--config", "tiny.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "args", "said"),
+    [
+        (
+            "standins.TinyNet.forward",
+            "dropout_p",
+            ["--model.backbone.dropout_p=0.25"],
+            "model.init_args.backbone.init_args.dropout_p must be another, got 0.25",
+        ),
+        (
+            "knlightning.data.DigitsDataModule.setup",
+            "batch_size",
+            ["--data.batch_size=7"],
+            "data.init_args.batch_size must be another, got 7",
+        ),
+        (
+            "knlightning.callbacks.LastCheckpoint.setup",
+            "every_n_steps",
+            ["--last_checkpoint.every_n_steps=7"],
+            "last_checkpoint.every_n_steps must be another, got 7",
+        ),
+        (
+            "lightning.pytorch.callbacks.EarlyStopping.setup",
+            "patience",
+            [
+                "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping",
+                "--trainer.callbacks.monitor=val/loss",
+                "--trainer.callbacks.patience=7",
+            ],
+            "trainer.callbacks[0].init_args.patience must be another, got 7",
+        ),
+        (
+            "lightning.pytorch.Trainer.fit",
+            "log_every_n_steps",
+            ["--trainer.log_every_n_steps=7"],
+            "trainer.log_every_n_steps must be another, got 7",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named_by_their_keys(empty, monkeypatch, capsys, where, name, args, said):
+    """Whatever object raises the error, while it is made or later."""
+
+    def refused_later(self, *args, **kwargs):
+        raise ArgumentError(name, 0.25 if name == "dropout_p" else 7, "another")
+
+    monkeypatch.setattr(where, refused_later)
+    assert f"knl fit: error: {said}" in refused(capsys, "fit", "--config", "tiny.yaml", *args)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_help_of_a_subcommand_begins_with_what_matters(capsys, command):
+    lines = help_text(capsys, command)
+    # the lists of known subclasses grow with what is imported, so that line numbers say nothing
+    head = lines[: next(i for i, line in enumerate(lines) if line.lstrip().startswith("--trainer."))]
+    for option in ("--config", "--run_dir", "--ckpt_path", "--model", "--data", "--best_checkpoint.monitor"):
+        assert any(option in line for line in head)
+
+
+def test_datamodule_of_ones_own(empty, monkeypatch, capsys):
+    """A file and a class_path are all that it takes."""
+    (empty / "stripes.py").write_text(
+        "import torch\n"
+        "from lightning.pytorch import LightningDataModule\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "class Stripes(LightningDataModule):\n"
+        "    def __init__(self, width: int = 2):\n"
+        "        super().__init__()\n"
+        "        self.width = width\n"
+        "    def train_dataloader(self):\n"
+        "        labels = torch.arange(8) % 2\n"
+        "        images = torch.zeros(8, 3, 8, 8)\n"
+        "        images[labels == 1, :, :self.width] = 1\n"
+        "        return DataLoader(TensorDataset(images, labels), 4)\n"
+        "    val_dataloader = train_dataloader\n"
+    )
+    config = tiny_config(max_epochs=1)
+    config["data"] = {"class_path": "stripes.Stripes", "init_args": {"width": 3}}
+    write_config(empty / "tiny.yaml", config)
+    monkeypatch.syspath_prepend(str(empty))
+    main(["fit", "--config", "tiny.yaml"])
+    assert "Best:" in capsys.readouterr().out

@@ -1,0 +1,30 @@
+import os
+
+import pytest
+from commands.runs import accuracy, column
+
+from knlightning.commands.main import main
+
+
+@pytest.mark.parametrize("which", ["last", "best", "runs/tiny/0/checkpoints/best.ckpt"])
+def test_evaluation_gives_the_accuracy_that_fit_reported_and_leaves_the_run_as_it_is(folder, capsys, which):
+    """Digits have no validation images of their own: with val_split 0 those are the test images."""
+    before = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    main(["test", "--config", "tiny.yaml", "--ckpt_path", which])
+    scores = [value for _, value in column(folder / "runs" / "tiny" / "0", "val/acc")]
+    assert accuracy(capsys) == pytest.approx(scores[-1] if which == "last" else max(scores), abs=1e-6)
+    assert before == {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+
+
+def test_saved_configuration_names_its_run(folder, capsys):
+    main(["fit", "--config", "tiny.yaml", "--trainer.max_epochs", "1"])  # runs/tiny/1 is the newest now
+    scores = [value for _, value in column(folder / "runs" / "tiny" / "0", "val/acc")]
+    capsys.readouterr()
+    main(["test", "--config", "runs/tiny/0/config.yaml", "--ckpt_path", "best"])
+    assert accuracy(capsys) == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_without_a_checkpoint_evaluation_says_so(empty, capsys):
+    main(["test", "--config", "tiny.yaml"])
+    assert "before any training" in capsys.readouterr().out
+    assert os.listdir(empty) == ["tiny.yaml"]

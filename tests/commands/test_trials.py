@@ -1,0 +1,83 @@
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from standins import tiny_config, write_config
+
+from knlightning.commands import trials as module
+from knlightning.commands.trials import RESULT, record, run_trial
+from knlightning.run_directory import checkpoint_in
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """What would have been run, in place of running it; each epoch's accuracy is a half, that of the test a quarter."""
+    given = []
+
+    def stand_in(command):
+        def run(args):
+            given.append([command, *args])
+            metrics = {"val/acc": torch.tensor(0.5), "test/acc": torch.tensor(0.25)}
+            trainer = SimpleNamespace(callback_metrics=metrics)
+            return SimpleNamespace(trainer=trainer, model=SimpleNamespace(headline="acc"))
+
+        return run
+
+    for command in ("fit", "validate", "test"):
+        monkeypatch.setattr(module, f"{command.capitalize()}CLI", stand_in(command))
+    return given
+
+
+def test_settings_are_passed_on_to_training_and_evaluation(commands, tmp_path):
+    directory = tmp_path / "runs" / "a"
+    settings = {"seed_everything": 3, "trainer.max_epochs": "7", "model.init_args.optimizer.init_args.lr": 0.2 / 2**10}
+    assert run_trial(directory, tmp_path / "a.yaml", settings) == {"val": 0.5, "test": 0.25}
+    line = [f"--config={tmp_path}/a.yaml", "--seed_everything=3", "--trainer.max_epochs=7"]
+    line += ["--model.init_args.optimizer.init_args.lr=0.0001953125", f"--run_dir={directory}"]
+    last = "--ckpt_path=last"
+    assert commands == [["fit", *line], ["validate", *line, last], ["test", *line, last]]
+
+
+def test_what_is_done_is_not_repeated(commands, tmp_path):
+    for _ in range(2):
+        run_trial(tmp_path, tmp_path / "a.yaml", {"seed_everything": 3})
+    assert len(commands) == 3
+
+
+def test_an_interrupted_run_goes_on(commands, tmp_path):
+    checkpoint = checkpoint_in(tmp_path, "last")
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    run_trial(tmp_path, tmp_path / "a.yaml", {})
+    assert commands[0][-1] == "--ckpt_path=last"
+
+
+def test_the_result_of_other_settings_is_refused(commands, tmp_path):
+    config = tmp_path / "a.yaml"
+    record(tmp_path, config, {"seed_everything": 3, "trainer.max_epochs": 1}, {"test": 0.5})
+    with pytest.raises(
+        ValueError, match=r"result.json is of a run that differs in data.batch_size, trainer.max_epochs:"
+    ):
+        run_trial(tmp_path, config, {"seed_everything": 3, "trainer.max_epochs": 2, "data.batch_size": 4})
+    with pytest.raises(ValueError, match="differs in config:"):
+        run_trial(tmp_path, tmp_path / "b.yaml", {"seed_everything": 3, "trainer.max_epochs": 1})
+    assert run_trial(tmp_path, config, {"trainer.max_epochs": "1", "seed_everything": "3"}) == {"test": 0.5}
+    assert not commands
+
+
+def test_trains_goes_on_after_an_interruption_and_tests(tmp_path):
+    interrupt = [{"class_path": "standins.Interrupt", "init_args": {"step": 30}}]  # in the second of three epochs
+    config = tmp_path / "a.yaml"
+    write_config(config, tiny_config(callbacks=interrupt))
+    with pytest.raises(SystemExit):
+        run_trial(tmp_path / "run", config, {})
+    assert not (tmp_path / "run" / RESULT).exists()
+    reached = run_trial(tmp_path / "run", config, {"trainer.callbacks": "null"})
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        val = [(int(row["epoch"]), float(row["val/acc"])) for row in csv.DictReader(file) if row["val/acc"]]
+    assert [epoch for epoch, _ in val] == [0, 1, 2]  # the first one, not repeated
+    assert reached["val"] == pytest.approx(val[-1][1])
+    assert reached["test"] > 0.5
+    assert json.loads((tmp_path / "run" / RESULT).read_text())["accuracies"] == reached
