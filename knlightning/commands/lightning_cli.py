@@ -6,11 +6,9 @@ documented form `run=False`, with a parser for each command; each command has a 
 """
 
 import json
-import logging
 import os
 import pickle
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +41,8 @@ from knlightning.callbacks import (
 from knlightning.checks import ArgumentError
 from knlightning.commands.arguments import find_argument, flatten
 from knlightning.commands.output import say
+from knlightning.commands.quiet import quiet
+from knlightning.internals.jsonargparse import set_titles
 from knlightning.models import KNResNet, load_norm_torch_weights
 from knlightning.run_directory import find_checkpoint, new_run, run_of
 
@@ -61,17 +61,6 @@ VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, tor
 """Stands above the configuration in a run directory."""
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
-
-# What Lightning says at every start, and why nobody needs to act on it
-QUIET_WARNINGS = (
-    "The '.*_dataloader' does not have many workers",  # images in memory: workers only slow it down
-    "The number of training batches .* is smaller than the logging interval",  # every epoch is logged anyway
-    r"\s*``instantiate_classes`` was deprecated",  # LightningCLI's own use of jsonargparse
-    r"\s*By default only one JsonargparseDeprecationWarning",  # what goes before it
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
-    "You are using `LearningRateMonitor` callback with models that have no learning rate schedulers",  # is no error
-)
-QUIET_INFOS = ("litlogger",)  # an advertisement
 
 
 class KNLightningCLI(LightningCLI):
@@ -164,8 +153,7 @@ class KNLightningCLI(LightningCLI):
             Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True, skip=SETTLED
         )
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
-        for key, group in (parser.groups or {}).items():
-            group.title = TITLES.get(key, group.title)
+        set_titles(parser, TITLES)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
@@ -309,16 +297,6 @@ class KNLightningCLI(LightningCLI):
             raise find_argument(error, self._plain(self.config)) from error
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Leave out what Lightning says at every start."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    with warnings.catch_warnings():
-        for message in QUIET_WARNINGS:
-            warnings.filterwarnings("ignore", message)
-        yield
-
-
 def as_list(value: Any) -> list[Any]:
     """Return the items of a list, of a single value, or of None, which has none."""
     if value is None:
@@ -343,7 +321,3 @@ def _holds_weights_alone(stored: Any) -> bool:
         return False
     state = stored.get("model", stored)
     return isinstance(state, dict) and bool(state) and all(isinstance(value, torch.Tensor) for value in state.values())
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return not any(text in record.getMessage() for text in QUIET_INFOS)

@@ -1,0 +1,30 @@
+"""What Lightning says at every start, and why nobody needs to act on it."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+QUIET_WARNINGS = (
+    "The '.*_dataloader' does not have many workers",  # images in memory: workers only slow it down
+    "The number of training batches .* is smaller than the logging interval",  # every epoch is logged anyway
+    r"\s*``instantiate_classes`` was deprecated",  # LightningCLI's own use of jsonargparse
+    r"\s*By default only one JsonargparseDeprecationWarning",  # what goes before it
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+    "You are using `LearningRateMonitor` callback with models that have no learning rate schedulers",  # is no error
+)
+QUIET_INFOS = ("litlogger",)  # an advertisement
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what Lightning says at every start."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    with warnings.catch_warnings():
+        for message in QUIET_WARNINGS:
+            warnings.filterwarnings("ignore", message)
+        yield
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in QUIET_INFOS)
