@@ -23,7 +23,7 @@ def plain_errors(prog: str) -> Iterator[None]:
         prog: Name of the command.
 
     Raises:
-        SystemExit: In place of such an error, with status 2; in place of an interrupt, with status 130.
+        SystemExit: If there is such an error, with status 2; if there is an interrupt, with status 130.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What Lightning says at every start, and why nobody needs to act on it."""
+"""What Lightning says at every start, and no user needs to act on."""
 
 import logging
 import warnings

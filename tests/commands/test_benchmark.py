@@ -3,10 +3,14 @@ import json
 
 import pytest
 
+from knlightning.analysis.variants import Case
+from knlightning.commands import benchmark as module
 from knlightning.commands.benchmark import benchmark, main, memory_of
 
 
-def test_memory_of_segmentation_is_told(tmp_path, capsys):
+def test_memory_of_segmentation_is_told(tmp_path, capsys, monkeypatch):
+    few = [Case("fcn_resnet18", variant, 32, 2) for variant in ("kernel", "batch")]
+    monkeypatch.setattr(module, "list_cases", lambda *args: few)
     settings = ["--resolutions=[32]", "--batch_size=2", "--device=cpu", "--variants=[kernel,batch]"]
     main(["--preset=table3", *settings, f"--out={tmp_path}"])
     printed = capsys.readouterr().out
