@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from knlightning import models
 from knlightning.models import knresnet18, knresnet34, knresnet50
 from knlightning.nn import KernelNorm2d, KNConv2d
-from knlightning.nn.geometry import padding_pairs
+from knlightning.nn.windows import Window
 
 NetworkName = Literal["resnet18", "resnet34", "resnet50", "layers", "fcn_resnet18", "fcn_resnet34", "fcn_resnet50"]
 Variant = Literal["floor", "kernel", "algorithm1", "batch", "batch-primitives", "group", "layer"]
@@ -82,10 +82,9 @@ class AlgorithmOneConv2d(KNConv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override] # none of the operations around it
-        padded = F.pad(input, padding_pairs(self.padding, 2))
+        padded = F.pad(input, Window.of(2, self.kernel_size, padding=self.padding).pads)
         units = F.dropout(padded, self.dropout_p)
-        for dim in (2, 3):
-            units = units.unfold(dim, self.kernel_size[dim - 2], self.stride[dim - 2])  # [N, C, p_h, p_w, k_h, k_w]
+        units = Window.of(2, self.kernel_size, self.stride).unfold(units)  # [N, C, p_h, p_w, k_h, k_w]
         var, mean = (m.unsqueeze(1) for m in torch.var_mean(units, (1, 4, 5), correction=0))
         output = F.conv2d(padded, self.weight, None, self.stride, groups=self.groups)
         output = output - mean * self.weight.sum((1, 2, 3)).view(-1, 1, 1)

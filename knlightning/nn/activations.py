@@ -4,6 +4,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from knlightning.checks import check_choice
+
 Activation = Literal["relu", "mish", "gelu", "silu"]
 
 _CLASSES: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "mish": nn.Mish, "gelu": nn.GELU, "silu": nn.SiLU}
@@ -13,8 +15,7 @@ def make_activation(name: Activation) -> nn.Module:
     """Make an activation that leaves its input as it is, so that hooks may watch the layer before.
 
     Raises:
-        ValueError: if there is no activation of that name.
+        ArgumentError: If there is no activation of that name.
     """
-    if name not in _CLASSES:
-        raise ValueError(f"activation must be one of {', '.join(get_args(Activation))}, got {name!r}")
+    check_choice("activation", name, get_args(Activation))
     return _CLASSES[name]()

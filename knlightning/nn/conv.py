@@ -1,18 +1,17 @@
 """The kernel normalized convolutional layers (Nasirigerdeh et al., TMLR 2024, Algorithm 1)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from knlightning.nn import functional as KF
-from knlightning.nn.functional import EvalStatistics
-from knlightning.nn.geometry import padding_pairs, per_dimension
+from knlightning.checks import check, check_number
+from knlightning.nn.functional import EvalStatistics, kn_conv
+from knlightning.nn.module import KernelNormalized
+from knlightning.nn.windows import PaddingMode
 
 
-class _KNConv(nn.Module):
-    spatial: ClassVar[int]
+class _KNConv(KernelNormalized):
     bias: nn.Parameter | None
 
     def __init__(
@@ -21,30 +20,23 @@ class _KNConv(nn.Module):
         out_channels: int,
         kernel_size: int | Sequence[int],
         stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0,
+        padding: int | Sequence[int] | str = 0,
         groups: int = 1,
         bias: bool = True,
         dropout_p: float = 0.05,
         eps: float = 1e-5,
         eval_statistics: EvalStatistics = "clean",
+        *,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: PaddingMode = "zeros",
     ) -> None:
-        super().__init__()
-        if groups < 1 or in_channels < 1 or out_channels < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(
-                "in_channels, out_channels and groups must be at least 1 and groups must divide both numbers of "
-                f"channels, got in_channels={in_channels}, out_channels={out_channels}, groups={groups}"
-            )
-        KF.check_dropout(dropout_p, eval_statistics)
-        padding_pairs(padding, self.spatial)
+        super().__init__(kernel_size, stride, padding, dilation, padding_mode, dropout_p, eps, eval_statistics)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            check_number(name, channels, at_least=1, integer=True)
+            check(groups >= 1 and channels % groups == 0, "groups", groups, f"a divisor of {name}={channels}")
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = per_dimension(kernel_size, self.spatial, "kernel_size", 1)
-        self.stride = per_dimension(stride, self.spatial, "stride", 1)
-        self.padding = padding if isinstance(padding, int) else tuple(padding)
         self.groups = groups
-        self.dropout_p = dropout_p
-        self.eps = eps
-        self.eval_statistics: EvalStatistics = eval_statistics
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels))
@@ -66,7 +58,7 @@ class _KNConv(nn.Module):
         residual: Tensor | None = None,
         keep_output: bool = False,
     ) -> Tensor:
-        return KF.kn_conv(
+        return kn_conv(
             input,
             self.weight,
             self.bias,
@@ -77,19 +69,18 @@ class _KNConv(nn.Module):
             self.training,
             self.eval_statistics,
             self.eps,
-            None,
-            relu_input,
-            relu_output,
-            residual,
-            keep_output,
+            dilation=self.dilation,
+            padding_mode=self.padding_mode,
+            relu_input=relu_input,
+            relu_output=relu_output,
+            residual=residual,
+            keep_output=keep_output,
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, groups={self.groups}, bias={self.bias is not None}, "
-            f"dropout_p={self.dropout_p}, eps={self.eps}, eval_statistics={self.eval_statistics!r}"
-        )
+        groups = f", groups={self.groups}" if self.groups > 1 else ""
+        bias = ", bias=False" if self.bias is None else ""
+        return f"{self.in_channels}, {self.out_channels}, {super().extra_repr()}{groups}{bias}"
 
 
 class KNConv1d(_KNConv):
@@ -101,26 +92,32 @@ class KNConv1d(_KNConv):
 class KNConv2d(_KNConv):
     """Convolve an image whose windows are first normalized by their own mean and variance over all channels.
 
-    Maps [N, in_channels, H, W] to [N, out_channels, p_h, p_w], where p = floor((size + padding - k) / stride + 1).
-    It takes the place of a convolution and of its normalization, needs no batch, and its state dict is that of
-    :class:`torch.nn.Conv2d`. Source: Nasirigerdeh et al. (TMLR 2024), equation 5 and Algorithm 1.
+    Maps [N, in_channels, H, W] to [N, out_channels, p_h, p_w], where
+    p = floor((size + padding - dilation * (k - 1) - 1) / stride + 1). It replaces a convolution and its normalization,
+    needs no batch, and its state dict is that of :class:`torch.nn.Conv2d`. Source: Nasirigerdeh et al. (TMLR 2024),
+    equation 5 and Algorithm 1.
 
     Args:
-        in_channels: channels of the input.
-        out_channels: number of filters.
-        kernel_size: window size, one number or one for each dimension.
-        stride: step between windows, likewise.
-        padding: zeros around the input: one number, one for each dimension, or (left, right, top, bottom).
-        groups: blocked connections between channels; the statistics are over all channels all the same.
-        bias: whether to add a bias.
-        dropout_p: probability in [0, 1) with which an element is left out of the statistics in training; one mask
-            is drawn at each call and shared by overlapping windows.
-        eps: added to the variance.
-        eval_statistics: the moments used in evaluation: "clean" (of the window itself), "expected" (averages of
-            what training sees) or "sampled" (a fresh mask at each call, as in the published code).
+        in_channels: Number of channels of the input.
+        out_channels: Number of filters.
+        kernel_size: Window size, one number or one for each dimension.
+        stride: Step between windows, one number or one for each dimension.
+        padding: Elements around the input: one number, one for each dimension, (left, right, top, bottom), "same" (the
+            output has the size of the input; needs a stride of 1) or "valid" (none).
+        groups: Number of blocked connections between channels; the statistics are over all channels anyway.
+        bias: Whether to add a bias.
+        dropout_p: Probability in [0, 1) with which an element is left out of the statistics in training; one mask
+            is drawn at each call and shared by overlapping windows. Where padding copies elements of the input, the
+            copies are dropped on their own.
+        eps: Added to the variance.
+        eval_statistics: The moments used in evaluation: "clean" (of the window itself), "expected" (averages of
+            what training sees) or "sampled" (a new mask at each call, as in the published code).
+        dilation: Step between the elements of a window, one number or one for each dimension.
+        padding_mode: What stands around the input: "zeros", "reflect", "replicate" or "circular", as in
+            :class:`torch.nn.Conv2d`. It is part of the windows.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
     """
 
     spatial = 2

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from knlightning.nn.geometry import per_dimension
+from knlightning.checks import ArgumentError, check
 from knlightning.nn.statistics import pixel_moments
+from knlightning.nn.windows import per_dimension
 
 
 def local_context_norm(
@@ -29,23 +30,23 @@ def local_context_norm(
     digits where the mean is large beside the spread.
 
     Args:
-        input: floating point tensor [N, C, H, W].
-        groups: number of groups of channels. (In the published code, whose default is also 2, it is the number of
+        input: Floating point tensor [N, C, H, W].
+        groups: Number of groups of channels. (In the published code, whose default is also 2, it is the number of
             channels in a group.)
-        window: height and width of the window, one number or two; of even ones one more pixel lies after the position
+        window: Height and width of the window, one number or two; of even ones one more pixel lies after the position
             than before.
-        eps: added to the variance.
-        weight: factors [C], or None.
-        bias: summands [C], or None.
+        eps: Added to the variance.
+        weight: Factors [C], or None.
+        bias: Summands [C], or None.
 
     Returns:
         Tensor [N, C, H, W].
 
     Raises:
-        ValueError: if the groups do not divide the channels, or an argument is out of its range.
+        ArgumentError: If the groups do not divide the channels, or an argument is out of its range.
     """
     if input.dim() != 4:
-        raise ValueError(f"the input must have shape [N, C, H, W], got shape {tuple(input.shape)}")
+        raise ArgumentError("input's shape", tuple(input.shape), "[N, C, H, W]")
     sides = check_local_context(input.shape[1], groups, window)
     units = input.unflatten(1, (groups, -1)).transpose(1, 2)  # [N, C / groups, groups, H, W]
     mean, var = (m.double() for m in pixel_moments(units, None, 0.0))  # [N, 1, groups, H, W]
@@ -72,13 +73,9 @@ def check_local_context(channels: int, groups: int, window: int | Sequence[int])
     """Check the arguments of :func:`local_context_norm`; return the sides of the window.
 
     Raises:
-        ValueError: if the groups do not divide the channels, or an argument is out of its range.
+        ArgumentError: If the groups do not divide the channels, or an argument is out of its range.
     """
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            f"local context normalization needs a number of groups that divides the channels, got {groups} groups "
-            f"for {channels} channels"
-        )
+    check(groups >= 1 and channels % groups == 0, "groups", groups, f"a divisor of the number of channels, {channels}")
     return per_dimension(window, 2, "window", 1)
 
 
@@ -100,13 +97,13 @@ class LocalContextNorm2d(nn.GroupNorm):
     which are clipped at the borders; see :func:`local_context_norm`. Source: Ortiz et al. (2020).
 
     Args:
-        channels: channels of the input.
-        groups: number of groups of channels.
-        window: height and width of the window, one number or two.
-        eps: added to the variance.
+        channels: Number of channels of the input.
+        groups: Number of groups of channels.
+        window: Height and width of the window, one number or two.
+        eps: Added to the variance.
 
     Raises:
-        ValueError: if the groups do not divide the channels, or an argument is out of its range.
+        ArgumentError: If the groups do not divide the channels, or an argument is out of its range.
     """
 
     def __init__(self, channels: int, groups: int = 2, window: int | Sequence[int] = 227, eps: float = 1e-5) -> None:

@@ -1,39 +1,31 @@
 """The KernelNorm layers (Nasirigerdeh et al., TMLR 2024, section 3)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from knlightning.nn import functional as KF
-from knlightning.nn.functional import EvalStatistics
-from knlightning.nn.geometry import padding_pairs, per_dimension
+from knlightning.nn.functional import EvalStatistics, kernel_norm
+from knlightning.nn.module import KernelNormalized
+from knlightning.nn.windows import PaddingMode
 
 
-class _KernelNorm(nn.Module):
-    spatial: ClassVar[int]
-
+class _KernelNorm(KernelNormalized):
     def __init__(
         self,
         kernel_size: int | Sequence[int],
         stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0,
+        padding: int | Sequence[int] | str = 0,
         dropout_p: float = 0.25,
         eps: float = 1e-5,
         eval_statistics: EvalStatistics = "clean",
+        *,
+        dilation: int | Sequence[int] = 1,
+        padding_mode: PaddingMode = "zeros",
     ) -> None:
-        super().__init__()
-        KF.check_dropout(dropout_p, eval_statistics)
-        padding_pairs(padding, self.spatial)
-        self.kernel_size = per_dimension(kernel_size, self.spatial, "kernel_size", 1)
-        self.stride = per_dimension(stride, self.spatial, "stride", 1)
-        self.padding = padding if isinstance(padding, int) else tuple(padding)
-        self.dropout_p = dropout_p
-        self.eps = eps
-        self.eval_statistics: EvalStatistics = eval_statistics
+        super().__init__(kernel_size, stride, padding, dilation, padding_mode, dropout_p, eps, eval_statistics)
 
     def forward(self, input: Tensor) -> Tensor:
-        return KF.kernel_norm(
+        return kernel_norm(
             input,
             self.kernel_size,
             self.stride,
@@ -42,12 +34,8 @@ class _KernelNorm(nn.Module):
             self.training,
             self.eval_statistics,
             self.eps,
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"dropout_p={self.dropout_p}, eps={self.eps}, eval_statistics={self.eval_statistics!r}"
+            dilation=self.dilation,
+            padding_mode=self.padding_mode,
         )
 
 
@@ -64,17 +52,19 @@ class KernelNorm2d(_KernelNorm):
     parameters. Source: Nasirigerdeh et al. (TMLR 2024), equations 1 to 3.
 
     Args:
-        kernel_size: window size, one number or one for each dimension.
-        stride: step between windows, likewise.
-        padding: zeros around the input: one number, one for each dimension, or (left, right, top, bottom).
-        dropout_p: probability in [0, 1) with which an element is left out of the statistics in training. The
+        kernel_size: Window size, one number or one for each dimension.
+        stride: Step between windows, one number or one for each dimension.
+        padding: As in :class:`~knlightning.nn.KNConv2d`.
+        dropout_p: Probability in [0, 1) with which an element is left out of the statistics in training. The
             paper's networks use 0.25 in their head for classification and 0.5 for segmentation.
-        eps: added to the variance.
-        eval_statistics: the moments used in evaluation: "clean" (of the window itself), "expected" (averages of
-            what training sees) or "sampled" (a fresh mask at each call, as in the published code).
+        eps: Added to the variance.
+        eval_statistics: The moments used in evaluation: "clean" (of the window itself), "expected" (averages of
+            what training sees) or "sampled" (a new mask at each call, as in the published code).
+        dilation: As in :class:`~knlightning.nn.KNConv2d`.
+        padding_mode: As in :class:`~knlightning.nn.KNConv2d`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
     """
 
     spatial = 2

@@ -10,8 +10,8 @@ def positional_norm(input: Tensor, eps: float = 1e-5) -> Tensor:
     Source: Li et al. (2019), section 3.
 
     Args:
-        input: floating point tensor [N, C, H, W].
-        eps: added to the variance.
+        input: Floating point tensor [N, C, H, W].
+        eps: Added to the variance.
 
     Returns:
         Tensor [N, C, H, W], in memory as channels-last.
@@ -25,9 +25,9 @@ class PositionalNorm2d(nn.LayerNorm):
     Maps [N, C, H, W] to the same shape. Source: Li et al. (2019).
 
     Args:
-        channels: channels of the input.
-        eps: added to the variance.
-        affine: scale and shift each channel by a weight and a bias of shape [C].
+        channels: Number of channels of the input.
+        eps: Added to the variance.
+        affine: Whether to scale and shift each channel by a weight and a bias of shape [C].
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, affine: bool = True) -> None:

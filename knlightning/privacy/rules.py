@@ -37,8 +37,8 @@ from knlightning.nn import (
     positional_norm,
 )
 from knlightning.nn.functional import Normalization
-from knlightning.nn.geometry import padding_pairs
 from knlightning.nn.statistics import statistics_dtype
+from knlightning.nn.windows import Window
 from knlightning.privacy.precision import full_float32
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -69,9 +69,7 @@ class Product:
         weight: filters [O, C / groups, *kernel]; for a linear layer [O, C], of which it is a kernel of one element.
         x: what the layer was given: [N, C, *spatial].
         grad: gradient at the layer's output, before its bias: [N, O, *positions].
-        stride: step between windows in each spatial dimension.
-        pads: zeros around the input in the order of :func:`torch.nn.functional.pad`.
-        dilation: step between the elements of a window in each spatial dimension.
+        window: the windows of the input; their padding is with zeros.
         groups: blocked connections between channels.
         mean: means that were subtracted from the windows, [N, 1, *positions], or None.
         rstd: factors by which the windows were scaled then, likewise.
@@ -82,9 +80,7 @@ class Product:
     weight: nn.Parameter
     x: Tensor
     grad: Tensor
-    stride: tuple[int, ...]
-    pads: tuple[int, ...]
-    dilation: tuple[int, ...]
+    window: Window
     groups: int
     mean: Tensor | None = None
     rstd: Tensor | None = None
@@ -156,8 +152,8 @@ class Product:
                 continue
             shape_of = torch.empty_like(filters)  # of which convolution_backward reads nothing but the shape
             _, d_weight, _ = torch.ops.aten.convolution_backward(
-                grad, F.pad(x, self.pads) if any(self.pads) else x, shape_of, None, self.stride, (0,) * spatial,
-                self.dilation, False, (0,) * spatial, self.groups, (False, True, False),
+                grad, F.pad(x, self.window.pads) if any(self.window.pads) else x, shape_of, None, self.window.stride,
+                (0,) * spatial, self.window.dilation, False, (0,) * spatial, self.groups, (False, True, False),
             )  # fmt: skip
             filters.add_(d_weight)
         return result
@@ -165,11 +161,8 @@ class Product:
     def _dtype(self) -> torch.dtype:
         return statistics_dtype(self.x)
 
-    def _kernel(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape[2:]) or (1,)
-
     def _pointwise(self) -> bool:
-        return math.prod(self._kernel()) == 1 and set(self.stride) == {1} and not any(self.pads) and self.groups == 1
+        return self.groups == 1 and self.window == Window.of(self.x.dim() - 2, 1)
 
     def _positions(self) -> int:
         return math.prod(self.grad.shape[2:])
@@ -204,13 +197,11 @@ class Product:
             units [n, groups, C / groups * elements, positions], grad [n, groups, O / groups, positions], and whether
             the elements of a unit are counted with their channels last.
         """
-        kernel, groups = self._kernel(), self.groups
+        kernel, groups = self.window.kernel_size, self.groups
         x, grad = self._input(part), self.grad[part].to(self._dtype())
         n, channels, spatial = len(x), x.shape[1], x.dim() - 2
         channels_last = groups == 1 and x.stride(1) == 1 and channels > 1
-        windows = F.pad(x, self.pads) if any(self.pads) else x
-        for i, (size, step, dilation) in enumerate(zip(kernel, self.stride, self.dilation, strict=True)):
-            windows = windows.unfold(2 + i, (size - 1) * dilation + 1, step)[..., ::dilation]
+        windows = self.window.unfold(x)
         at, inside = range(2, 2 + spatial), range(2 + spatial, 2 + 2 * spatial)
         if channels_last:  # copied in long runs
             units = windows.permute(0, *at, *inside, 1).reshape(n, 1, self._positions(), -1).transpose(2, 3)
@@ -227,7 +218,7 @@ class Product:
         units, grad, channels_last = self._factors(part)
         result = torch.matmul(grad, units.transpose(2, 3)).flatten(1, 2)  # [n, O, elements]
         if channels_last:
-            return result.unflatten(2, (*self._kernel(), -1)).movedim(-1, 2).reshape(-1, *self.weight.shape)
+            return result.unflatten(2, (*self.window.kernel_size, -1)).movedim(-1, 2).reshape(-1, *self.weight.shape)
         return result.view(-1, *self.weight.shape)
 
 
@@ -255,36 +246,28 @@ def parts_of(
         weight, bias = (_among(wanted, p) for p in (layer.weight, layer.bias))
         if isinstance(layer, AFFINE):
             return _affine_parts(layer, x, grad, weight, bias), []
-        geometry: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
         if isinstance(layer, nn.Linear):
             if x.dim() == 2:
                 x, grad = x.unsqueeze(-1), grad.unsqueeze(-1)
             else:
                 x, grad = (t.flatten(1, -2).transpose(1, 2) for t in (x, grad))
-            geometry = (1,), (0, 0), (1,), 1
+            window, groups = Window.of(1, 1), 1
         elif isinstance(layer, Conv):
-            geometry = layer.stride, _pads(layer), layer.dilation, layer.groups
+            window = Window.of(x.dim() - 2, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            (x, window), groups = window.pad(x, layer.padding_mode), layer.groups
         else:
             assert isinstance(layer, KNConv) and normalization is not None  # noqa: PT018 # one thought
-            geometry = layer.stride, normalization.pads, (1,) * layer.spatial, layer.groups
+            window, groups = normalization.window, layer.groups
         vectors, products = {}, []
         if bias is not None:
             vectors[bias] = grad.flatten(2).sum(2, dtype=statistics_dtype(grad))
         if weight is not None:
-            product = Product(weight, x, grad, *geometry)
+            product = Product(weight, x, grad, window, groups)
             if normalization is not None:
                 mean, rstd, relu_input = normalization.mean, normalization.rstd, normalization.relu_input
                 product = replace(product, mean=mean, rstd=rstd, relu_input=relu_input)
             products.append(product)
         return vectors, products
-
-
-def _pads(layer: Conv) -> tuple[int, ...]:
-    if isinstance(layer.padding, str):
-        spans = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        around = [span if layer.padding == "same" else 0 for span in reversed(spans)]
-        return tuple(p for total in around for p in (total // 2, total - total // 2))
-    return padding_pairs(layer.padding, len(layer.kernel_size))
 
 
 def _among(wanted: Iterable[nn.Parameter], parameter: Any) -> nn.Parameter | None:
@@ -353,8 +336,6 @@ def check_rules(model: nn.Module) -> list[str]:
                 f"{kind}: there is no rule for the gradients of single samples of this type of layer. Freeze its "
                 f"parameters, or use one of {', '.join(sorted(t.__name__ for t in TYPES))}"
             )
-        elif isinstance(layer, Conv) and layer.padding_mode != "zeros":
-            problems.append(f'{kind}: there is no rule for padding_mode="{layer.padding_mode}". Use "zeros"')
         elif isinstance(layer, InstanceNorm) and layer.track_running_stats:
             problems.append(f"{kind}: running statistics mix samples. Use track_running_stats=False")
     return problems

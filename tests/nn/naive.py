@@ -1,28 +1,32 @@
 """Kernel normalization by its definition: one window after the other, each with its own statistics."""
 
 import itertools
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 
-def windows(
-    x: Tensor, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int], mask: Tensor | None, p: float
-) -> dict[tuple[int, ...], tuple[Tensor, Tensor]]:
-    """Cut the padded input into units; return (unit, dropped out unit) for each position."""
+def windows(x, kernel, stride, pads, mask, p, dilation=None, padding_mode="zeros"):
+    """Cut the padded input into units; return (unit, dropped out unit) for each position.
+
+    The mask is of the input or, if the padding is not with zeros, of the padded input.
+    """
+    dilation = dilation or (1,) * len(kernel)
+    if padding_mode != "zeros":
+        x, pads = F.pad(x, pads, padding_mode), (0,) * len(pads)
     dropped = x if mask is None else x * mask / (1 - p)
     x, dropped = F.pad(x, pads), F.pad(dropped, pads)
-    counts = [(size - k) // s + 1 for size, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+    each = zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    counts = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in each]
     cut = {}
     for position in itertools.product(*map(range, counts)):
-        where = tuple(slice(i * s, i * s + k) for i, s, k in zip(position, stride, kernel, strict=True))
+        each = zip(position, stride, kernel, dilation, strict=True)
+        where = tuple(slice(i * s, i * s + d * (k - 1) + 1, d) for i, s, k, d in each)
         cut[position] = (x[:, :, *where], dropped[:, :, *where])
     return cut
 
 
-def normalize(unit: Tensor, dropped: Tensor, eps: float) -> Tensor:
+def normalize(unit, dropped, eps):
     """Normalize units [N, C, *kernel] by the moments of the dropped out units."""
     dims = tuple(range(1, unit.dim()))
     mean = dropped.mean(dims, keepdim=True)
@@ -30,17 +34,10 @@ def normalize(unit: Tensor, dropped: Tensor, eps: float) -> Tensor:
     return (unit - mean) / torch.sqrt(var + eps)
 
 
-def kernel_norm(
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    pads: Sequence[int],
-    mask: Tensor | None = None,
-    p: float = 0.0,
-    eps: float = 1e-5,
-) -> Tensor:
+def kernel_norm(x, kernel, stride, pads, mask=None, p=0.0, eps=1e-5, dilation=None, padding_mode="zeros"):
     """Lay the normalized units side by side."""
-    units = {at: normalize(*pair, eps) for at, pair in windows(x, kernel, stride, pads, mask, p).items()}
+    cut = windows(x, kernel, stride, pads, mask, p, dilation, padding_mode)
+    units = {at: normalize(*pair, eps) for at, pair in cut.items()}
     counts = [max(at[i] for at in units) + 1 for i in range(len(kernel))]
     rows = dict(units)
     for i in reversed(range(len(kernel))):  # concatenate the last dimension's neighbours, then the one before
@@ -52,35 +49,25 @@ def kernel_norm(
 
 
 def kn_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    pads: Sequence[int],
-    groups: int = 1,
-    mask: Tensor | None = None,
-    p: float = 0.0,
-    eps: float = 1e-5,
-) -> Tensor:
+    x, weight, bias, stride, pads, groups=1, mask=None, p=0.0, eps=1e-5, dilation=None, padding_mode="zeros"
+):  # fmt: skip
     """Multiply each normalized unit with each filter (equation 4 of the paper)."""
     filters, depth = weight.shape[:2]
-    share = filters // groups
-    cut = windows(x, weight.shape[2:], stride, pads, mask, p)
-    outputs = {}
-    for at, pair in cut.items():
-        unit = normalize(*pair, eps)
+    cut = windows(x, weight.shape[2:], stride, pads, mask, p, dilation, padding_mode)
+    outputs = []
+    for at in sorted(cut):
+        unit = normalize(*cut[at], eps)
         values = []
         for o in range(filters):
-            group = o // share
+            group = o // (filters // groups)
             value = (unit[:, group * depth : (group + 1) * depth] * weight[o]).flatten(1).sum(1)
             values.append(value if bias is None else value + bias[o])
-        outputs[at] = torch.stack(values, 1)
+        outputs.append(torch.stack(values, 1))
     counts = [max(at[i] for at in cut) + 1 for i in range(weight.dim() - 2)]
-    stacked = torch.stack([outputs[at] for at in itertools.product(*map(range, counts))], -1)
-    return stacked.reshape(*stacked.shape[:2], *counts)
+    return torch.stack(outputs, -1).unflatten(-1, counts)
 
 
-def positional_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+def positional_norm(x, eps=1e-5):
     """Normalize the channels of one position after the other."""
     output = torch.empty_like(x)
     for n, i, j in itertools.product(*(range(x.shape[d]) for d in (0, 2, 3))):
@@ -90,7 +77,7 @@ def positional_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     return output
 
 
-def local_context_norm(x: Tensor, groups: int, window: Sequence[int], eps: float = 1e-5) -> Tensor:
+def local_context_norm(x, groups, window, eps=1e-5):
     """Normalize one group and position after the other by the pixels of its window that are inside the image."""
     depth = x.shape[1] // groups
     outputs = []

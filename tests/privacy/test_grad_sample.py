@@ -154,7 +154,6 @@ class OwnConv(nn.Conv2d):
             r"0 \(BatchNorm2d\): there is no rule .* Freeze its parameters, or use one of CNBlock, Conv1d",
         ),
         (OwnConv(3, 3, 1), r"0 \(OwnConv\): there is no rule"),
-        (nn.Conv2d(3, 3, 1, padding_mode="reflect"), r'0 \(Conv2d\): there is no rule for padding_mode="reflect"'),
         (nn.InstanceNorm2d(3, affine=True, track_running_stats=True), r"0 \(InstanceNorm2d\): running statistics mix"),
     ],
 )

@@ -72,9 +72,11 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     groups = draw(st.integers(1, 2))
     channels, filters = (groups * draw(st.integers(1, 3)) for _ in range(2))
     kernel = draw(st.tuples(*[st.integers(1, 3)] * spatial))
-    stride = draw(st.tuples(*[st.integers(1, 2)] * spatial))
-    size = [k + draw(st.integers(0, 3)) for k in kernel]
-    padding: Any = draw(st.integers(0, 1))
+    stride: Any = draw(st.tuples(*[st.integers(1, 2)] * spatial))
+    dilation = draw(st.integers(1, 2))
+    size = [dilation * (k - 1) + 1 + draw(st.integers(0, 3)) for k in kernel]
+    padding: Any = draw(st.sampled_from([0, 1, 2, "same", "valid"]))
+    padding_mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
     kind = draw(st.sampled_from(["kn", "kn", "conv"]))
     torch.manual_seed(draw(st.integers(0, 2**31)))
     batch = draw(st.integers(0, 3))
@@ -82,19 +84,22 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     if spatial == 2 and draw(st.booleans()):
         x = x.contiguous(memory_format=torch.channels_last)
     bias = draw(st.booleans())
+    if padding == "same":
+        stride = 1
+    if kind == "kn" and spatial == 2 and draw(st.booleans()):
+        padding, stride = draw(st.tuples(*[st.integers(0, 2)] * 4)), 2
+    if padding_mode in ("reflect", "circular") and min(size) <= 2:  # it would be too small for some of these paddings
+        padding_mode = "replicate"
     if kind == "conv":
-        dilation = draw(st.integers(1, 2))
-        if draw(st.booleans()):
-            padding, stride = "same", 1
-        elif dilation == 2:
-            padding = 2
         cls: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial]
-        return cls(channels, filters, kernel, stride, padding, dilation, groups, bias).double(), x
-    if spatial == 2 and draw(st.booleans()):
-        padding = draw(st.tuples(*[st.integers(0, 2)] * 4))
+        return cls(channels, filters, kernel, stride, padding, dilation, groups, bias, padding_mode).double(), x
     cls = {1: KNConv1d, 2: KNConv2d, 3: KNConv3d}[spatial]
     p = draw(st.sampled_from([0.0, 0.2]))
-    conv = cls(channels, filters, kernel, stride, padding, groups, bias, p, eps=1e-2).double()
+    conv = cls(
+        *(channels, filters, kernel, stride, padding, groups, bias, p, 1e-2),
+        dilation=dilation,
+        padding_mode=padding_mode,
+    ).double()
     conv.inner = size
     return Around(
         conv, draw(st.booleans()), draw(st.sampled_from(["", "keep"] if p else ["", "keep", "relu", "residual"]))

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from knlightning.nn import KNConv2d
+from knlightning.nn.windows import Window
 from knlightning.privacy import PerSampleGradients
 from knlightning.privacy.precision import _BACKENDS, full_float32
 from knlightning.privacy.rules import Product
@@ -87,7 +88,7 @@ def test_norms_of_gradients_that_cancel_are_not_too_small(views):
     grad[..., 1::2] = -grad[..., ::2]
     x = torch.randn(samples, 128, 1, 1).expand(-1, -1, -1, positions) + 1e-5 * torch.randn(samples, 128, 1, positions)
     weight = nn.Parameter(torch.zeros(64, 128, 1, 1))
-    product = Product(weight, x, grad, (1, 1), (0, 0, 0, 0), (1, 1), 1, views=views)
+    product = Product(weight, x, grad, Window.of(2, 1), 1, views=views)
     truth = torch.einsum("nohl,nchl->noc", grad.double(), x.double()).unflatten(0, (-1, views)).sum(1)
     truth = truth.flatten(1).norm(dim=1)
     assert product._ghost()
