@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.utils import download_and_extract_archive
 
 from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
 from knlightning.data.unpickling import load_pickle, pixel_rows, require_key
+from knlightning.internals.torchvision import CIFAR10, CIFAR100, download_and_extract_archive
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -50,7 +49,7 @@ class CIFAR10DataModule(ImageDataModule):
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2471, 0.2435, 0.2616)
     image_size = (32, 32)
-    source: type[datasets.CIFAR10] = datasets.CIFAR10  # names of files, address and checksum; torchvision reads nothing
+    source: type[CIFAR10] = CIFAR10  # names of files, address and checksum; torchvision reads nothing
     label_key = "labels"
 
     def __init__(self, root: str | os.PathLike[str] = "data", download: bool = False, **kwargs: Any) -> None:
@@ -155,5 +154,5 @@ class CIFAR100DataModule(CIFAR10DataModule):
     class_names = tuple(_CIFAR100_NAMES.split())
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
-    source = datasets.CIFAR100
+    source = CIFAR100
     label_key = "fine_labels"

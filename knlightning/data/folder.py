@@ -9,8 +9,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as tv
+
+from knlightning.internals.torchvision import IMG_EXTENSIONS
 
 MAX_NAMES = 5
 """Number of files or classes that a message names."""

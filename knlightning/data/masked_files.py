@@ -41,8 +41,8 @@ class MaskedFiles(AugmentedImages):
 
     def __init__(
         self,
-        images: Sequence[str],
-        masks: Sequence[str],
+        images: Sequence[str | os.PathLike[str]],
+        masks: Sequence[str | os.PathLike[str]],
         labels: Mapping[int, int],
         augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]],
         strata: Tensor | None = None,

@@ -1,19 +1,19 @@
+import inspect
 import json
 import os
 import pickle
-from pathlib import Path
+import re
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from jsonargparse import ArgumentError as ParserError
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from PIL import Image
-from standins import mapping
-from torch.utils.data import DataLoader
 
-from knlightning.data import DigitsDataModule, EvalSampler, ImageDataModule, TrainSampler
-from knlightning.data.datasets import TensorImages
+import knlightning.data
+from knlightning.data import BaseDataModule, DigitsDataModule, EvalSampler, ImageDataModule, TrainSampler
 
 
 class ShapesDataModule(ImageDataModule):
@@ -95,9 +95,43 @@ def test_arguments_out_of_range_are_named(argument, value):
         ShapesDataModule(**{argument: value})
 
 
-def test_a_misspelt_argument_is_an_error():
+LOADER_ARGUMENTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(BaseDataModule).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+}
+MODULES = [
+    getattr(knlightning.data, name)
+    for name in knlightning.data.__all__
+    if name.endswith("DataModule") and not inspect.isabstract(getattr(knlightning.data, name))
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_datamodule_takes_the_arguments_of_the_base(module):
+    """They stand once, in the base: subclasses hand on the rest of their keyword arguments."""
+    assert len(LOADER_ARGUMENTS) == 8
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    root = [] if module in (DigitsDataModule, knlightning.data.DigitScenesDataModule) else ["--data.root=nowhere"]
+    given = [f"--data={module.__module__}.{module.__qualname__}", *root, "--data.split_seed=5"]
+    parsed = parser.parse_args(given).data.init_args
+    described = ArgumentParser()
+    described.add_class_arguments(module, "data")
+    text = described.format_help()
+    for name in LOADER_ARGUMENTS:
+        assert name in parsed
+        assert re.search(rf"--data\.{name} \S+\s+[A-Z`]", text), f"{name} is not described"
+    with pytest.raises(ParserError, match="batchsize"):
+        parser.parse_args([*given, "--data.batchsize=3"])
+    with pytest.raises(ParserError, match="split_seed"):
+        parser.parse_args([*given, "--data.split_seed=many"])
+    # what goes into checkpoints and TensorBoard is all of it, those not given too
+    made = parser.instantiate(parser.parse_args(given)).data
+    assert dict(made.hparams) == parsed.as_dict()
+    assert made.split_seed == 5
     with pytest.raises(TypeError, match="batchsize"):
-        DigitsDataModule(batchsize=3)
+        module(**({"root": "nowhere"} if root else {}), batchsize=3)
 
 
 def test_works_without_a_trainer():
@@ -135,14 +169,6 @@ def test_a_whole_run_sees_the_right_images_scaled_and_augmented_while_training_o
     [(images, names)] = model.batches["predict"]
     assert names == [str(tmp_path / "red.png")]
     assert torch.equal(images, torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 6, 8))
-
-
-def test_augmentation_can_be_switched_off():
-    data, model = ShapesDataModule(batch_size=60, augment=False), Probe()
-    trainer().fit(model, datamodule=data)
-    [(images, _)] = model.batches["train"]
-    expected = data.read(True)[0].double().sum((1, 2)).sort(0).values  # sums of columns: a mirrored image differs
-    assert torch.equal(pixels(images).double().sum((1, 2)).sort(0).values, expected)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
@@ -200,12 +226,6 @@ def test_the_held_out_split_is_stratified_fixed_and_disjoint():
     assert not torch.equal(parts(1)[1], val)
 
 
-def test_a_split_that_cannot_be_made_is_named():
-    allowed = "a fraction by which the 60 training images can be split"
-    with pytest.raises(ValueError, match=rf"^val_split must be {allowed}, got 0\.01\. "):
-        ShapesDataModule(val_split=0.01).setup("fit")
-
-
 def test_the_order_follows_the_seed_of_the_run(monkeypatch):
     def order():
         data = ShapesDataModule()
@@ -218,15 +238,6 @@ def test_the_order_follows_the_seed_of_the_run(monkeypatch):
     assert order() == unseeded
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     assert order() != unseeded
-
-
-def test_images_in_memory_are_not_sent_between_processes(tmp_path):
-    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    data = ShapesDataModule(num_workers=2, val_split=0.25, predict_dir=tmp_path)
-    for stage in ("fit", "test", "predict"):
-        data.setup(stage)
-    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
-    assert [loader.num_workers for loader in loaders] == [0, 0, 0, 2]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -329,31 +340,6 @@ def test_names_of_the_classes_come_with_a_checkpoint_where_no_data_are_read():
     assert data.class_names == ShapesDataModule.class_names
 
 
-class MemoryOfWorkers(TensorImages):
-    """Tells, instead of labels, how many bytes of the images its process holds for itself, and which process it is."""
-
-    def __getitems__(self, indices):
-        images, _ = super().__getitems__(indices)
-        return images, torch.tensor([mapping(self.images.data_ptr())[1], os.getpid()])
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="asks Linux how memory is shared")
-@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
-def test_workers_do_not_copy_the_images(start, tmp_path):
-    # ordinary memory, but for the file under it: Linux would tell of other memory together with it where they adjoin
-    memory = np.memmap(tmp_path / "images", np.uint8, "w+", shape=(4000, 3, 32, 32))
-    memory = np.memmap(tmp_path / "images", np.uint8, "c", shape=memory.shape)
-    images = torch.from_numpy(memory).random_(0, 256)
-    assert mapping(images.data_ptr())[1] >= images.nbytes  # what the measure says of a process that has them alone
-    dataset = MemoryOfWorkers(images, torch.zeros(4000, dtype=torch.int64)).take(torch.arange(4000))
-    loader = DataLoader(dataset, 500, num_workers=2, multiprocessing_context=start, collate_fn=dataset.collate)
-    read, told = zip(*loader, strict=True)
-    assert torch.equal(torch.cat(read), images)
-    private, processes = zip(*(row.tolist() for row in told), strict=True)
-    assert private == (0,) * 8
-    assert len({*processes} - {os.getpid()}) == 2
-
-
 def test_number_of_classes_is_known_before_anything_is_read():
     data = ShapesDataModule()
     assert data.num_classes == 3
@@ -374,30 +360,6 @@ def test_pinning_follows_the_device_unless_told():
     for told in (True, False):
         data.pin_memory = told
         assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == told
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (
-            np.zeros((4, 3, 2, 2), np.float32),
-            [0, 1, 2, 0],
-            r"uint8 of shape \(N, 3, H, W\) is needed, got torch.float32",
-        ),
-        (np.zeros((4, 2, 2, 3), np.uint8), [0, 1, 2, 0], r"got torch.uint8 of shape \(4, 2, 2, 3\)"),
-        (np.zeros((4, 3, 2, 2), np.uint8), [0, 1, 2], r"got 4 images, labels torch.int64 of shape \(3,\)"),
-        (np.zeros((0, 3, 2, 2), np.uint8), [], "at least one image"),
-        (np.zeros((4, 3, 2, 2), np.uint8), [0, 1, 2, 3], "labels must be 0 to 2, got 0 to 3"),
-        (np.zeros((4, 3, 2, 2), np.uint8), [0, -1, 2, 1], "labels must be 0 to 2, got -1 to 2"),
-    ],
-)
-def test_what_a_subclass_reads_is_checked(images, labels, message):
-    class Broken(ShapesDataModule):
-        def read(self, train):
-            return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64)
-
-    with pytest.raises(ValueError, match=f"Broken, test images: .*{message}"):
-        Broken().setup("test")
 
 
 def test_predict_without_a_folder_says_how_to_give_one():

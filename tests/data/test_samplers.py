@@ -74,19 +74,19 @@ def test_evaluation_sees_every_image_exactly_once(samples, ranks):
     assert sum(map(len, samplers)) == samples
 
 
-def dealt_by_torchvisions_references(order, ranks, rank, repetitions):
+def distributed_by_torchvisions_references(order, ranks, rank, repetitions):
     """What `RASampler` of torchvision's references makes of a permutation, with an epoch of all images."""
     repeated = [image for image in order for _ in range(repetitions)]
     return repeated[rank::ranks][: len(order) // ranks]
 
 
 @given(sizes, st.integers(1, 6))
-def test_repeated_augmentation_deals_as_torchvisions_references(size, repeats):
+def test_repeated_augmentation_is_that_of_torchvisions_references(size, repeats):
     samples, ranks = size
     order = list(TrainSampler(samples, seed=5))
     parts = [list(TrainSampler(samples, 5, ranks, rank, repeats=repeats)) for rank in range(ranks)]
     for rank, part in enumerate(parts):
-        assert part == dealt_by_torchvisions_references(order, ranks, rank, repeats)
+        assert part == distributed_by_torchvisions_references(order, ranks, rank, repeats)
         assert len(part) == len(TrainSampler(samples, 5, ranks, rank, repeats=repeats)) == samples // ranks
 
 
@@ -99,7 +99,7 @@ def test_repetitions_go_to_different_ranks_and_are_numbered():
         assert draws == tuple(SeededIndex(7, 3, image, repetition) for repetition in range(4))
 
 
-def test_draws_are_those_of_the_images_also_when_resumed():
+def test_seeded_indices_are_those_of_the_images_also_when_resumed():
     plain, drawn = TrainSampler(20, 1, 2, 1, repeats=3), SeededSampler(20, 1, 2, 1, repeats=3)
     plain.start = drawn.start = 4
     assert [draw.image for draw in drawn] == list(plain)
