@@ -6,11 +6,12 @@ import torch
 from lightning.pytorch import seed_everything
 from PIL import Image
 
-from knlightning.data import DigitScenesDataModule, digit_scenes, scenes
+from knlightning.data import DigitScenesDataModule, digit_scenes
 
 
 def ready(stage="fit", **arguments):
-    data = DigitScenesDataModule(**{"train_scenes": 40, "eval_scenes": 20, "batch_size": 16, **arguments})
+    small = {"image_size": (32, 32), "train_scenes": 40, "eval_scenes": 20, "batch_size": 16}
+    data = DigitScenesDataModule(**small | arguments)
     data.setup(stage)
     return data
 
@@ -27,12 +28,6 @@ def everything(loader):
 def test_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(ValueError, match=rf"^{argument} must be .*, got "):
         DigitScenesDataModule(**{argument: value})
-
-
-@pytest.fixture
-def few_at_a_time(monkeypatch):
-    """Composes blocks of 20 scenes instead of 64, for speed."""
-    monkeypatch.setattr(scenes, "SCENES_PER_BLOCK", 20)
 
 
 def test_scenes_have_the_promised_form_by_default():
@@ -56,7 +51,6 @@ def test_scenes_have_the_promised_form_by_default():
     torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(data.std).double(), atol=1e-3, rtol=0)
 
 
-@pytest.mark.usefixtures("few_at_a_time")
 def test_the_canvas_has_its_height_first():
     data = ready(image_size=(40, 72))
     images, labels = everything(data.train_dataloader())
@@ -93,7 +87,6 @@ def test_parts_share_no_digit(monkeypatch):
     assert parts(val_split=0.1, split_seed=1)[1] != held_out
 
 
-@pytest.mark.usefixtures("few_at_a_time")
 def test_held_out_digits_make_the_validation_scenes():
     split, whole = ready(val_split=0.2), ready()
     assert len(split.val_dataloader().dataset) == 20
@@ -104,7 +97,6 @@ def test_held_out_digits_make_the_validation_scenes():
     assert torch.equal(everything(alone.val_dataloader())[0], everything(split.val_dataloader())[0])
 
 
-@pytest.mark.usefixtures("few_at_a_time")
 def test_scenes_are_always_the_same_and_more_begin_with_the_fewer():
     few = ready().train_dataloader().dataset
     seed_everything(7, verbose=False)
@@ -137,7 +129,6 @@ def test_augmentation_shifts_images_and_labels_alike():
     assert {(a.numpy().tobytes(), b.numpy().tobytes()) for a, b in zip(*varied, strict=True)} == expected
 
 
-@pytest.mark.usefixtures("few_at_a_time")
 @pytest.mark.parametrize("augment", [True, False])
 def test_scenes_are_varied_in_training_only(augment):
     data = ready(augment=augment)
@@ -152,7 +143,6 @@ def test_scenes_are_varied_in_training_only(augment):
         torch.testing.assert_close(data.displayable(images), images)
 
 
-@pytest.mark.usefixtures("few_at_a_time")
 def test_ranks_share_the_scenes():
     seen = {"train": [], "val": []}
     for rank in range(2):
@@ -163,7 +153,6 @@ def test_ranks_share_the_scenes():
     assert [(len(images), len({*images})) for images in seen.values()] == [(40, 40), (19, 19)]
 
 
-@pytest.mark.usefixtures("few_at_a_time")
 def test_an_epoch_goes_on_where_it_was_interrupted():
     whole = list(ready().train_dataloader())
     first, second = (ready().train_dataloader() for _ in range(2))
