@@ -1,20 +1,24 @@
 """Data: one LightningDataModule for each family of datasets."""
 
-from knlightning.data.base import ImageDataModule
+from knlightning.data.base import BaseDataModule
 from knlightning.data.cifar import CIFAR10DataModule, CIFAR100DataModule
 from knlightning.data.cityscapes import CityscapesDataModule
 from knlightning.data.digit_scenes import DigitScenesDataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
+from knlightning.data.image_files import ImageFiles
 from knlightning.data.image_folder import ImageFolderDataModule
 from knlightning.data.imagenet import ImageNetDataModule
 from knlightning.data.imagenet32 import ImageNet32DataModule
+from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.loader import ResumableLoader
-from knlightning.data.samplers import EvalSampler, TrainSampler
+from knlightning.data.masked_files import MaskedFiles
+from knlightning.data.samplers import EvalSampler, Sampling, TrainSampler
 from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
 
 __all__ = [
+    "BaseDataModule",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "CityscapesDataModule",
@@ -23,10 +27,13 @@ __all__ = [
     "EvalSampler",
     "FolderImages",
     "ImageDataModule",
+    "ImageFiles",
     "ImageFolderDataModule",
     "ImageNet32DataModule",
     "ImageNetDataModule",
+    "MaskedFiles",
     "ResumableLoader",
+    "Sampling",
     "SegmentationDataModule",
     "TrainSampler",
     "random_crop",

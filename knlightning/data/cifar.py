@@ -6,16 +6,16 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.utils import download_and_extract_archive
 
-from knlightning.data.base import ImageDataModule, Scaling
+from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
-from knlightning.data.unpickling import entry, load_pickle
+from knlightning.data.unpickling import load_pickle, pixel_rows, require_key
+from knlightning.internals.torchvision import CIFAR10, CIFAR100, download_and_extract_archive
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -27,19 +27,11 @@ class CIFAR10DataModule(ImageDataModule):
 
     Args:
         root: Folder in which the dataset's folder lies.
-        download: Whether to get the dataset (170 MB) if files are missing; the archive's checksum is verified.
-        batch_size: Training images in a batch, on each device; for this and what follows see `ImageDataModule` too.
-        eval_batch_size: The same for validation, test and prediction; None for `batch_size`.
-        scaling: `unit` (pixels / 255) or `standard` (less the mean, divided by the standard deviation too).
-        augment: Whether training images are cropped and mirrored at random.
-        val_split: Fraction of the training images held out for validation; with 0 the test images serve for it.
-        split_seed: Seed of that split.
-        num_workers: Processes that read the files in `predict_dir`; images in memory need none.
-        pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
-        predict_dir: Folder of images to predict on.
+        download: Whether to download the dataset (170 MB) if files are missing; the archive's checksum is verified.
+        kwargs: Arguments of `ImageDataModule`.
 
     Raises:
-        ValueError: An argument is out of range.
+        ArgumentError: If an argument is out of range.
     """
 
     class_names: tuple[str, ...] = (
@@ -57,34 +49,11 @@ class CIFAR10DataModule(ImageDataModule):
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2471, 0.2435, 0.2616)
     image_size = (32, 32)
-    source: type[datasets.CIFAR10] = datasets.CIFAR10  # names of files, address and checksum; torchvision reads nothing
+    source: type[CIFAR10] = CIFAR10  # names of files, address and checksum; torchvision reads nothing
     label_key = "labels"
 
-    def __init__(
-        self,
-        root: str | os.PathLike[str] = "data",
-        download: bool = False,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        scaling: Scaling = "unit",
-        augment: bool = True,
-        val_split: float = 0.0,
-        split_seed: int = 0,
-        num_workers: int = 0,
-        pin_memory: bool | None = None,
-        predict_dir: str | os.PathLike[str] | None = None,
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            scaling=scaling,
-            augment=augment,
-            val_split=val_split,
-            split_seed=split_seed,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            predict_dir=predict_dir,
-        )
+    def __init__(self, root: str | os.PathLike[str] = "data", download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.root = Path(root)
         self.download = download
 
@@ -97,7 +66,7 @@ class CIFAR10DataModule(ImageDataModule):
         """Download the dataset if asked to and files are missing.
 
         Raises:
-            OSError: It could not be had, or its checksum is wrong.
+            OSError: If the download fails, or its checksum is wrong.
         """
         if not self.download or not self._missing():
             return
@@ -106,7 +75,7 @@ class CIFAR10DataModule(ImageDataModule):
             download_and_extract_archive(source.url, self.root, filename=source.filename, md5=source.tgz_md5)
         except (OSError, RuntimeError) as error:
             raise OSError(
-                f"{source.url} could not be brought to {self.root.absolute()}: {error}. Get it in another way "
+                f"{source.url} could not be downloaded to {self.root.absolute()}: {error}. Get it in another way "
                 "and unpack it there."
             ) from error
 
@@ -114,14 +83,14 @@ class CIFAR10DataModule(ImageDataModule):
         """Read the training or the test images, and the names of the classes.
 
         Raises:
-            FileNotFoundError: Files are missing; says which, where, and how to get them.
-            ValueError: A file is damaged or of another format; says which, and what was found.
+            FileNotFoundError: If files are missing; says which, where, and how to get them.
+            ValueError: If a file is damaged or of another format; says which, and what was found.
         """
         if missing := self._missing():
             raise FileNotFoundError(
-                f"{', '.join(missing)} missing in {self.folder.absolute()}. Get the dataset with "
-                f"--data.download true, or unpack {self.source.url} in {self.root.absolute()}, or give the "
-                f"folder that holds {self.source.base_folder} with --data.root."
+                f"{', '.join(missing)} missing in {self.folder.absolute()}. Set download to true, or unpack "
+                f"{self.source.url} in {self.root.absolute()}, or set root to the folder that holds "
+                f"{self.source.base_folder}."
             )
         self.class_names = self._read_names()
         files = self.source.train_list if train else self.source.test_list
@@ -139,7 +108,7 @@ class CIFAR10DataModule(ImageDataModule):
 
     def _read_names(self) -> tuple[str, ...]:
         path = self.folder / self.source.meta["filename"]
-        names = entry(path, load_pickle(path), self.source.meta["key"])
+        names = require_key(path, load_pickle(path), self.source.meta["key"])
         if (
             not isinstance(names, list)
             or len(names) != self.num_classes
@@ -151,20 +120,17 @@ class CIFAR10DataModule(ImageDataModule):
     def _read_batch(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         """Return a file's images, uint8 `(N, 3, 32, 32)`, and labels, int64 `(N,)`."""
         content = load_pickle(path)
-        data, labels = entry(path, content, "data"), entry(path, content, self.label_key)
-        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-            found = f"{data.dtype} of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-            raise ValueError(f"{path}: 'data' must be uint8 of shape (N, 3072), found {found}.")
-        if not isinstance(labels, list) or len(labels) != len(data):
+        images, labels = pixel_rows(path, content), require_key(path, content, self.label_key)
+        if not isinstance(labels, list) or len(labels) != len(images):
             found = f"{len(labels)} of them" if isinstance(labels, list) else type(labels).__name__
-            raise ValueError(f"{path}: {self.label_key!r} must be a list of {len(data)} labels, found {found}.")
+            raise ValueError(f"{path}: {self.label_key!r} must be a list of {len(images)} labels, found {found}.")
         for label in labels:
             if not isinstance(label, int) or not 0 <= label < self.num_classes:
                 raise ValueError(
                     f"{path}: {self.label_key!r} must be whole numbers from 0 to {self.num_classes - 1}, "
                     f"found {label!r:.100}."
                 )
-        return data.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+        return images, np.array(labels, np.int64)
 
 
 # in the order of the labels; taken from the dataset's own list once that is read
@@ -188,5 +154,5 @@ class CIFAR100DataModule(CIFAR10DataModule):
     class_names = tuple(_CIFAR100_NAMES.split())
     mean = (0.5071, 0.4865, 0.4409)
     std = (0.2673, 0.2564, 0.2762)
-    source = datasets.CIFAR100
+    source = CIFAR100
     label_key = "fine_labels"

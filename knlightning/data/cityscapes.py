@@ -6,18 +6,22 @@ colours are those of the benchmark.
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torchvision.transforms import v2
 
+from knlightning.checks import check, check_number
 from knlightning.data.base import Scaling
-from knlightning.data.folder import find_images, listed
+from knlightning.data.folder import abbreviated, find_images
 from knlightning.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
-from knlightning.data.samplers import DrawSampler
-from knlightning.data.segmentation import IGNORED, MaskedFiles, PadRightBottom, RandomScale, SegmentationDataModule
+from knlightning.data.mask_transforms import PadRightBottom, RandomScale
+from knlightning.data.masked_files import MaskedFiles
+from knlightning.data.samplers import Sampling
+from knlightning.data.segmentation import IGNORED, SegmentationDataModule
 
-IMAGE, LABELS = "_leftImg8bit.png", "_gtFine_labelIds.png"
+IMAGE_SUFFIX, LABEL_SUFFIX = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 CLASSES = {
     7: ("road", (128, 64, 128)),
@@ -53,44 +57,40 @@ class CityscapesDataModule(SegmentationDataModule):
     `ROOT/gtFine/<split>/<city>/<name>_gtFine_labelIds.png`, in the order of the paths. Ids of other classes than the
     19 are made 255, which does not count.
 
-    A training image is scaled by a random factor, extended to the right and downwards by black pixels that do not count
-    where it is smaller than the crop, cropped at random, and mirrored with probability 1/2: the recipe of Table 3 of
-    the kernel normalization paper. Factors are those of the public HRNet segmentation code that the paper trained with,
-    0.5, 0.6, ..., 2.1; the paper names the interval from 0.5 to 2 (`scale_range: [0.5, 2.0]`, and `scale_step: null`
-    for any factor in it). How an image is varied is a function of the run's seed, the epoch and the image alone, so
-    that runs are alike with any number of processes, and when resumed. An epoch's last batch is left out if it is not
-    full.
+    A training image is scaled by a random factor, padded on the right and at the bottom with black pixels that do not
+    count where it is smaller than the crop, cropped at random, and mirrored with probability 1/2: the recipe of Table 3
+    of the kernel normalization paper. Factors are those of the public HRNet segmentation code that the paper trained
+    with, 0.5, 0.6, ..., 2.1; the paper names the interval from 0.5 to 2 (`scale_range: [0.5, 2.0]`, and
+    `scale_step: null` for any factor in it). How an image is augmented is a function of the run's seed, the epoch and
+    the image alone, so that runs are equal with any number of processes, and when resumed. An epoch's last batch is
+    left out if it is not full.
 
     Evaluation is on whole images. **The validation images serve for testing too**: the labels of the test images are
     not public, and their files say "not labelled" throughout. Predictions for the benchmark are made on the test images
     by `knl predict`.
 
-    Before a stage begins, every image is looked at for a label file of its size, and every label file for unknown ids.
-    The latter means to decode them; it takes about 11 s of one core for 1000 files of 2048x1024, shared among
-    threads and the processes that train together.
+    Before a stage begins, a label file of the same size is looked for beside every image, and label files are checked
+    for unknown ids. The latter decodes them all; it takes about 11 s of one core for 1000 files of 2048x1024, shared
+    among threads and the processes that train together.
 
     Args:
         root: Folder in which `leftImg8bit` and `gtFine` lie.
         crop_size: `(height, width)` of training images.
         scale_range: Least and largest factor by which training images are scaled.
         scale_step: Distance between the factors that are drawn from; None for any factor in the range.
-        check_labels: Whether label files are looked at for unknown ids before a stage begins; if not, one that has some
-            is an error not before it is read.
+        check_labels: Whether label files are checked for unknown ids before a stage begins; if not, a file that has
+            some is an error when it is read.
         batch_size: Training images in a batch, on each device.
         eval_batch_size: The same for validation and test; None for `batch_size`. Above 1 images must have one size.
             Predictions are made one image at a time.
         scaling: `unit` divides pixels by 255; `standard` then subtracts ImageNet's mean and divides by its standard
             deviation.
-        val_split: Fraction of the training images, 0 to below 1, held out for validation with the same share of each
-            city, instead of the validation images. They show streets near those trained on;
-            other cities are harder.
-        split_seed: Seed of that split.
-        num_workers: Processes that decode, for each device; None for the processors there are, 16 at most.
-        pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
         predict_dir: Folder of images to predict on, at their own size; None for `ROOT/leftImg8bit/test`.
+        kwargs: Arguments of `BaseDataModule`. `val_split` holds out the same share of each city. The images held out
+            show streets near those trained on; other cities are harder.
 
     Raises:
-        ValueError: An argument is out of range.
+        ArgumentError: If an argument is out of range.
     """
 
     class_names = tuple(name for name, _ in CLASSES.values())
@@ -100,9 +100,7 @@ class CityscapesDataModule(SegmentationDataModule):
     std = IMAGENET_STD
     image_size = (1024, 2048)
 
-    _val = _test = "val"
-    _drop_last = True
-    _train_sampler = DrawSampler
+    sampling = Sampling(test="val", drop_last=True)
 
     def __init__(
         self,
@@ -111,33 +109,21 @@ class CityscapesDataModule(SegmentationDataModule):
         scale_range: tuple[float, float] = (0.5, 2.1),
         scale_step: float | None = 0.1,
         check_labels: bool = True,
+        *,
         batch_size: int = 8,
         eval_batch_size: int | None = 1,
         scaling: Scaling = "standard",
-        val_split: float = 0.0,
-        split_seed: int = 0,
-        num_workers: int | None = None,
-        pin_memory: bool | None = None,
         predict_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            scaling=scaling,
-            val_split=val_split,
-            split_seed=split_seed,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            predict_dir=predict_dir,
+            batch_size=batch_size, eval_batch_size=eval_batch_size, scaling=scaling, predict_dir=predict_dir, **kwargs
         )
+        sizes_ok = len(crop_size) == 2 and min(crop_size) >= 1
+        check(sizes_ok, "crop_size", crop_size, "a height and a width of at least 1")
         low, high = scale_range
-        for name, value, allowed, ok in (
-            ("crop_size", crop_size, "a height and a width of 1 or more", len(crop_size) == 2 and min(crop_size) >= 1),
-            ("scale_range", scale_range, "two factors above 0, the smaller one first", 0 < low <= high < float("inf")),
-            ("scale_step", scale_step, "above 0, or null for any factor", scale_step is None or scale_step > 0),
-        ):
-            if not ok:
-                raise ValueError(f"{name}={value!r}: must be {allowed}.")
+        check(0 < low <= high < float("inf"), "scale_range", scale_range, "two factors above 0, the smaller one first")
+        check_number("scale_step", scale_step, above=0, none="any factor in scale_range")
         self.root = Path(root)
         self.check_labels = check_labels
         self.augmentation = v2.Compose(
@@ -151,53 +137,42 @@ class CityscapesDataModule(SegmentationDataModule):
         if predict_dir is None:
             self.predict_dir = self.root / "leftImg8bit" / "test"
 
-    def setup(self, stage: str) -> None:
-        """List and check what a stage needs, unless it was done before.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`.
+    def load(self, split: str) -> MaskedFiles:
+        """List the files of a split, and check them.
 
         Raises:
-            FileNotFoundError: Folders or label files are missing.
-            ValueError: There are no images, a label file has another size than its image or unknown ids, a file is no
-                image, or images of different sizes are to be evaluated together. Messages name the files.
+            FileNotFoundError: If folders or label files are missing.
+            ValueError: If there are no images, a label file has another size than its image or unknown ids, or a file
+                is no image. Messages name the files.
         """
-        super().setup(stage)
-        if self.eval_batch_size > 1:
-            for name, part in self._parts.items():
-                if name != self._train and isinstance(part, MaskedFiles):
-                    part.check_one_size(f"eval_batch_size={self.eval_batch_size}")
-
-    def _load(self, source: str) -> MaskedFiles:
-        """List the files of a split, and check them."""
-        folder = self.root / "leftImg8bit" / source
+        folder = self.root / "leftImg8bit" / split
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"There is no folder {folder.absolute()}. Images are looked for in ROOT/leftImg8bit/{source}/CITY and "
-                f"their labels in ROOT/gtFine/{source}/CITY; give another ROOT with --data.root."
+                f"There is no folder {folder.absolute()}. Images are looked for in ROOT/leftImg8bit/{split}/CITY and "
+                f"their labels in ROOT/gtFine/{split}/CITY; give another root."
             )
-        images = [path for path in find_images(folder) if path.endswith(IMAGE)]
+        images = [path for path in find_images(folder) if path.endswith(IMAGE_SUFFIX)]
         if not images:
-            raise ValueError(f"There are no images CITY/*{IMAGE} in {folder.absolute()}.")
-        labelled = self.root / "gtFine" / source
-        names = [os.path.relpath(path, folder).removesuffix(IMAGE) + LABELS for path in images]
+            raise ValueError(f"There are no images CITY/*{IMAGE_SUFFIX} in {folder.absolute()}.")
+        labelled = self.root / "gtFine" / split
+        names = [os.path.relpath(path, folder).removesuffix(IMAGE_SUFFIX) + LABEL_SUFFIX for path in images]
         if missing := [name for name in names if not (labelled / name).is_file()]:
             raise FileNotFoundError(
                 f"{len(missing)} of the {len(images)} images in {folder.absolute()} have no label file in "
-                f"{labelled.absolute()}: {listed(missing)}. Fetch gtFine_trainvaltest.zip again, or take these images "
-                "out."
+                f"{labelled.absolute()}: {abbreviated(missing)}. Unpack gtFine_trainvaltest.zip again, or remove these "
+                "images."
             )
         cities = {city: number for number, city in enumerate(dict.fromkeys(map(os.path.dirname, names)))}
         files = MaskedFiles(
             images,
             [str(labelled / name) for name in names],
-            torch.tensor([cities[os.path.dirname(name)] for name in names]),
             LABEL_OF_ID,
             self.augmentation,
-            max(1, self._readers()),
+            torch.tensor([cities[os.path.dirname(name)] for name in names]),
+            max(1, self._num_readers()),
         )
         if self.check_labels:
-            rank_zero_info(f"Looking at the labels of {len(files)} images in {labelled} (--data.check_labels).")
+            rank_zero_info(f"Checking the labels of {len(files)} images in {labelled} (check_labels).")
             ranks, rank = self._ranks()
             files.check_masks(range(rank, len(files), ranks))
         return files

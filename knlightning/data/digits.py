@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knlightning.data.base import ImageDataModule
+from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.transforms import random_crop
 
-MOST_INK = 16
-"""Ink of a pixel is counted from 0 to that."""
+MAX_INK = 16
+"""Largest value of a pixel."""
 
 
 def read_ink(train: bool) -> tuple[Tensor, Tensor]:
@@ -18,7 +18,7 @@ def read_ink(train: bool) -> tuple[Tensor, Tensor]:
         train: Whether to return the 1437 to train on, or the 360 to test on.
 
     Returns:
-        Ink, uint8 `(N, 1, 8, 8)`, 0 to `MOST_INK`, and labels, int64 `(N,)`.
+        Ink, uint8 `(N, 1, 8, 8)`, 0 to `MAX_INK`, and labels, int64 `(N,)`.
     """
     # here: slow to import
     from sklearn.datasets import load_digits
@@ -30,11 +30,11 @@ def read_ink(train: bool) -> tuple[Tensor, Tensor]:
 
 
 class DigitsDataModule(ImageDataModule):
-    """1797 digits, light strokes on a dark ground, 10 classes; 1437 to train on and 360 to test on.
+    """1797 digits, light strokes on a dark background, 10 classes; 1437 to train on and 360 to test on.
 
     The 8x8 grey images of `sklearn.datasets.load_digits` are brought to 32x32 pixels (bilinear) and three equal
     channels, so that networks for small colour images run unchanged. The split is stratified by class and always the
-    same. It does not part writers, of whom the set says nothing: accuracy on new writers will be lower.
+    same. It does not separate writers, about whom the set says nothing: accuracy on new writers will be lower.
 
     While training, digits are shifted by up to two pixels. They are not mirrored: a mirrored digit is another sign.
 
@@ -51,7 +51,7 @@ class DigitsDataModule(ImageDataModule):
         """Return uint8 images `(1437 or 360, 3, 32, 32)` and their labels."""
         ink, labels = read_ink(train)
         large = F.interpolate(ink.float(), size=self.image_size, mode="bilinear")
-        pixels = (large * (255 / MOST_INK)).round().to(torch.uint8)
+        pixels = (large * (255 / MAX_INK)).round().to(torch.uint8)
         return pixels.repeat(1, 3, 1, 1), labels
 
     def augmentation(self, images: Tensor) -> Tensor:

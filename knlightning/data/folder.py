@@ -1,4 +1,4 @@
-"""Folders of image files: which there are, how they are decoded, and a user's own to predict on."""
+"""Folders of image files: how images are found and decoded, and a dataset of a user's own images to predict on."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -9,27 +9,27 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as tv
 
-MOST_NAMED = 5
-"""So many files or classes are named in a message."""
+from knlightning.internals.torchvision import IMG_EXTENSIONS
+
+MAX_NAMES = 5
+"""Number of files or classes that a message names."""
 
 
-def listed(names: Sequence[str]) -> str:
-    """Write the first names of a list, and how many more there are."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+def abbreviated(names: Sequence[str]) -> str:
+    """Join the first names of a list, and tell how many more there are."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[str]:
     """List the image files in a folder and its subfolders, sorted.
 
-    Files are told by their suffix (`torchvision.datasets.folder.IMG_EXTENSIONS`); those whose name begins with a dot
-    are left out.
+    A file is an image file if it has one of the suffixes `IMG_EXTENSIONS`, and its name does not begin with a dot.
 
     Args:
-        folder: The folder, or a link to it; links to folders in it are passed over.
+        folder: The folder, or a link to it; links to folders in it are not followed.
 
     Returns:
         Paths that begin with `folder`.
@@ -46,19 +46,17 @@ def find_classes(folder: Path) -> list[str]:
     """List the folders of classes in a folder, sorted by name; those whose name begins with a dot are left out.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
-        ValueError: There are no folders in it.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If there are no folders in it.
     """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"There is no folder {folder.absolute()}. Images are looked for in ROOT/train/CLASS and ROOT/val/CLASS; "
-            "give another ROOT with --data.root, or other names of folders."
+            "give another root, or other names of folders."
         )
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
-        raise ValueError(
-            f"There are no folders in {folder.absolute()}: the images of each class need one of their own."
-        )
+        raise ValueError(f"There are no folders in {folder.absolute()}: the images of each class need a folder.")
     return classes
 
 
@@ -70,7 +68,7 @@ def decoded(path: str | os.PathLike[str], upright: bool = True) -> Image.Image:
         upright: Whether to turn the image as its EXIF data say.
 
     Raises:
-        ValueError: The file cannot be decoded, or its pixels have more than 8 bits a channel; the message names it.
+        ValueError: If the file cannot be decoded, or its pixels have more than 8 bits a channel; the message names it.
     """
     with opened(path) as image:
         return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
@@ -96,9 +94,9 @@ def fitted(image: Image.Image, size: tuple[int, int], resize: int | None) -> Ten
 class FolderImages(Dataset[tuple[Tensor, str]]):
     """All images in a folder and its subfolders (`find_images`), in the order of their paths.
 
-    An image is turned as its EXIF data say, made RGB, and brought to a size by `fitted`, or left at its own. Nothing
-    else is done to it: for a network trained on light strokes on a dark ground, such as the digits, invert scans of
-    dark ink first.
+    An image is turned as its EXIF data say, converted to RGB, and brought to a size by `fitted`, or left at its own.
+    Nothing else is done to it: for a network trained on light strokes on a dark background, such as the digits, invert
+    scans of dark ink first.
 
     Args:
         root: The folder.
@@ -107,10 +105,10 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
             covers `size`.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
-        ValueError: It holds no image, or a file with an image's suffix that is none; the message names it. When the
-            object is made, the heads of all files are looked at, and the checksums of formats that have them; other
-            damage shows, by the same error, when the image is read.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If it holds no image, or a file with the suffix of an image that is none; the message names it. When
+            the object is made, the headers of all files are checked, and the checksums of formats that have them; other
+            damage raises the same error when the image is read.
     """
 
     def __init__(self, root: str | os.PathLike[str], size: tuple[int, int] | None, resize: int | None = None) -> None:
@@ -121,7 +119,7 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
         self.paths = find_images(folder)
         if not self.paths:
             raise ValueError(
-                f"There are no images in {folder.absolute()} or its subfolders. Files are known by their suffix: "
+                f"There are no images in {folder.absolute()} or its subfolders. Image files have one of the suffixes "
                 f"{' '.join(IMG_EXTENSIONS)}."
             )
         for path in self.paths:
@@ -137,17 +135,23 @@ class FolderImages(Dataset[tuple[Tensor, str]]):
         image = decoded(path)
         return tv.pil_to_tensor(image) if self.size is None else fitted(image, self.size, self.resize), path
 
+    @staticmethod
+    def collate(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
+        """Make a batch: uint8 `(N, 3, height, width)`, and the paths."""
+        images, paths = zip(*samples, strict=True)
+        return torch.stack(images), list(paths)
+
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """Open an image, and say in one way which file cannot be read.
+    """Open an image for the time of the block; errors of all decoders become one, which names the file.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: What is done with the image meanwhile raises the error of a decoder, or its pixels have more than
-            8 bits a channel; the message names the file.
+        ValueError: If the block raises the error of a decoder, or the pixels have more than 8 bits a channel; the
+            message names the file.
     """
     try:
         with Image.open(path) as image:
@@ -156,9 +160,3 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all raised by decoders
         raise ValueError(f"{path}: cannot be read as an image ({error}). Mend it or take it out.") from error
-
-
-def collate_named(samples: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:
-    """Make a batch: uint8 `(N, 3, height, width)`, and the paths."""
-    images, paths = zip(*samples, strict=True)
-    return torch.stack(images), list(paths)

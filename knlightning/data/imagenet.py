@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchvision.models import ResNet18_Weights
 
-from knlightning.data.folder import listed
+from knlightning.data.folder import abbreviated
 from knlightning.data.image_folder import ImageFolderDataModule
 
 NUM_CLASSES = 1000
@@ -18,8 +18,7 @@ class ImageNetDataModule(ImageFolderDataModule):
     """ImageNet: 1,281,167 training and 50,000 validation images in 1000 classes; the latter serve for testing too.
 
     Reads `ROOT/{train,val}/<wnid>/*.JPEG`. Labels follow the sorted WordNet ids, as those of torchvision's networks do.
-    Images are taken as they lie in the files, without regard to EXIF data, as published results have it. All else,
-    arguments too, is as in `ImageFolderDataModule`.
+    EXIF data are ignored, as for published results. All else, arguments too, is as in `ImageFolderDataModule`.
     """
 
     class_names = tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
@@ -29,11 +28,11 @@ class ImageNetDataModule(ImageFolderDataModule):
         """Return the English names of the classes.
 
         Raises:
-            ValueError: There are other folders than those of 1000 WordNet ids.
+            ValueError: If there are other folders than those of 1000 WordNet ids.
         """
         strange = [name for name in folders if not re.fullmatch(r"n\d{8}", name)]
         if strange or len(folders) != NUM_CLASSES:
-            among = f", among them {listed(strange)}" if strange else ""
+            among = f", among them {abbreviated(strange)}" if strange else ""
             raise ValueError(
                 f"{where.absolute()}: ImageNet has {NUM_CLASSES} folders named by WordNet ids such as n01440764; found "
                 f"{len(folders)}{among}. For other images in folders there is ImageFolderDataModule."

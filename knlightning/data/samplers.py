@@ -1,16 +1,41 @@
 """Which images a rank sees, in which order: functions of (seed, epoch, rank) and of nothing else.
 
-All classes are `DistributedSampler`s so that Lightning leaves them in place on several devices, where it would
+The samplers are `DistributedSampler`s so that Lightning leaves them in place on several devices, where it would
 otherwise put its own sampler around them.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
+
+from knlightning.checks import check_number
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which splits of a dataset a datamodule uses, and how it samples them.
+
+    How an image is augmented is not said here: training uses the `train_sampler` of the dataset that `load` returns.
+
+    Attributes:
+        train: Split to train on.
+        val: Split to validate on, if `val_split` is 0.
+        test: Split to test on.
+        drop_last: Whether an epoch's last training batch is left out if it is not full.
+        repeats: How many times an epoch shows each training image that it shows, augmented anew each time; see
+            `TrainSampler`.
+    """
+
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+    drop_last: bool = False
+    repeats: int = 1
 
 
 def _sized(samples: int) -> Dataset[Any]:
@@ -19,31 +44,32 @@ def _sized(samples: int) -> Dataset[Any]:
 
 
 class TrainSampler(DistributedSampler[Any]):
-    """Shuffles the training images anew each epoch and deals them out to the ranks.
+    """Shuffles the training images anew each epoch and distributes them over the ranks.
 
     Every rank gets the same number of images. If the number of images is no multiple of the number of ranks, the
     last few of the epoch's permutation (fewer than there are ranks) are left out; other images each epoch.
 
-    With repeated augmentation every image of the permutation comes `repeats` times in a row, and so to as many ranks
-    as there are, each time to be varied anew. An epoch stays as long as it was, and shows only its first images.
+    With repeated augmentation every image of the permutation comes `repeats` times in a row, and is augmented anew each
+    time. With several ranks the repetitions go to different ranks. An epoch has as many samples as without it, so that
+    it shows only the first images of its permutation.
 
-    Source: repeated augmentation is E. Hoffer et al., Augment your batch, CVPR 2020, dealt out as by the `RASampler`
-    of torchvision's reference training.
+    Source: repeated augmentation is E. Hoffer et al., Augment your batch, CVPR 2020, distributed as by the
+    `RASampler` of torchvision's reference training.
 
     Args:
         samples: Number of training images.
         seed: Base seed of the run, at least 0.
         ranks: Number of processes that train together.
         rank: Number of this process, 0 to `ranks - 1`.
-        current_epoch: Asked for the number of the epoch, whatever `set_epoch` is told.
-        repeats: How many times an image is shown in an epoch that shows it, at least 1.
+        current_epoch: Returns the number of the epoch; then the argument of `set_epoch` is ignored.
+        repeats: How many times an epoch shows an image that it shows, at least 1.
 
     Attributes:
         epoch: Number of the epoch, as of the last call of `set_epoch`.
         start: How many of this rank's images to skip: where an interrupted epoch goes on.
 
     Raises:
-        ValueError: There are fewer images than ranks.
+        ArgumentError: If there are fewer images than ranks.
     """
 
     def __init__(
@@ -55,8 +81,7 @@ class TrainSampler(DistributedSampler[Any]):
         current_epoch: Callable[[], int] | None = None,
         repeats: int = 1,
     ) -> None:
-        if samples < ranks:
-            raise ValueError(f"{samples} training images cannot be dealt out to {ranks} processes.")
+        check_number("samples", samples, at_least=ranks, integer=True, hint="Each process needs a training image.")
         super().__init__(_sized(samples), num_replicas=ranks, rank=rank, seed=seed, drop_last=True)
         self.samples = samples
         self.current_epoch = current_epoch
@@ -67,15 +92,15 @@ class TrainSampler(DistributedSampler[Any]):
         """Set the epoch whose order is drawn next.
 
         Args:
-            epoch: Number of the epoch, from 0; passed over if `current_epoch` was given.
+            epoch: Number of the epoch, from 0; ignored if `current_epoch` was given.
         """
         super().set_epoch(epoch if self.current_epoch is None else self.current_epoch())
 
     def __iter__(self) -> Iterator[Any]:
-        return (index for index, _ in self._dealt())
+        return (index for index, _ in self.indices_and_repetitions())
 
-    def _dealt(self) -> Iterator[tuple[int, int]]:
-        """Yield what this rank gets: the number of an image, and how many times it was shown before in the epoch."""
+    def indices_and_repetitions(self) -> Iterator[tuple[int, int]]:
+        """Yield for this rank the index of each image, and how many times the epoch has shown the image before."""
         # the parent seeds with seed + epoch: epoch 1 of seed 0 would be epoch 0 of seed 1
         mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(mixed))
@@ -83,14 +108,14 @@ class TrainSampler(DistributedSampler[Any]):
         return zip(order[places // self.repeats].tolist(), (places % self.repeats).tolist(), strict=True)
 
 
-class Draw(NamedTuple):
-    """One showing of a training image: all that its random numbers depend on.
+class SeededIndex(NamedTuple):
+    """Index of a training image, with all that the random numbers of its augmentation depend on.
 
     Attributes:
         seed: Base seed of the run.
         epoch: Number of the epoch.
-        image: Number of the image.
-        repetition: How many times the image was shown before in this epoch.
+        image: Index of the image.
+        repetition: How many times the epoch has shown the image before.
     """
 
     seed: int
@@ -99,30 +124,30 @@ class Draw(NamedTuple):
     repetition: int
 
     @contextmanager
-    def random(self) -> Iterator[None]:
-        """Make what torch draws on the CPU in the block a function of this draw, and put its generator back after it.
+    def random_numbers(self) -> Iterator[None]:
+        """Seed torch's global generator on the CPU by this index, for the time of the block.
 
-        So random numbers depend neither on the process that varies an image nor on what it did before.
+        So the random numbers depend neither on the process that augments an image nor on what it did before.
         """
         with torch.random.fork_rng(devices=[]):
-            # the generator of the CPU alone: torch.manual_seed would seed that of a GPU too, which is not put back
+            # the generator of the CPU alone: torch.manual_seed would seed that of a GPU too, which is not restored
             seed = np.random.SeedSequence(list(self)).generate_state(1, np.uint64)[0]
             torch.default_generator.manual_seed(int(seed))
             yield
 
 
-class DrawSampler(TrainSampler):
-    """TrainSampler of a dataset that varies the images itself, in whatever process: yields a `Draw` for each image.
+class SeededSampler(TrainSampler):
+    """TrainSampler of a dataset that augments images itself, in whatever process: yields `SeededIndex`es.
 
     Arguments are those of `TrainSampler`.
     """
 
     def __iter__(self) -> Iterator[Any]:
-        return (Draw(self.seed, self.epoch, *shown) for shown in self._dealt())
+        return (SeededIndex(self.seed, self.epoch, *shown) for shown in self.indices_and_repetitions())
 
 
 class EvalSampler(DistributedSampler[Any]):
-    """Deals the images out to the ranks in order, each image exactly once, without padding.
+    """Distributes the images over the ranks in order, each image exactly once, without padding.
 
     Args:
         samples: Number of images.

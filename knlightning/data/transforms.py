@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knlightning.checks import check_number
+
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
     """Shift every image by its own random offset: zero padding on all sides, then a crop of the old size.
@@ -20,10 +22,9 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
         Tensor of the same shape and dtype.
 
     Raises:
-        ValueError: `padding` is negative.
+        ArgumentError: If `padding` is negative.
     """
-    if padding < 0:
-        raise ValueError(f"padding={padding}: must be 0 or more pixels.")
+    check_number("padding", padding, at_least=0, integer=True)
     count, channels, height, width = images.shape
     device = images.device
     top, left = torch.randint(0, 2 * padding + 1, (2, count), device=device)
@@ -31,7 +32,7 @@ def random_crop(images: Tensor, padding: int) -> Tensor:
         return images
     padded = F.pad(images, [padding] * 4).contiguous()
     rows, columns = padded.shape[2:]
-    # The lines of all crops are found by where in memory they begin, and copied as they lie: far faster than by pixels
+    # The rows of all crops are found by where they begin in memory, and copied whole: far faster than pixel by pixel
     corners = (torch.arange(count, device=device) * channels * rows + top) * columns + left
     lines = torch.arange(channels, device=device).view(-1, 1) * rows + torch.arange(height, device=device)
     starts = corners.view(-1, 1) + lines.view(-1) * columns

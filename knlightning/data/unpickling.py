@@ -1,4 +1,4 @@
-"""Reading pickles of strangers: data only, no code."""
+"""Reading pickles from untrusted sources: data only, no code."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ class _Dtype:
     def __init__(self, name: str, align: int = 0, copy: int = 0) -> None:
         self.numpy = np.dtype(name)
         if self.numpy.kind not in "biuf":
-            raise pickle.UnpicklingError(f"numpy dtype {name!r} is not admitted")
+            raise pickle.UnpicklingError(f"numpy dtype {name!r} is not allowed")
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.numpy = self.numpy.newbyteorder(state[1])
@@ -40,11 +40,11 @@ def _reconstruct(array_type: str, shape: tuple[int, ...], dtype: bytes) -> _Arra
 def _encode(text: str, encoding: str) -> bytes:
     """Stand in for `_codecs.encode`, with which Python 3 writes bytes into old pickles."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is not admitted")
+        raise pickle.UnpicklingError(f"encoding {encoding!r} is not allowed")
     return text.encode(encoding)
 
 
-_ADMITTED: dict[tuple[str, str], object] = {
+_ALLOWED: dict[tuple[str, str], object] = {
     ("numpy", "ndarray"): "only named, as an argument of _reconstruct",
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # written by numpy 1
@@ -59,9 +59,9 @@ class _DataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ADMITTED[module, name]
+            return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} is not admitted") from None
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed") from None
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:
@@ -76,8 +76,8 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         What was pickled.
 
     Raises:
-        ValueError: The file is truncated, no pickle, or holds anything else; the message names it.
-        OSError: The file cannot be opened.
+        ValueError: If the file is truncated, no pickle, or holds anything else; the message names it.
+        OSError: If the file cannot be opened.
     """
     with Path(path).open("rb") as file:
         try:
@@ -89,18 +89,38 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
             ) from error
 
 
-def entry(path: str | os.PathLike[str], content: Any, key: str) -> Any:
-    """Return an entry of the dict in a file.
+def require_key(path: str | os.PathLike[str], content: Any, key: str) -> Any:
+    """Return a value of the dict in a file.
 
     Args:
-        path: The file, to be named.
+        path: The file, for the message.
         content: What it holds.
-        key: Key of the entry.
+        key: Key of the value.
 
     Raises:
-        ValueError: The content is no dict, or does not have the key.
+        ValueError: If the content is no dict, or does not have the key.
     """
     if not isinstance(content, dict) or key not in content:
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: a dict with the key {key!r} is needed, found {found:.200}.")
     return content[key]
+
+
+def pixel_rows(path: str | os.PathLike[str], content: Any) -> np.ndarray:
+    """Return the images of 32x32 pixels that the dict in a file has under "data", a row of 3072 pixels for each.
+
+    Args:
+        path: The file, for the message.
+        content: What it holds.
+
+    Returns:
+        uint8 `(N, 3, 32, 32)`.
+
+    Raises:
+        ValueError: If there are no such rows.
+    """
+    data = require_key(path, content, "data")
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+        found = f"{data.dtype} of shape {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise ValueError(f"{path}: 'data' must be uint8 of shape (N, 3072), found {found}.")
+    return data.reshape(-1, 3, 32, 32)

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from knlightning.data.samplers import Draw, DrawSampler
+from knlightning.data.samplers import SeededIndex, SeededSampler
 from knlightning.privacy.randomness import SecretRandom
 
 PLAIN_SAMPLERS = (DistributedSampler, RandomSampler, SequentialSampler)
@@ -57,7 +57,7 @@ class PrivateLoader:
         self.rate, self.steps, self.pieces, self.views = rate, steps, pieces, views
         self.random, self.ranks, self.rank, self.poisson = random, ranks, rank, poisson
         self.next_step = next_step
-        self._draw = loader.sampler if isinstance(loader.sampler, DrawSampler) else None
+        self._seeded = loader.sampler if isinstance(loader.sampler, SeededSampler) else None
         self._handed_out = 0
         self._restored = 0
         self.loader = DataLoader(
@@ -121,7 +121,7 @@ class PrivateLoader:
         return self.random.permutation(self.samples, "shuffling", epoch)[place * size : (place + 1) * size]
 
     def _index(self, step: int, image: int, view: int) -> Any:
-        return image if self._draw is None else Draw(self._draw.seed, step, image, view)
+        return image if self._seeded is None else SeededIndex(self._seeded.seed, step, image, view)
 
 
 def check_loader(loader: Any) -> None:

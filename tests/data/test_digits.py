@@ -5,13 +5,13 @@ from knlightning.data import DigitsDataModule
 
 
 @pytest.fixture(scope="module")
-def digits() -> DigitsDataModule:
+def digits():
     data = DigitsDataModule(batch_size=100)
     data.setup("fit")
     return data
 
 
-def test_parts_have_the_promised_form(digits: DigitsDataModule) -> None:
+def test_parts_have_the_promised_form(digits):
     for train, count in ((True, 1437), (False, 360)):
         images, labels = digits.read(train)
         assert images.shape == (count, 3, 32, 32)
@@ -25,7 +25,7 @@ def test_parts_have_the_promised_form(digits: DigitsDataModule) -> None:
     assert digits.class_names[7] == "7"
 
 
-def test_parts_are_the_whole_set_and_do_not_overlap(digits: DigitsDataModule) -> None:
+def test_parts_are_the_whole_set_and_do_not_overlap(digits):
     from sklearn.datasets import load_digits
 
     # scaling up moves a corner pixel onto itself, so the original's brightness can be summed up again
@@ -38,17 +38,17 @@ def test_parts_are_the_whole_set_and_do_not_overlap(digits: DigitsDataModule) ->
     assert torch.equal(ours[:, 0], ours[:, 2])
 
 
-def test_the_split_is_always_the_same(digits: DigitsDataModule) -> None:
+def test_the_split_is_always_the_same(digits):
     assert torch.equal(DigitsDataModule().read(False)[0], digits.read(False)[0])
 
 
-def test_stated_mean_and_standard_deviation(digits: DigitsDataModule) -> None:
+def test_stated_mean_and_standard_deviation(digits):
     pixels = digits.read(True)[0].double() / 255
     assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor(digits.mean).double(), atol=1e-4)
     assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor(digits.std).double(), atol=1e-4)
 
 
-def test_augmentation_shifts_and_never_mirrors(digits: DigitsDataModule) -> None:
+def test_augmentation_shifts_and_never_mirrors(digits):
     torch.manual_seed(0)
     image = digits.read(True)[0][:1]
     padded = torch.nn.functional.pad(image, [2] * 4)

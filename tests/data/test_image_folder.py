@@ -1,10 +1,8 @@
-import pickle
 import shutil
 from collections import Counter
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,40 +10,37 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from standins import write_image_folder
-from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from knlightning.data import ImageFolderDataModule
-from knlightning.data.image_folder import ImageFiles
-from knlightning.data.samplers import Draw
+from knlightning.data.samplers import SeededIndex
 
 BROKEN = b"\xff\xd8\xff broken"
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path):
     """Ten training images, and as many to validate on, in each of two classes."""
     write_image_folder(tmp_path / "data", count=10)
     return tmp_path / "data"
 
 
-def module(root: Path, **arguments: Any) -> ImageFolderDataModule:
+def module(root, **arguments):
     small = {"train_size": 16, "eval_resize": 20, "eval_size": 16, "batch_size": 4, "num_workers": 0}
     return ImageFolderDataModule(root, **{**small, **arguments})
 
 
-def fitted(root: Path, **arguments: Any) -> ImageFolderDataModule:
+def fitted(root, **arguments):
     data = module(root, **arguments)
     data.setup("fit")
     return data
 
 
-def batches(loader: DataLoader) -> list[tuple[Tensor, Tensor]]:
+def batches(loader):
     return list(loader)
 
 
-def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+def same(first, second):
     return len(first) == len(second) and all(
         torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
     )
@@ -54,22 +49,22 @@ def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]
 @pytest.mark.parametrize(
     ("argument", "value", "allowed"),
     [
-        ("train_size", 0, "1 or more"),
-        ("eval_size", 0, "1 or more"),
-        ("eval_resize", 15, r"eval_size \(16\) or more"),
-        ("random_erasing", 1.5, "a probability, 0 to 1"),
-        ("random_erasing", float("nan"), "a probability, 0 to 1"),
-        ("repeated_augmentation", 0, "1 or more"),
-        ("num_workers", -1, "0 or more"),
-        ("batch_size", 0, "1 or more"),
+        ("train_size", 0, "a whole number at least 1"),
+        ("eval_size", 0, "a whole number at least 1"),
+        ("eval_resize", 15, "a whole number at least 16"),
+        ("random_erasing", 1.5, "a number at least 0 and at most 1"),
+        ("random_erasing", float("nan"), "a number at least 0 and at most 1"),
+        ("repeated_augmentation", 0, "a whole number at least 1"),
+        ("num_workers", -1, "a whole number at least 0, or null for the number of processors"),
+        ("batch_size", 0, "a whole number at least 1"),
     ],
 )
-def test_arguments_out_of_range_are_named(tmp_path: Path, argument: str, value: Any, allowed: str) -> None:
-    with pytest.raises(ValueError, match=rf"^{argument}={value!r}: must be {allowed}"):
+def test_arguments_out_of_range_are_named(tmp_path, argument, value, allowed):
+    with pytest.raises(ValueError, match=rf"^{argument} must be {allowed}, got {value!r}"):
         module(tmp_path, **{argument: value})
 
 
-def test_classes_are_the_sorted_folders_and_files_the_sorted_images(root: Path) -> None:
+def test_classes_are_the_sorted_folders_and_files_the_sorted_images(root):
     shutil.copytree(root / "train" / "cat", root / "train" / "ant" / "deeper")
     (root / "train" / ".cache").mkdir()
     (root / "train" / "ant" / "notes.txt").write_text("no image")
@@ -85,7 +80,7 @@ def test_classes_are_the_sorted_folders_and_files_the_sorted_images(root: Path) 
     assert torch.cat([labels for _, labels in data.val_dataloader()]).unique().tolist() == [1, 2]
 
 
-def test_evaluation_is_torchvisions_resize_and_centre_crop(root: Path) -> None:
+def test_evaluation_is_torchvisions_resize_and_centre_crop(root):
     reference = v2.Compose([v2.Resize(20), v2.CenterCrop(16), v2.PILToTensor()])
     data = fitted(root)
     images, labels = next(iter(data.val_dataloader()))
@@ -98,7 +93,7 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(root: Path) -> None:
     torch.testing.assert_close(scaled, (images / 255 - mean) / std)
 
 
-def test_predictions_see_images_as_evaluation_does(root: Path) -> None:
+def test_predictions_see_images_as_evaluation_does(root):
     data = fitted(root, predict_dir=root / "val" / "cat")
     data.setup("predict")
     images, paths = next(iter(data.predict_dataloader()))
@@ -107,36 +102,23 @@ def test_predictions_see_images_as_evaluation_does(root: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"trivial_augment": True, "random_erasing": 1.0}])
-def test_training_images_are_varied_by_torchvision_with_the_seed_of_the_draw(
-    root: Path, options: dict[str, Any]
-) -> None:
+def test_training_images_are_varied_by_torchvision_with_the_seed_of_the_index(root, options):
     more = [v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)] if options else []
     erase = [v2.RandomErasing(1.0, value=[124, 116, 104])] if options else []
     reference = v2.Compose([v2.RandomResizedCrop(16), v2.RandomHorizontalFlip(), *more, v2.PILToTensor(), *erase])
     dataset = fitted(root, **options).train_dataloader().dataset
-    for draw in (Draw(3, 7, 12, 1), Draw(0, 0, 0, 0)):
+    for index in (SeededIndex(3, 7, 12, 1), SeededIndex(0, 0, 0, 0)):
         before = torch.get_rng_state()
-        image, label = dataset[draw]
+        image, label = dataset[index]
         assert torch.equal(torch.get_rng_state(), before)
-        assert label == draw.image // 10
+        assert label == index.image // 10
         with torch.random.fork_rng():
-            torch.manual_seed(int(np.random.SeedSequence([*draw]).generate_state(1, np.uint64)[0]))
-            expected = reference(Image.open(dataset.path(draw.image)))
+            torch.manual_seed(int(np.random.SeedSequence([*index]).generate_state(1, np.uint64)[0]))
+            expected = reference(Image.open(dataset.path(index.image)))
         assert torch.equal(image, expected)
 
 
-def test_every_part_of_the_draw_changes_the_image(root: Path) -> None:
-    write_image_folder(root.parent / "same", count=1)
-    same_file = root / "train" / "cat"
-    for number in range(10):
-        shutil.copy(root.parent / "same" / "train" / "cat" / "0.png", same_file / f"{number}.png")
-    dataset = fitted(root).train_dataloader().dataset
-    draws = [Draw(s, e, i, r) for s in range(2) for e in range(2) for i in range(2) for r in range(2)]
-    different = {dataset[draw][0].numpy().tobytes() for draw in draws}
-    assert len(different) == 16
-
-
-def test_an_erased_rectangle_is_zero_after_scaling(root: Path) -> None:
+def test_an_erased_rectangle_is_zero_after_scaling(root):
     data = fitted(root, random_erasing=1.0, batch_size=20)
     images, _ = next(iter(data.train_dataloader()))
     scaled = data.prepared(images, train=True)
@@ -147,7 +129,7 @@ def test_an_erased_rectangle_is_zero_after_scaling(root: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_images_do_not_depend_on_the_number_of_workers(root: Path, workers: int) -> None:
+def test_images_do_not_depend_on_the_number_of_workers(root, workers):
     alone, many = (fitted(root, num_workers=n, trivial_augment=True).train_dataloader() for n in (0, workers))
     epochs = []
     for epoch in range(2):
@@ -159,7 +141,7 @@ def test_images_do_not_depend_on_the_number_of_workers(root: Path, workers: int)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_resumed_within_an_epoch_sees_the_same_images(root: Path, workers: int) -> None:
+def test_a_run_resumed_within_an_epoch_sees_the_same_images(root, workers):
     first = fitted(root, num_workers=workers, repeated_augmentation=2).train_dataloader()
     first.sampler.set_epoch(4)
     whole = batches(first)
@@ -171,9 +153,9 @@ def test_a_run_resumed_within_an_epoch_sees_the_same_images(root: Path, workers:
     assert same(batches(second), whole[2:])
 
 
-def test_repeated_images_are_varied_differently(root: Path) -> None:
+def test_repeated_images_are_varied_differently(root):
     loader = fitted(root, repeated_augmentation=4, batch_size=20).train_dataloader()
-    shown = Counter(draw.image for draw in loader.sampler)
+    shown = Counter(index.image for index in loader.sampler)
     assert set(shown.values()) == {4}
     assert len(shown) == 5
     [(images, labels)] = batches(loader)
@@ -182,13 +164,13 @@ def test_repeated_images_are_varied_differently(root: Path) -> None:
     assert all(labels[n : n + 4].unique().numel() == 1 for n in range(0, 20, 4))
 
 
-def damage(root: Path, *files: str) -> None:
+def damage(root, *files):
     for file in files:
         (root / file).write_bytes(BROKEN)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_is_an_error_that_names_it(root: Path, workers: int) -> None:
+def test_a_damaged_image_is_an_error_that_names_it(root, workers):
     damage(root, "train/dog/3.png", "val/cat/0.png")
     data = fitted(root, num_workers=workers)
     for loader, name in ((data.train_dataloader(), r"train/dog/3\.png"), (data.val_dataloader(), r"val/cat/0\.png")):
@@ -197,7 +179,7 @@ def test_a_damaged_image_is_an_error_that_names_it(root: Path, workers: int) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_images_are_skipped_if_so_chosen_and_counted(root: Path, workers: int) -> None:
+def test_damaged_images_are_skipped_if_so_chosen_and_counted(root, workers):
     damage(root, "train/cat/9.png", "train/dog/3.png", "train/dog/4.png", *(f"val/cat/{n}.png" for n in range(5)))
     data = fitted(root, num_workers=workers, skip_damaged=True)
     loader = data.train_dataloader()
@@ -206,7 +188,7 @@ def test_damaged_images_are_skipped_if_so_chosen_and_counted(root: Path, workers
     assert all(str(root / "train" / name) in str(caught[0].message) for name in ("cat/9.png", "dog/3.png", "dog/4.png"))
     assert [len(labels) for _, labels in training] == [4] * 5
     # the next files took their places: 10 for 9, with the label of 10, and 15 for 13 and 14
-    order = [draw.image for draw in loader.sampler]
+    order = [index.image for index in loader.sampler]
     images, labels = (dict(zip(order, torch.cat(part), strict=True)) for part in zip(*training, strict=True))
     assert {number: int(label) for number, label in labels.items()} == {
         number: int(number >= 9) for number in range(20)
@@ -222,26 +204,17 @@ def test_damaged_images_are_skipped_if_so_chosen_and_counted(root: Path, workers
     assert same(batches(loader), training)
 
 
-def test_the_count_of_damaged_images_is_given_when_an_epoch_is_cut_short(root: Path) -> None:
+def test_the_count_of_damaged_images_is_given_when_an_epoch_is_cut_short(root):
     damage(root, *(f"train/{name}/{n}.png" for name in ("cat", "dog") for n in range(0, 10, 2)))
     loader = fitted(root, skip_damaged=True, batch_size=10).train_dataloader()
     iterator = iter(loader)
     next(iterator)
     with pytest.warns(UserWarning, match=r"\d of the 20 images could not be read so far.* and \d more"):
-        iterator.close()  # type: ignore[attr-defined] # a generator
+        iterator.close()  # a generator
 
 
-def test_nothing_but_damaged_images_ends_with_an_error(root: Path) -> None:
-    damage(root, *(f"train/{name}/{n}.png" for name in ("cat", "dog") for n in range(10)))
-    with (
-        pytest.warns(UserWarning, match="20 of the 20 images"),
-        pytest.raises(ValueError, match="train: none of the 20 images can be read"),
-    ):
-        batches(fitted(root, skip_damaged=True).train_dataloader())
-
-
-def test_unusable_folders_are_named(root: Path) -> None:
-    def error(kind: type[Exception], stage: str = "fit", **arguments: Any) -> str:
+def test_unusable_folders_are_named(root):
+    def error(kind, stage="fit", **arguments):
         with pytest.raises(kind) as caught:
             module(root, **arguments).setup(stage)
         return str(caught.value)
@@ -260,7 +233,7 @@ def test_unusable_folders_are_named(root: Path) -> None:
         shutil.rmtree(root / part / "cow")
 
 
-def test_parts_by_name_and_by_split(root: Path) -> None:
+def test_parts_by_name_and_by_split(root):
     (root / "val").rename(root / "other")
     shutil.copytree(root / "other", root / "extra")
     (root / "extra" / "cat" / "0.png").unlink()
@@ -285,7 +258,7 @@ def test_parts_by_name_and_by_split(root: Path) -> None:
     assert val.damaged.shape == (4,)
 
 
-def test_validation_images_alone_suffice_for_testing(root: Path) -> None:
+def test_validation_images_alone_suffice_for_testing(root):
     shutil.rmtree(root / "train")
     data = module(root)
     data.setup("test")
@@ -293,7 +266,7 @@ def test_validation_images_alone_suffice_for_testing(root: Path) -> None:
     assert len(batches(data.test_dataloader())) == 5
 
 
-def test_photographs_are_turned_upright_where_the_class_says_so(tmp_path: Path) -> None:
+def test_photographs_are_turned_upright_where_the_class_says_so(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise
     for part in ("train", "val"):
@@ -314,29 +287,29 @@ def test_photographs_are_turned_upright_where_the_class_says_so(tmp_path: Path) 
 class Mean(LightningModule):
     """A model of one weight that keeps what it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(()))
-        self.seen: dict[str, list[tuple[int, ...]]] = {"train": [], "val": [], "predict": []}
+        self.seen = {"train": [], "val": [], "predict": []}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch, batch_idx):
         assert batch[0].dtype == torch.float32
         self.seen["train"].append((*batch[0].shape,))
         return (self.weight * batch[0].mean() - batch[1].float().mean()).square()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch, batch_idx):
         self.seen["val"].append((*batch[0].shape,))
 
-    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
+    def predict_step(self, batch, batch_idx):
         self.seen["predict"].append((*batch[0].shape,))
         return batch[0].mean((1, 2, 3))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_a_whole_run_and_predictions_elsewhere(root: Path, tmp_path: Path) -> None:
-    def trainer() -> Trainer:
+def test_a_whole_run_and_predictions_elsewhere(root, tmp_path):
+    def trainer():
         return Trainer(
             default_root_dir=tmp_path,
             accelerator="cpu",
@@ -370,7 +343,7 @@ def test_a_whole_run_and_predictions_elsewhere(root: Path, tmp_path: Path) -> No
 
 # what overfit_batches is for
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
-def test_overfitting_on_a_few_batches_takes_images_as_evaluation_does(root: Path) -> None:
+def test_overfitting_on_a_few_batches_takes_images_as_evaluation_does(root):
     model = Mean()
     Trainer(
         accelerator="cpu",
@@ -384,23 +357,11 @@ def test_overfitting_on_a_few_batches_takes_images_as_evaluation_does(root: Path
     assert model.seen["train"] == [(4, 3, 12, 12)] * 4
 
 
-def test_names_are_one_block_of_memory_and_survive_pickling(root: Path) -> None:
-    (root / "train" / "cat" / "ü 1.png").write_bytes((root / "train" / "cat" / "1.png").read_bytes())
-    dataset = fitted(root).train_dataloader().dataset
-    assert isinstance(dataset, ImageFiles)
-    assert dataset.names.dtype.kind == "S"
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert copy.path(10) == str(root / "train" / "cat" / "ü 1.png")
-    assert torch.equal(copy[Draw(0, 0, 10, 0)][0], dataset[Draw(0, 0, 10, 0)][0])
-
-
 @pytest.mark.parametrize(("processors", "devices", "expected"), [(12, 1, 12), (12, 4, 3), (2, 8, 1), (256, 2, 16)])
-def test_the_default_number_of_workers_is_shared_between_devices(
-    root: Path, monkeypatch: pytest.MonkeyPatch, processors: int, devices: int, expected: int
-) -> None:
+def test_the_default_number_of_workers_is_shared_between_devices(root, monkeypatch, processors, devices, expected):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)), raising=False)
     data = fitted(root, num_workers=None)
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(
         world_size=devices,
         global_rank=0,
         num_devices=devices,
@@ -412,10 +373,10 @@ def test_the_default_number_of_workers_is_shared_between_devices(
         assert loader.persistent_workers
 
 
-def test_ranks_see_different_images(root: Path) -> None:
+def test_ranks_see_different_images(root):
     seen = []
     for rank in range(2):
         data = fitted(root)
-        data._ranks = lambda rank=rank: (2, rank)  # type: ignore[method-assign]
-        seen.append([draw.image for draw in data.train_dataloader().sampler])
+        data._ranks = lambda rank=rank: (2, rank)
+        seen.append([index.image for index in data.train_dataloader().sampler])
     assert sorted(chain(*seen)) == list(range(20))

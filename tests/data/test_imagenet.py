@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
@@ -9,13 +7,13 @@ from knlightning.data import ImageNetDataModule
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("imagenet")
     write_imagenet(root)
     return root
 
 
-def test_reads_a_thousand_classes_by_their_english_names(root: Path) -> None:
+def test_reads_a_thousand_classes_by_their_english_names(root):
     data = ImageNetDataModule(root, num_workers=0)
     data.setup("fit")
     images, labels = next(iter(data.val_dataloader()))
@@ -27,7 +25,7 @@ def test_reads_a_thousand_classes_by_their_english_names(root: Path) -> None:
     assert {number: data.class_names[number] for number in names} == names
 
 
-def test_other_folders_are_refused(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path):
     write_imagenet(tmp_path, classes=999)
     with pytest.raises(ValueError, match=rf"{tmp_path / 'train'}: ImageNet has 1000 folders .*; found 999\. For other"):
         ImageNetDataModule(tmp_path).setup("fit")
@@ -38,11 +36,11 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         ImageNetDataModule(tmp_path).setup("fit")
 
 
-def test_exif_data_do_not_count(root: Path) -> None:
+def test_exif_data_do_not_count(root):
     assert not ImageNetDataModule.upright
 
 
-def test_a_cmyk_and_a_disguised_png_file_are_read(root: Path, tmp_path: Path) -> None:
+def test_a_cmyk_and_a_disguised_png_file_are_read(root, tmp_path):
     """The real dataset has some of both."""
     (tmp_path / "val").symlink_to(root / "val")
     folders = sorted((root / "train").iterdir())

@@ -1,13 +1,9 @@
 """Runs that are stopped and resumed, with a real Trainer."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from knlightning.data import ImageDataModule, ResumableLoader, TrainSampler
 
@@ -24,56 +20,49 @@ class NumberedImages(ImageDataModule):
     class_names = ("even", "odd")
     mean, std, image_size = (0.5,), (0.5,), (1, 2)
 
-    def read(self, train: bool) -> tuple[Tensor, Tensor]:
+    def read(self, train):
         numbers = torch.arange(SAMPLES if train else 10)
         return numbers.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 1, 2).contiguous(), numbers % 2
 
-    def _workers(self, dataset: Any) -> int:
+    def _workers(self, dataset):
         return self.num_workers or 0  # as if the images were read from files
 
 
 class Recorder(LightningModule):
     """Linear model without randomness that notes which images it was trained on."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(2, 2)
         torch.nn.init.ones_(self.layer.weight)
         torch.nn.init.zeros_(self.layer.bias)
-        self.seen: list[tuple[int, int, tuple[int, ...]]] = []
+        self.seen = []
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch, batch_idx):
         images, labels = batch
         numbers = tuple((images[:, 0, 0, 0] * 255).round().int().tolist())
         self.seen.append((self.current_epoch, batch_idx, numbers))
         return torch.nn.functional.cross_entropy(self.layer(images.flatten(1)), labels)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch, batch_idx):
         pass
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
 class Stop(Callback):
     """Ends the run like a crash, after a number of steps."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after):
         self.after = after
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == self.after:
             raise InterruptedError
 
 
-def run(
-    folder: Path,
-    workers: int = 0,
-    resume: str | None = None,
-    stop_after: int = -1,
-    batch_size: int = BATCH,
-    **options: Any,
-) -> Recorder:
+def run(folder, workers=0, resume=None, stop_after=-1, batch_size=BATCH, **options):
     """Train, with a checkpoint after each step unless `save` says otherwise."""
     model = Recorder()
     save = ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **options.pop("save", {"every_n_train_steps": 1}))
@@ -95,18 +84,18 @@ def run(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+def whole(tmp_path_factory):
     """A run that nothing interrupted."""
     return run(tmp_path_factory.mktemp("whole"))
 
 
-def assert_continues(resumed: Recorder, whole: Recorder, after: int) -> None:
+def assert_continues(resumed, whole, after):
     assert resumed.seen == whole.seen[after:]
     assert torch.equal(resumed.layer.weight, whole.layer.weight)
     assert torch.equal(resumed.layer.bias, whole.layer.bias)
 
 
-def test_each_epoch_sees_all_images_in_an_order_of_its_own(whole: Recorder) -> None:
+def test_each_epoch_sees_all_images_in_an_order_of_its_own(whole):
     orders = []
     for epoch in range(EPOCHS):
         orders.append([number for at, _, numbers in whole.seen if at == epoch for number in numbers])
@@ -115,9 +104,7 @@ def test_each_epoch_sees_all_images_in_an_order_of_its_own(whole: Recorder) -> N
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
-    tmp_path: Path, whole: Recorder, workers: int
-) -> None:
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(tmp_path, whole, workers):
     stopped = run(tmp_path, workers, stop_after=BATCHES + 6, save={"every_n_train_steps": 4})
     assert stopped.seen == whole.seen[: BATCHES + 6]
     after = 16  # step 16 is the last with a checkpoint: in the middle of epoch 1, a few steps before the stop
@@ -147,15 +134,13 @@ BY_STEPS = {"max_epochs": -1, "max_steps": EPOCHS * BATCHES}
         (AT_EPOCH_END, BY_STEPS, BATCHES),
     ],
 )
-def test_every_kind_of_checkpoint_continues_exactly(
-    tmp_path: Path, whole: Recorder, save: dict[str, Any], options: dict[str, Any], after: int
-) -> None:
+def test_every_kind_of_checkpoint_continues_exactly(tmp_path, whole, save, options, after):
     run(tmp_path, stop_after=after + 1, save=save, **options)
     resumed = run(tmp_path, resume=str(tmp_path / f"step={after}.ckpt"), save=save, **options)
     assert_continues(resumed, whole, after)
 
 
-def test_the_seed_comes_with_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seed_comes_with_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     whole = run(tmp_path / "whole")
     for after in (BATCHES, BATCHES + 2):
@@ -165,13 +150,13 @@ def test_the_seed_comes_with_the_checkpoint(tmp_path: Path, monkeypatch: pytest.
         assert_continues(run(tmp_path / f"{after}", resume=str(tmp_path / f"{after}/step={after}.ckpt")), whole, after)
 
 
-def test_epochs_cut_short_by_a_limit_continue_too(tmp_path: Path) -> None:
+def test_epochs_cut_short_by_a_limit_continue_too(tmp_path):
     whole = run(tmp_path / "whole", limit_train_batches=6)
     run(tmp_path, limit_train_batches=6, stop_after=9)
     assert_continues(run(tmp_path, resume=str(tmp_path / "step=8.ckpt"), limit_train_batches=6), whole, 8)
 
 
-def test_another_batch_size_in_the_middle_of_an_epoch_is_refused_and_after_it_is_not(tmp_path: Path) -> None:
+def test_another_batch_size_in_the_middle_of_an_epoch_is_refused_and_after_it_is_not(tmp_path):
     run(tmp_path, stop_after=BATCHES + 1)
     with pytest.raises(ValueError, match=r"after 3 batches of epoch 0, with batch_size=4 \(now 11\)"):
         run(tmp_path, resume=str(tmp_path / "step=3.ckpt"), batch_size=11)
@@ -181,14 +166,14 @@ def test_another_batch_size_in_the_middle_of_an_epoch_is_refused_and_after_it_is
 
 # what overfit_batches is for
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
-def test_overfitting_on_a_few_batches_repeats_them(tmp_path: Path) -> None:
+def test_overfitting_on_a_few_batches_repeats_them(tmp_path):
     model = run(tmp_path, overfit_batches=2)
     assert [numbers for _, _, numbers in model.seen] == [(0, 1, 2, 3), (4, 5, 6, 7)] * EPOCHS
 
 
-def loader(workers: int = 0, **sampler: Any) -> ResumableLoader:
+def loader(workers=0, **sampler):
     return ResumableLoader(
-        list(range(10)),  # type: ignore[arg-type]
+        list(range(10)),
         batch_size=3,
         sampler=TrainSampler(10, **{"seed": 0, **sampler}),
         num_workers=workers,
@@ -196,12 +181,12 @@ def loader(workers: int = 0, **sampler: Any) -> ResumableLoader:
     )
 
 
-def batches(loader: ResumableLoader) -> list[list[int]]:
+def batches(loader):
     return [batch.tolist() for batch in loader]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_position_counts_what_was_handed_out(workers: int) -> None:
+def test_position_counts_what_was_handed_out(workers):
     first = loader(workers)
     first.sampler.set_epoch(5)
     expected = batches(first)
@@ -218,7 +203,7 @@ def test_position_counts_what_was_handed_out(workers: int) -> None:
     assert batches(second) == expected  # only the first pass is cut short
 
 
-def test_the_epoch_may_be_set_after_the_iterator_is_made() -> None:
+def test_the_epoch_may_be_set_after_the_iterator_is_made():
     ours = loader(workers=2)
     iterator = iter(ours)
     ours.sampler.set_epoch(3)
@@ -227,7 +212,7 @@ def test_the_epoch_may_be_set_after_the_iterator_is_made() -> None:
     assert [batch.tolist() for batch in iterator] == batches(fresh)
 
 
-def test_persistent_workers_follow_the_epoch() -> None:
+def test_persistent_workers_follow_the_epoch():
     many, alone = loader(workers=2), loader()
     for epoch in range(3):
         many.sampler.set_epoch(epoch)
@@ -235,7 +220,7 @@ def test_persistent_workers_follow_the_epoch() -> None:
         assert batches(many) == batches(alone)
 
 
-def test_position_of_a_finished_epoch_begins_the_next_at_its_start() -> None:
+def test_position_of_a_finished_epoch_begins_the_next_at_its_start():
     ours = loader()
     batches(ours)
     ours.sampler.set_epoch(1)
@@ -251,11 +236,11 @@ def test_position_of_a_finished_epoch_begins_the_next_at_its_start() -> None:
     [{"ranks": 2, "rank": 0}, {"samples": 9}, {"seed": 1}, {"repeats": 2}],
     ids=lambda changed: next(iter(changed)),
 )
-def test_other_ranks_images_seed_or_repeats_are_refused_too(changed: dict[str, int]) -> None:
+def test_other_ranks_images_seed_or_repeats_are_refused_too(changed):
     begun = loader()
     next(iter(begun))
     other = ResumableLoader(
-        list(range(10)),  # type: ignore[arg-type]
+        list(range(10)),
         batch_size=3,
         sampler=TrainSampler(**{"samples": 10, "seed": 0, **changed}),
     )

@@ -1,7 +1,6 @@
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixtur
 
 @same_folder
 @given(plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_plain_data_come_back(tmp_path: Path, value: Any, protocol: int) -> None:
+def test_plain_data_come_back(tmp_path, value, protocol):
     path = tmp_path / "plain"
     path.write_bytes(pickle.dumps(value, protocol))
     assert load_pickle(path) == value
@@ -33,7 +32,7 @@ def test_plain_data_come_back(tmp_path: Path, value: Any, protocol: int) -> None
     st.integers(0, 4),
     st.booleans(),
 )
-def test_arrays_come_back(tmp_path: Path, dtype: str, shape: list[int], protocol: int, fortran: bool) -> None:
+def test_arrays_come_back(tmp_path, dtype, shape, protocol, fortran):
     array = np.random.default_rng(0).integers(0, 100, shape).astype(dtype, order="F" if fortran else "C")
     path = tmp_path / "array"
     path.write_bytes(pickle.dumps({"data": array}, protocol))
@@ -42,7 +41,7 @@ def test_arrays_come_back(tmp_path: Path, dtype: str, shape: list[int], protocol
     np.testing.assert_array_equal(loaded, array)
 
 
-def test_both_of_numpys_module_names(tmp_path: Path) -> None:
+def test_both_of_numpys_module_names(tmp_path):
     array = np.arange(6, dtype=np.uint8).reshape(2, 3)
     for module in (b"numpy.core.multiarray", b"numpy._core.multiarray"):
         content = pickle.dumps(array, 2)
@@ -54,18 +53,18 @@ def test_both_of_numpys_module_names(tmp_path: Path) -> None:
 
 
 class Malicious:
-    def __init__(self, call: Any, *args: Any) -> None:
+    def __init__(self, call, *args):
         self.call, self.args = call, args
 
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+    def __reduce__(self):
         return self.call, self.args
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_code_is_not_run(tmp_path: Path, protocol: int) -> None:
+def test_code_is_not_run(tmp_path, protocol):
     path, trace = tmp_path / "evil", tmp_path / "was_run"
     path.write_bytes(pickle.dumps({"data": Malicious(os.mkdir, str(trace))}, protocol))
-    with pytest.raises(ValueError, match=r"evil.*posix\.mkdir is not admitted"):
+    with pytest.raises(ValueError, match=r"evil.*posix\.mkdir is not allowed"):
         load_pickle(path)
     assert not trace.exists()
     pickle.loads(path.read_bytes())  # the file does what it is meant to do
@@ -84,7 +83,7 @@ def test_code_is_not_run(tmp_path: Path, protocol: int) -> None:
         np.dtype,
     ],
 )
-def test_everything_else_is_refused(tmp_path: Path, value: Any) -> None:
+def test_everything_else_is_refused(tmp_path, value):
     path = tmp_path / "other"
     path.write_bytes(pickle.dumps(value, 2))
     if value is np.dtype:  # only the stand-in, which can do nothing
@@ -94,7 +93,7 @@ def test_everything_else_is_refused(tmp_path: Path, value: Any) -> None:
         load_pickle(path)
 
 
-def test_flags_that_would_turn_numbers_into_objects_have_no_effect(tmp_path: Path) -> None:
+def test_flags_that_would_turn_numbers_into_objects_have_no_effect(tmp_path):
     content = pickle.dumps(np.arange(8, dtype="<i8"), 2)
     state_end = b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"  # item size, alignment, flags of the dtype
     assert content.count(state_end) == 1
@@ -107,7 +106,7 @@ def test_flags_that_would_turn_numbers_into_objects_have_no_effect(tmp_path: Pat
 
 @same_folder
 @given(st.integers(0, 400), st.integers(0, 255))
-def test_damage_gives_data_or_a_named_error(tmp_path: Path, place: int, byte: int) -> None:
+def test_damage_gives_data_or_a_named_error(tmp_path, place, byte):
     content = bytearray(pickle.dumps({"data": np.arange(8, dtype=np.uint8), "labels": [1, 2, 3]}, 2))
     content[place % len(content)] = byte
     path = tmp_path / "bits"
@@ -120,7 +119,7 @@ def test_damage_gives_data_or_a_named_error(tmp_path: Path, place: int, byte: in
     assert str(path) in message
 
 
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
+def test_truncation_at_every_byte(tmp_path):
     content = pickle.dumps({"data": np.arange(8, dtype=np.uint8), "labels": [1, 2, 3]}, 2)
     path = tmp_path / "cut"
     for length in range(len(content)):
@@ -129,6 +128,6 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
             load_pickle(path)
 
 
-def test_missing_file_is_an_os_error(tmp_path: Path) -> None:
+def test_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_pickle(tmp_path / "nothing")

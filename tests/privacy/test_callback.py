@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from knlightning.callbacks import EMA
-from knlightning.data import DigitsDataModule
+from knlightning.data import DigitsDataModule, Sampling
 from knlightning.models import knresnet8
 from knlightning.nn import KNConv2d
 from knlightning.privacy import DifferentialPrivacy
@@ -326,7 +326,7 @@ def test_refused_before_any_data_is_read(tmp_path, of_task, of_trainer, message)
 
 def test_repeated_augmentation_is_refused(tmp_path):
     data = RandomData(SAMPLES, 5)
-    data._repeats = 4
+    data.sampling = Sampling(repeats=4)
     with pytest.raises(ValueError, match=r"repeated_augmentation to 1, and views"):
         privacy().check_before(trainer(tmp_path), task(), data)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from knlightning.data.samplers import DrawSampler
+from knlightning.data.samplers import SeededSampler
 from knlightning.privacy.loader import PrivateLoader
 from knlightning.privacy.randomness import SecretRandom, known_key
 
@@ -85,7 +85,7 @@ class Showings(Dataset):
 
 
 def test_each_showing_has_random_numbers_of_its_own():
-    sampler = DrawSampler(SAMPLES, seed=7)
+    sampler = SeededSampler(SAMPLES, seed=7)
     draws = [tuple(row) for batch in loader(Showings(), views=2, first=10, sampler=sampler) for row in batch.tolist()]
     assert len(set(draws)) == len(draws)
     assert {seed for seed, *_ in draws} == {7}

@@ -1,0 +1,146 @@
+"""A dataset of image files with a mask each, for semantic segmentation."""
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as tv
+
+from knlightning.checks import ArgumentError
+from knlightning.data.datasets import AugmentedImages
+from knlightning.data.folder import abbreviated, decoded, opened
+from knlightning.data.segmentation import IGNORED
+
+
+class MaskedFiles(AugmentedImages):
+    """Image files, each with a mask: a file of one 8-bit channel with a number for each pixel.
+
+    Both are decoded when they are asked for, without regard to EXIF data. For evaluation they keep their size.
+
+    When the object is made, the headers of all files are checked. The numbers in a mask are checked whenever it is
+    decoded, and by `check_masks`.
+
+    Args:
+        images: Paths of the images.
+        masks: Paths of their masks, in the same order.
+        labels: Label, 0 to 255, of each number that a mask may have.
+        augmentation: Augments an image and its labels for training.
+        strata: int64 `(N,)`, the group of each image where a part is held out; None for one group.
+        num_threads: Threads that check files.
+
+    Raises:
+        ValueError: If a file cannot be read, or a mask has another size than its image; the message names it.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[str | os.PathLike[str]],
+        masks: Sequence[str | os.PathLike[str]],
+        labels: Mapping[int, int],
+        augmentation: Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]],
+        strata: Tensor | None = None,
+        num_threads: int = 1,
+    ) -> None:
+        # One block of memory: forked processes would copy lists of strings as soon as they count references to them
+        self.images, self.masks = (np.array([os.fsencode(path) for path in paths]) for paths in (images, masks))
+        self._strata = torch.zeros(len(images), dtype=torch.int64) if strata is None else strata
+        self.numbers = sorted(labels)
+        self.label_of_number = np.full(256, IGNORED, np.uint8)
+        self.label_of_number[self.numbers] = [labels[number] for number in self.numbers]
+        self.augmentation = augmentation
+        self.num_threads = num_threads
+        with ThreadPoolExecutor(num_threads) as pool:
+            self.sizes = np.array(list(pool.map(self._size, range(len(images)))))
+
+    @property
+    def strata(self) -> Tensor:
+        return self._strata
+
+    def evaluation_sample(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image, uint8 `(3, H, W)`, and its labels, uint8 `(H, W)`."""
+        image = tv.pil_to_tensor(decoded(os.fsdecode(self.images[index]), upright=False))
+        return image, torch.from_numpy(self.label_of_number[np.asarray(self._mask(index))])
+
+    def training_sample(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self.evaluation_sample(index)
+        image, labels = self.augmentation(tv_tensors.Image(image), tv_tensors.Mask(labels))
+        return image.as_subclass(Tensor), labels.as_subclass(Tensor)
+
+    def take(self, indices: Tensor) -> Self:
+        subset = copy.copy(self)
+        subset._strata = self._strata[indices]
+        for name in ("images", "masks", "sizes"):
+            setattr(subset, name, getattr(self, name)[indices.numpy()])
+        return subset
+
+    def check_masks(self, indices: Sequence[int]) -> None:
+        """Decode masks, and check that all their numbers have a label.
+
+        Args:
+            indices: Indices of the masks.
+
+        Raises:
+            ValueError: If a mask is damaged or has a number without a label; the message names it.
+        """
+
+        def check_mask(index: int) -> None:
+            self._mask(index)  # without returning it: pool.map keeps what is returned
+
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            for _ in pool.map(check_mask, indices):
+                pass
+
+    def check_eval_batch_size(self, batch_size: int) -> None:
+        other = (self.sizes != self.sizes[0]).any(1).nonzero()[0]
+        if batch_size > 1 and len(other):
+            first, second = (f"{os.fsdecode(self.images[n])} ({_by(self.sizes[n])})" for n in (0, other[0]))
+            raise ArgumentError(
+                "eval_batch_size", batch_size, "1 where images differ in size", f"There are {first} and {second}."
+            )
+
+    def _size(self, index: int) -> tuple[int, int]:
+        """Return the width and height of an image, which are those of its mask too."""
+        path, mask = (os.fsdecode(paths[index]) for paths in (self.images, self.masks))
+        with opened(path) as image:
+            size = image.size
+        with opened(mask) as image:
+            mask_size, mode = image.size, image.mode
+        if mode not in ("L", "P"):
+            raise ValueError(f"{mask}: must have one channel of 8 bits, with a number for each pixel; is {mode}.")
+        if mask_size != size:
+            raise ValueError(f"{mask}: has {_by(mask_size)} pixels, and its image {path} {_by(size)}.")
+        return size
+
+    def _mask(self, index: int) -> Image.Image:
+        path = os.fsdecode(self.masks[index])
+        with opened(path) as mask:
+            counts = mask.histogram()  # numbers of a palette's colours too
+        unknown = {number: count for number, count in enumerate(counts) if count and number not in self.numbers}
+        if unknown:
+            raise ValueError(
+                f"{path}: {sum(unknown.values())} pixels have numbers without a label: "
+                f"{abbreviated([str(number) for number in unknown])}. Numbers with a label are {_ranges(self.numbers)}."
+            )
+        return mask
+
+
+def _by(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write sorted numbers as ranges."""
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and number == ends[-1][1] + 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in ends)

@@ -1,0 +1,63 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from knlightning.data.image_cache import MappedImages, mapped, write_records
+
+
+def records(num_blocks):
+    """Blocks of two images, all of whose pixels are the number of the block."""
+    for label in range(num_blocks):
+        yield np.full((2, 3, 32, 32), label, np.uint8), np.full(2, label)
+
+
+def test_two_processes_may_write_the_cache_at_once(tmp_path):
+    def blocks(other):
+        for label in range(3):
+            if other and label == 1:
+                write_records(path, blocks(other=False))
+                assert mapped(path)["label"].tolist() == [0, 0, 1, 1, 2, 2]
+            yield np.full((2, 3, 32, 32), label, np.uint8), np.full(2, label)
+
+    path = tmp_path / "cache.npy"
+    write_records(path, blocks(other=True))
+    assert mapped(path)["label"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert mapped(path)["image"][:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY\x01\x00", b"nothing at all"])
+def test_a_damaged_cache_is_named(tmp_path, damage):
+    path = tmp_path / "cache.npy"
+    write_records(path, records(3))
+    path.write_bytes(damage or path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{path}: a damaged cache .*Delete it"):
+        mapped(path)
+
+
+def test_another_npy_file_is_no_cache(tmp_path):
+    np.save(tmp_path / "cache.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"a damaged cache \(float64 of shape \(3,\)\)"):
+        mapped(tmp_path / "cache.npy")
+
+
+def test_nothing_is_left_behind_if_the_images_cannot_be_read(tmp_path):
+    def damaged():
+        yield from records(2)
+        raise ValueError("damaged")
+
+    with pytest.raises(ValueError, match="damaged"):
+        write_records(tmp_path / "cache.npy", damaged())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_mapped_again_and_not_copied_when_sent_to_a_process(tmp_path):
+    write_records(tmp_path / "cache.npy", records(3))
+    images = MappedImages(tmp_path / "cache.npy", torch.arange(6)).take(torch.tensor([1, 4]))
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000
+    copy = pickle.loads(sent)
+    assert torch.equal(copy[1][0], torch.full((3, 32, 32), 2, dtype=torch.uint8))
+    assert copy.labels.tolist() == [1, 4]

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from knlightning.data import MaskedFiles
+from knlightning.data.samplers import SeededIndex
+
+
+def masked(folder, mode="L"):
+    """Two images of 3x2 pixels and their masks, of which 7 means class 1 and 9 and 200 do not count."""
+    for number in range(2):
+        mask = Image.fromarray(np.array([[7, 7, 9], [9, 200, 7]], np.uint8))
+        if mode == "P":
+            mask.putpalette([*range(255, -1, -1)] * 3)
+        Image.new("RGB", (3, 2), (number, 2, 3)).save(folder / f"image {number}.png")
+        mask.save(folder / f"mask {number}.png")
+    paths = ([str(folder / f"{kind} {number}.png") for number in range(2)] for kind in ("image", "mask"))
+    classes = {7: 1, 8: 2, 9: 255, 200: 255}
+    return MaskedFiles(*paths, classes, lambda image, labels: (image + 1, labels + 1), torch.tensor([4, 5]), 2)
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_masks_are_mapped_by_their_numbers_and_not_by_the_colours_of_a_palette(tmp_path, mode):
+    files = masked(tmp_path, mode)
+    with Image.open(tmp_path / "mask 0.png") as mask:
+        assert mask.mode == mode
+    files.check_masks(range(2))
+    image, labels = files[1]
+    assert image.flatten(1)[:, 0].tolist() == [1, 2, 3]
+    assert labels.tolist() == [[1, 1, 255], [255, 255, 1]]
+    image, labels = files[SeededIndex(0, 0, 1, 0)]
+    assert type(image) is type(labels) is Tensor
+    assert image.flatten(1)[:, 0].tolist() == [2, 3, 4]
+    assert labels.tolist() == [[2, 2, 0], [0, 0, 2]]
+
+
+def test_a_part_of_the_files_is_taken_without_touching_the_whole(tmp_path):
+    files = masked(tmp_path)
+    part = files.take(torch.tensor([1]))
+    assert (len(part), len(files)) == (1, 2)
+    assert part.strata.tolist() == [5]
+    assert torch.equal(part[0][0], files[1][0])
+    assert part.sizes.tolist() == [[3, 2]]
+
+
+def test_ranges_of_numbers_are_told(tmp_path):
+    files = masked(tmp_path)
+    Image.new("L", (3, 2), 10).save(tmp_path / "mask 1.png")
+    files.check_masks([0])
+    with pytest.raises(ValueError, match=r"mask 1\.png: 6 pixels .*: 10\. Numbers with a label are 7 to 9, 200\.$"):
+        files.check_masks(range(2))
+
+
+def test_images_that_share_a_batch_must_have_one_size(tmp_path):
+    files = masked(tmp_path)
+    files.check_eval_batch_size(2)
+    files.sizes[1] = (4, 2)
+    files.check_eval_batch_size(1)
+    message = (
+        r"eval_batch_size must be 1 where images differ in size, got 2\. There are .*0\.png \(3x2\) and .*1\.png \(4x2"
+    )
+    with pytest.raises(ValueError, match=message):
+        files.check_eval_batch_size(2)
