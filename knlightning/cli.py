@@ -24,7 +24,6 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -32,18 +31,16 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from knlightning import __version__
 from knlightning.callbacks import (
+    CONFIGURED,
     AtomicCheckpointIO,
     BestCheckpoint,
-    HParams,
-    LastCheckpoint,
     MetricsCSV,
-    Pictures,
     PredictionWriter,
     RunConfig,
-    Seeding,
     TensorBoardLog,
-    Throughput,
+    made_for_every_run,
 )
+from knlightning.protocols import ChecksBefore
 from knlightning.run_directory import checkpoint_in, find_checkpoint, holds_checkpoints, new_run, run_of
 
 RUN_DIR_VARIABLE = "KNL_RUN_DIR"
@@ -68,11 +65,8 @@ OTHER_COMMANDS = {
 TITLES = {
     "model": "Task and network (knl fit --model.help knlightning.tasks.ClassificationTask, or SegmentationTask)",
     "data": "Data (knl fit --data.help knlightning.data.DigitsDataModule)",
-    "best_checkpoint": "What is kept as checkpoints/best.ckpt",
-    "last_checkpoint": "When checkpoints/last.ckpt is written; always at the end of an epoch",
-    "pictures": "Confusion matrix and example predictions in TensorBoard",
-    "predictions": "What knl predict writes",
     "trainer": "Lightning's trainer",
+    **{key: title for key, (_, title) in CONFIGURED.items()},
 }
 VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, torch {torch.__version__}\n"
 """Stands above the configuration in a run directory."""
@@ -140,10 +134,8 @@ class KNLightningCLI(LightningCLI):
         )
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
-        parser.add_lightning_class_args(Pictures, "pictures")
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        for key, (callback, _) in CONFIGURED.items():
+            parser.add_lightning_class_args(callback, key)
         parser.add_class_arguments(
             Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True, skip=SETTLED
         )
@@ -241,8 +233,7 @@ class KNLightningCLI(LightningCLI):
         if trainer.logger in (None, True):
             trainer.logger = self._loggers() if self.subcommand == "fit" else False
         trainer.callbacks = [
-            *(Seeding(), RunConfig(text, plain), Throughput(), HParams(plain)),
-            *([LearningRateMonitor()] if trainer.logger else []),
+            *made_for_every_run(text, plain, has_logger=bool(trainer.logger)),
             *_as_list(trainer.callbacks),
         ]
         trainer.plugins = _as_list(trainer.plugins)
@@ -255,8 +246,8 @@ class KNLightningCLI(LightningCLI):
         """Let callbacks refuse a run before it reads any data."""
         try:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # set where mypy does not look
-                if check := getattr(callback, "check_before", None):
-                    check(self.trainer, self.model, self.datamodule)
+                if isinstance(callback, ChecksBefore):
+                    callback.check_before(self.trainer, self.model, self.datamodule)
         except ValueError:
             if self.run_dir is not None:
                 with suppress(OSError):  # unless it is empty
