@@ -19,7 +19,9 @@ def commands(monkeypatch):
     def run(args):
         given.append(args)
         metrics = {"val/acc": torch.tensor(0.5), "test/acc": torch.tensor(0.25)}
-        return SimpleNamespace(trainer=SimpleNamespace(callback_metrics=metrics), model=SimpleNamespace(headline="acc"))
+        return SimpleNamespace(
+            trainer=SimpleNamespace(callback_metrics=metrics), model=SimpleNamespace(main_metric="acc")
+        )
 
     monkeypatch.setattr(module, "run", run)
     return given
