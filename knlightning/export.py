@@ -21,6 +21,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
 from knlightning.checks import check, check_choice
+from knlightning.protocols import describe
 from knlightning.run_directory import replacing
 
 TOLERANCE = 1e-3
@@ -209,24 +210,22 @@ def preprocessing_of(datamodule: LightningDataModule, of_pixels: bool = False) -
         "input": f"{INPUT}: float32, (N, 3, height, width), RGB",
         "output": f"{OUTPUT}: float32, {shape}; softmax gives probabilities",
     }
-    size = getattr(datamodule, "image_size", None)
-    if size is not None:
-        description["image_size"] = list(size)
+    data = describe(datamodule)
+    if data.image_size is not None:
+        description["image_size"] = list(data.image_size)
         if not of_pixels:
-            description["resize"] = datamodule.hparams.get("eval_resize")
-    scaling = getattr(datamodule, "scaling", None)
-    if scaling is not None:
-        standard = scaling == "standard"
-        mean, std = datamodule.mean, datamodule.std  # type: ignore[attr-defined]
-        description["scaling"] = scaling
-        description["mean"] = list(mean) if standard else [0.0] * len(mean)
-        description["std"] = list(std) if standard else [1.0] * len(std)
-    names = getattr(datamodule, "class_names", None)
-    if names:
-        description["classes"] = list(names)
-    for name in ("palette", "label_ids") if of_pixels else ():
-        if values := getattr(datamodule, name, None):
-            description[name] = list(values)
+            description["resize"] = (data.hparams or {}).get("eval_resize")
+    if data.scaling is not None and data.mean is not None and data.std is not None:
+        standard = data.scaling == "standard"
+        description["scaling"] = data.scaling
+        description["mean"] = list(data.mean) if standard else [0.0] * len(data.mean)
+        description["std"] = list(data.std) if standard else [1.0] * len(data.std)
+    if data.class_names is not None:
+        description["classes"] = list(data.class_names)
+    if of_pixels and data.palette is not None:
+        description["palette"] = list(data.palette)
+    if of_pixels and data.label_ids is not None:
+        description["label_ids"] = list(data.label_ids)
     return description
 
 

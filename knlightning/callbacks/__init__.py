@@ -1,5 +1,6 @@
-"""What goes on beside the training: seeds, checkpoints, averaged weights, logs, pictures, predictions."""
+"""What happens beside the training: seeds, checkpoints, averaged weights, logs, pictures, predictions."""
 
+from knlightning.callbacks.always_on import CONFIGURED, made_for_every_run
 from knlightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from knlightning.callbacks.ema import EMA
 from knlightning.callbacks.hparams import HParams, TensorBoardLog
@@ -11,6 +12,7 @@ from knlightning.callbacks.seeding import Seeding
 from knlightning.callbacks.throughput import Throughput
 
 __all__ = [
+    "CONFIGURED",
     "EMA",
     "AtomicCheckpointIO",
     "BestCheckpoint",
@@ -23,4 +25,5 @@ __all__ = [
     "Seeding",
     "TensorBoardLog",
     "Throughput",
+    "made_for_every_run",
 ]

@@ -10,14 +10,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from knlightning.checks import check, check_number
 from knlightning.run_directory import checkpoint_in, replacing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints so that a kill at any moment leaves the old file or the whole new one.
+    """Write checkpoints so that a kill at any moment leaves the old file or the complete new one.
 
-    Lightning's own writer goes through the system's temporary directory; where that is another file system, the last
-    move is a copy over the old file.
+    Lightning's own writer uses the system's temporary directory. If that is another file system, its last step is a
+    copy over the old file.
     """
 
     def save_checkpoint(
@@ -32,15 +33,15 @@ class LastCheckpoint(Checkpoint):
     """Write `checkpoints/last.ckpt` in the run directory at the end of every training epoch.
 
     Args:
-        every_n_steps: also after every that many optimizer steps, for long epochs; None for epochs alone.
+        every_n_steps: Number of optimizer steps, at least 1, after which it is written within an epoch too; None for
+            the ends of epochs alone.
 
     Raises:
-        ValueError: if every_n_steps is below 1.
+        ArgumentError: If every_n_steps is below 1.
     """
 
     def __init__(self, every_n_steps: int | None = None) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"last_checkpoint.every_n_steps must be at least 1, or null, got {every_n_steps}")
+        check_number("every_n_steps", every_n_steps, at_least=1, integer=True, none="the ends of epochs alone")
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(
@@ -65,11 +66,11 @@ class LastCheckpoint(Checkpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Keep the weights of the epoch with the best score as `checkpoints/best.ckpt` in the run directory.
 
-    It has to stand before LastCheckpoint, which stores the best score.
+    It must come before LastCheckpoint, which stores the best score.
 
     Args:
-        monitor: metric that is the score.
-        mode: whether the best score is the "max" or the "min".
+        monitor: Name of the metric that is the score.
+        mode: Whether the best score is the "max" or the "min".
     """
 
     def __init__(self, monitor: str = "val/acc", mode: Literal["min", "max"] = "max") -> None:
@@ -83,19 +84,18 @@ class BestCheckpoint(ModelCheckpoint):
             super().setup(trainer, pl_module, stage)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look for the metric before an epoch is spent.
+        """Look for the metric before the first epoch.
 
         Raises:
-            ValueError: if it is one of the validation, which does not log it.
+            ArgumentError: If it is a metric of the validation, and the validation does not log it.
         """
         logged = [name for name in trainer.callback_metrics if name.startswith("val/")]
-        if logged and self.monitor is not None and self.monitor.startswith("val/") and self.monitor not in logged:
-            raise ValueError(
-                f"best_checkpoint.monitor: there is no metric {self.monitor!r}; the validation logs {', '.join(logged)}"
-            )
+        if logged and self.monitor is not None and self.monitor.startswith("val/"):
+            known = f"a metric that the validation logs ({', '.join(logged)})"
+            check(self.monitor in logged, "monitor", self.monitor, known, "It is the score of the best checkpoint.")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the best score, also where the run directory was moved, if its file is still there."""
+        """Load the best score if its file is still there, even if the run directory was moved."""
         assert self.dirpath is not None
         best = str(Path(self.dirpath) / "best.ckpt")
         if os.path.isfile(best) and state_dict["best_model_path"]:

@@ -14,9 +14,9 @@ class TensorBoardLog(TensorBoardLogger):
     """Write events of TensorBoard into the run directory itself.
 
     Args:
-        directory: the run directory.
-        first_step: optimizer step at which the run starts or resumes; earlier events from that step on belong to what
-            is trained again, and are hidden.
+        directory: The run directory.
+        first_step: Optimizer step at which the run starts or resumes. Events from that step on, which an interrupted
+            run has left, are hidden: these steps are trained again.
     """
 
     def __init__(self, directory: str | os.PathLike[str], first_step: int = 0) -> None:
@@ -24,7 +24,7 @@ class TensorBoardLog(TensorBoardLogger):
         super().__init__(os.fspath(directory), name="", version="", default_hp_metric=False, purge_step=purge)
 
     def save(self) -> None:
-        """Bring the events to the disk; without the `hparams.yaml` of the parent, which `config.yaml` contains."""
+        """Write the events to the disk; not the `hparams.yaml` of the parent, whose content is in `config.yaml`."""
         self.experiment.flush()
 
 
@@ -32,7 +32,7 @@ class HParams(Callback):
     """Log the hyperparameters with the best score so far, whenever there is a better one.
 
     Args:
-        config: configuration of the run, as in `config.yaml`.
+        config: Configuration of the run, as in `config.yaml`.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:

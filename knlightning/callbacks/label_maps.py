@@ -1,48 +1,43 @@
 """Maps of classes as colours."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Colour = Sequence[int]
+from knlightning.protocols import describe
 
 
-def palette_of(datamodule: Any, classes: int) -> Tensor:
-    """Return the colours of the classes, black for what lies outside of them.
+def palette_of(datamodule: object, num_classes: int) -> Tensor:
+    """Return the colours of the classes, and black for labels that are no class.
 
     Args:
-        datamodule: whose `palette` they are, where it has one for as many classes; else they are matplotlib's.
-        classes: their number.
+        datamodule: The colours are its `palette` if that has one for each class; otherwise they are matplotlib's.
+            A description of the data will do.
+        num_classes: Number of classes.
 
     Returns:
-        RGB, uint8 (classes + 1, 3).
+        RGB, uint8 (num_classes + 1, 3).
     """
-    given: Sequence[Colour] | None = getattr(datamodule, "palette", None)
-    if not given or len(given) != classes:
+    colours: Sequence[Sequence[int]] | None = describe(datamodule).palette
+    if colours is None or len(colours) != num_classes:
         from matplotlib import colormaps  # slow to import
 
-        given = (np.array([colormaps["tab20"](k % 20)[:3] for k in range(classes)]) * 255).round().astype(int).tolist()
-    return torch.tensor([*given, (0, 0, 0)], dtype=torch.uint8)
+        shares = np.array([colormaps["tab20"](k % 20)[:3] for k in range(num_classes)])
+        colours = (shares * 255).round().astype(int).tolist()
+    return torch.tensor([*colours, (0, 0, 0)], dtype=torch.uint8)
 
 
 def coloured(label_map: Tensor, palette: Tensor) -> Tensor:
     """Colour a map of classes.
 
     Args:
-        label_map: (..., H, W), integers.
-        palette: from :func:`palette_of`.
+        label_map: Classes (..., H, W), integers.
+        palette: From :func:`palette_of`.
 
     Returns:
-        uint8 (..., H, W, 3).
+        RGB, uint8 (..., H, W, 3).
     """
-    classes = len(palette) - 1
-    return palette[label_map.long().where((label_map >= 0) & (label_map < classes), classes)]
-
-
-def stretched(images: Tensor) -> Tensor:
-    """Bring images of an unknown scaling to [0, 1], each by itself."""
-    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp(min=1e-12)
+    num_classes = len(palette) - 1
+    return palette[label_map.long().where((label_map >= 0) & (label_map < num_classes), num_classes)]

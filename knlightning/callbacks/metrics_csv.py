@@ -15,13 +15,13 @@ from knlightning.run_directory import replacing
 class MetricsCSV(Logger):
     """Write a row for each call of `log_metrics`: the step, then a column for each metric, empty where not logged.
 
-    Lightning's CSVLogger deletes the table of the run it resumes; this one goes on with it. Every row is in the file
-    when `log_metrics` returns.
+    Lightning's CSVLogger deletes the table of the run that it resumes; this logger continues it. Every row is in the
+    file when `log_metrics` returns.
 
     Args:
-        directory: where `metrics.csv` lies.
-        first_step: optimizer step at which the run starts or resumes; rows of an earlier table from that step on
-            belong to what is trained again, and are dropped.
+        directory: Folder of `metrics.csv`.
+        first_step: Optimizer step at which the run starts or resumes. Rows from that step on, which an interrupted run
+            has left, are dropped: these steps are trained again.
     """
 
     def __init__(self, directory: str | os.PathLike[str], first_step: int = 0) -> None:
@@ -32,7 +32,7 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Return the name of the log: none, since the run directory is the whole address."""
+        """Return the name of the log: none, since the run directory says enough."""
         return ""
 
     @property
@@ -53,8 +53,8 @@ class MetricsCSV(Logger):
         """Append a row.
 
         Args:
-            metrics: values by name.
-            step: optimizer step.
+            metrics: Values by name.
+            step: Optimizer step.
         """
         if self._columns is None:
             self._take_over()

@@ -9,44 +9,45 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from knlightning.callbacks.label_maps import coloured, palette_of, stretched
+from knlightning.callbacks.label_maps import coloured, palette_of
+from knlightning.checks import check_number
+from knlightning.internals.lightning import is_fitting
+from knlightning.protocols import DataDescription, IgnoresLabel, data_of
 from knlightning.tasks.segmentation import class_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_NAMED_CLASSES = 25
-"""More classes than that are not named at the axes of the confusion matrix, nor counted in its cells."""
+"""With more classes, the confusion matrix has neither names at its axes nor counts in its cells."""
 LARGEST_COUNT = 9999
-"""Larger counts, such as those of pixels, stand in the confusion matrix as shares of the true class."""
+"""If a count is larger, such as one of pixels, the cells of the confusion matrix show shares of the true class."""
 MOST_SCENES = 8
-"""Of images with a label for each pixel no more are shown on a page."""
+"""Largest number of images on a page for segmentation."""
 SCENE_SIDE = 512
-"""Such images are thinned out, until no side is longer than twice that."""
+"""Images for segmentation are shown with every k-th pixel, so that no side is longer than twice that."""
 
 
 class Pictures(Callback):
     """Draw the confusion matrix and a page of predictions after validation, for TensorBoard.
 
-    Needs a task whose validation step returns the logits (N, classes), and batches (images, labels); or for
-    segmentation logits (N, classes, H, W), and labels (N, H, W), of which those that are the task's `ignore_index` do
-    not count. Then each image is shown with its true and its predicted classes in colours, and the intersection over
-    union of each class is drawn too. Names of the classes (`class_names`), their colours (`palette`) and the way back
-    from scaled images (`displayable`) are taken from the datamodule where it has them.
+    The validation step of the task must return the logits (N, classes), and batches must be (images, labels). For
+    segmentation the logits are (N, classes, H, W) and the labels (N, H, W); labels that are the task's `ignore_index`
+    do not count. Then each image is shown with its true and its predicted classes in colours, and the intersection
+    over union of each class is drawn too. What is known of the data (:class:`knlightning.protocols.DescribedScenes`:
+    names and colours of the classes, how to undo the scaling) comes from the datamodule.
 
     Args:
-        every_n_epochs: epochs between two drawings; the last epoch is always drawn. 0 for none at all.
-        images: number of images on the page; for segmentation no more than 8.
+        every_n_epochs: Epochs from one drawing to the next; the last epoch is always drawn. 0 for none at all.
+        images: Number of images on the page, at least 0; for segmentation at most 8 are shown.
 
     Raises:
-        ValueError: if an argument is negative.
+        ArgumentError: If an argument is out of its range.
     """
 
     def __init__(self, every_n_epochs: int = 5, images: int = 24) -> None:
-        if every_n_epochs < 0 or images < 0:
-            raise ValueError(
-                f"pictures: every_n_epochs and images must be at least 0, got {every_n_epochs} and {images}"
-            )
+        check_number("every_n_epochs", every_n_epochs, at_least=0, integer=True)
+        check_number("images", images, at_least=0, integer=True)
         self.every_n_epochs = every_n_epochs
         self.images = images
         self._confusion: MulticlassConfusionMatrix | None = None
@@ -54,7 +55,7 @@ class Pictures(Callback):
         self._page: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the last drawing."""
+        """Forget what the last validation has counted."""
         self._confusion, self._page = None, []
 
     def on_validation_batch_end(
@@ -73,8 +74,8 @@ class Pictures(Callback):
         self._of_pixels = outputs.ndim == 4
         predicted = outputs.argmax(dim=1)
         if self._confusion is None:
-            # the labels are checked by the task
-            ignored = getattr(pl_module, "ignore_index", None)
+            ignored = pl_module.ignore_index if isinstance(pl_module, IgnoresLabel) else None
+            # not validated: the task checks the labels
             made = MulticlassConfusionMatrix(outputs.shape[1], ignore_index=ignored, validate_args=False)
             self._confusion = made.to(outputs.device)
         self._confusion.update(predicted, labels)
@@ -97,27 +98,26 @@ class Pictures(Callback):
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not trainer.is_global_zero or not writers:
             return
-        figures = self._figures(counts, trainer.datamodule)  # type: ignore[attr-defined]
+        figures = self._figures(counts, data_of(trainer))
         for writer in writers:
             for tag, figure in figures.items():
                 writer.add_figure(tag, figure, trainer.global_step - 1)  # the step of the validation's metrics
 
-    def _figures(self, counts: Tensor, datamodule: Any) -> dict[str, "Figure"]:
-        names = getattr(datamodule, "class_names", None) or [str(k) for k in range(len(counts))]
-        displayable = getattr(datamodule, "displayable", stretched)
+    def _figures(self, counts: Tensor, data: DataDescription) -> dict[str, "Figure"]:
+        names = data.names(len(counts))
         figures = {"val/confusion": confusion_figure(counts, names)}
         if self._of_pixels:
             figures["val/iou"] = iou_figure(class_scores(counts)["iou"], names)
         if self._page and self._of_pixels:
-            page = [part for images, *maps in self._page for part in zip(displayable(images), *maps, strict=True)]
-            figures["val/predictions"] = scenes_figure(page, palette_of(datamodule, len(counts)))
+            page = [part for images, *maps in self._page for part in zip(data.displayable(images), *maps, strict=True)]
+            figures["val/predictions"] = scenes_figure(page, palette_of(data, len(counts)))
         elif self._page:
             images, labels, probabilities = (torch.cat(part) for part in zip(*self._page, strict=True))
-            figures["val/predictions"] = predictions_figure(displayable(images), labels, probabilities, names)
+            figures["val/predictions"] = predictions_figure(data.displayable(images), labels, probabilities, names)
         return figures
 
     def _due(self, trainer: Trainer) -> bool:
-        if not self.every_n_epochs or trainer.sanity_checking or trainer.state.fn != "fit":
+        if not self.every_n_epochs or trainer.sanity_checking or not is_fitting(trainer):
             return False
         done = trainer.current_epoch + 1
         return done % self.every_n_epochs == 0 or done == trainer.max_epochs
@@ -127,8 +127,8 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
     """Draw a confusion matrix.
 
     Args:
-        counts: (classes, classes), rows are the true classes.
-        names: of the classes.
+        counts: Images or pixels (classes, classes); rows are the true classes.
+        names: Names of the classes.
     """
     from matplotlib.figure import Figure  # slow to import, and not needed by `knl --help`
 
@@ -149,13 +149,13 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
 
 
 def predictions_figure(images: Tensor, labels: Tensor, probabilities: Tensor, names: Sequence[str]) -> "Figure":
-    """Draw images with the class and the probability they were given, the wrong ones in red with the true class.
+    """Draw images with the predicted class and its probability; wrong ones in red, with the true class.
 
     Args:
-        images: (N, C, H, W) in [0, 1].
-        labels: (N,).
-        probabilities: (N, classes).
-        names: of the classes.
+        images: Images (N, C, H, W) in [0, 1].
+        labels: True classes (N,).
+        probabilities: Probabilities (N, classes).
+        names: Names of the classes.
     """
     from matplotlib.figure import Figure
 
@@ -177,8 +177,8 @@ def iou_figure(iou: Tensor, names: Sequence[str]) -> "Figure":
     """Draw the intersection over union of each class as a bar, and their mean as a line.
 
     Args:
-        iou: (classes,), NaN for classes without pixels.
-        names: of the classes.
+        iou: Intersection over union (classes,), NaN for classes without pixels.
+        names: Names of the classes.
     """
     from matplotlib.figure import Figure
 
@@ -198,8 +198,8 @@ def scenes_figure(scenes: Sequence[tuple[Tensor, Tensor, Tensor]], palette: Tens
     """Draw images with their true and their predicted classes side by side; ignored pixels are black in both.
 
     Args:
-        scenes: image (C, H, W) in [0, 1], labels (H, W) and predicted classes (H, W) of each.
-        palette: from :func:`knlightning.callbacks.label_maps.palette_of`.
+        scenes: Image (C, H, W) in [0, 1], labels (H, W) and predicted classes (H, W) of each.
+        palette: From :func:`knlightning.callbacks.label_maps.palette_of`.
     """
     from matplotlib.figure import Figure
 

@@ -2,7 +2,6 @@
 
 import csv
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,37 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from knlightning.callbacks.label_maps import coloured, palette_of, stretched
+from knlightning.callbacks.label_maps import coloured, palette_of
+from knlightning.checks import check_number
+from knlightning.protocols import data_of, describe
 from knlightning.run_directory import replacing
 
 
 class PredictionWriter(Callback):
-    """Write what is predicted into the run directory.
+    """Write predictions into the run directory.
 
-    Of a task whose predict step returns probabilities (N, classes), `predictions.csv`: file, class and probability,
-    then the next likeliest classes. Of one whose predict step returns classes (N, H, W), a PNG for each image in
-    each of three folders in `predictions`: in `colours` the classes in their colours, in `overlays` these over the
-    image, and in `label_ids` their numbers, as a benchmark server reads them. A picture lies in these folders as its
-    image does in the folder that is predicted, and has its name, with `.png` after it if it is another format's.
+    If the predict step of the task returns probabilities (N, classes), they go to `predictions.csv`: file, class and
+    probability, then the next most probable classes. If it returns classes (N, H, W), each image gets a PNG in each of
+    three folders in `predictions`: `colours` shows the classes in their colours, `overlays` the same over the image,
+    and `label_ids` holds their numbers, as a benchmark server reads them. A picture has the same path in these folders
+    as its image in `predict_dir`, with `.png` appended if the image has another format.
 
-    Batches are (images, paths). Names, colours and numbers of the classes (`class_names`, `palette`, `label_ids`),
-    the folder (`predict_dir`) and the way back from scaled images (`displayable`) are taken from the datamodule where
-    it has them.
+    Batches must be (images, paths). What is known of the data (:class:`knlightning.protocols.DescribedScenes`: names,
+    colours and numbers of the classes, `predict_dir`, how to undo the scaling) comes from the datamodule.
 
     Args:
-        top_k: number of classes named in the table for each image; all of them if there are fewer.
+        top_k: Number of classes in the table for each image, at least 1; all of them if there are fewer.
 
     Attributes:
-        path: the file, or the folder, written last; None before.
-        rows: how many images it has.
+        path: The file, or the folder, that was written last; None before.
+        rows: The number of images in it.
 
     Raises:
-        ValueError: if top_k is below 1.
+        ArgumentError: If top_k is below 1.
     """
 
     def __init__(self, top_k: int = 5) -> None:
-        if top_k < 1:
-            raise ValueError(f"predictions.top_k must be at least 1, got {top_k}")
+        check_number("top_k", top_k, at_least=1, integer=True)
         self.top_k = top_k
         self.path: Path | None = None
         self.rows = 0
@@ -59,22 +58,21 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the likeliest classes of each image, or write its pictures."""
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        """Keep the most probable classes of each image, or write its pictures."""
+        data = data_of(trainer)
         images, names = batch
         if outputs.ndim == 3:
             root = Path(trainer.default_root_dir) / "predictions"
-            displayable = getattr(datamodule, "displayable", stretched)
-            for name, image, label_map in zip(names, displayable(images), outputs.cpu(), strict=True):
-                write_pictures(root, inside(name, datamodule), image.cpu(), label_map, datamodule)
+            for name, image, label_map in zip(names, data.displayable(images), outputs.cpu(), strict=True):
+                write_pictures(root, relative_path(name, data.predict_dir), image.cpu(), label_map, data)
                 self._rows.append([name])
             return
-        classes: Any = getattr(datamodule, "class_names", None)
+        classes = data.names(outputs.shape[1])
         top = outputs.topk(min(self.top_k, outputs.shape[1]))
         for name, values, indices in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
             row = [name]
             for value, index in zip(values, indices, strict=True):
-                row += [classes[index] if classes else str(index), f"{value:.6f}"]
+                row += [classes[index], f"{value:.6f}"]
             self._rows.append(row)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,23 +95,22 @@ class PredictionWriter(Callback):
                 csv.writer(file).writerows([header, *sorted(rows)])
 
 
-def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, datamodule: Any) -> None:
+def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, datamodule: object) -> None:
     """Write the classes of an image as `ROOT/{colours,overlays,label_ids}/NAME`.
 
     Args:
-        root: the folder.
-        name: path of the image in the folder that it comes from.
-        image: (C, H, W) in [0, 1], C = 1 or 3.
-        label_map: (H, W), integers.
-        datamodule: whose `palette` and `label_ids` are used, where it has them.
+        root: The folder.
+        name: Path of the image in the folder that it comes from.
+        image: Image (C, H, W) in [0, 1], C = 1 or 3.
+        label_map: Classes (H, W), integers.
+        datamodule: Its `palette` and `label_ids` are used if it has them. A description of the data will do.
     """
-    given: Sequence[tuple[int, int, int]] | None = getattr(datamodule, "palette", None)
-    ids: Sequence[int] | None = getattr(datamodule, "label_ids", None)
-    classes = len(given or ids or ()) or int(label_map.max()) + 1
-    colours = coloured(label_map, palette_of(datamodule, classes))
+    data = describe(datamodule)
+    num_classes = len(data.palette or data.label_ids or ()) or int(label_map.max()) + 1
+    colours = coloured(label_map, palette_of(data, num_classes))
     pixels = (image.expand(3, -1, -1).permute(1, 2, 0) * 255).round().clamp(0, 255)
     overlay = (0.5 * pixels + 0.5 * colours).round()
-    numbers = torch.tensor(ids)[label_map] if ids else label_map
+    numbers = torch.tensor(data.label_ids)[label_map] if data.label_ids is not None else label_map
     small = int(numbers.max()) < 256
     pictures = {
         "colours": colours.numpy(),
@@ -125,20 +122,24 @@ def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, dat
             Image.fromarray(picture).save(temporary, "PNG")
 
 
-def inside(path: str, datamodule: Any) -> Path:
-    """Return the path of an image in the folder that is predicted, or where that is not known, from the root."""
+def relative_path(path: str, folder: Path | None) -> Path:
+    """Return the path of an image relative to a folder, or to the root of the file system if it lies elsewhere.
+
+    Args:
+        path: Path of the image.
+        folder: The folder that is predicted; None if it is not known.
+    """
     absolute = Path(os.path.abspath(path))
-    folder = getattr(datamodule, "predict_dir", None)
     if folder is not None and absolute.is_relative_to(os.path.abspath(folder)):
         return absolute.relative_to(os.path.abspath(folder))
     return absolute.relative_to(absolute.anchor)
 
 
 def png_name(path: Path) -> Path:
-    """Name the picture of an image, so that no two images in a folder have the same.
+    """Name the picture of an image so that no two images in a folder get the same name.
 
-    The suffix `.png` is put after a name unless it is a PNG's already; after that of a PNG too which looks like the
-    picture of another image, as `a.jpg.png` does.
+    `.png` is appended unless the image is a PNG. It is appended to a PNG too if its name could be that of the picture
+    of another image, such as `a.jpg.png`.
     """
     is_png = path.suffix.lower() == ".png"
     return (

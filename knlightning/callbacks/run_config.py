@@ -12,11 +12,11 @@ class RunConfig(Callback):
     """Write the whole configuration to `config.yaml` in the run directory, and into every checkpoint.
 
     A resumed run overwrites the file with the configuration it uses. (Lightning's SaveConfigCallback refuses to start
-    where the file exists.)
+    if the file exists.)
 
     Args:
-        text: the configuration in YAML, for the file.
-        config: the same as plain values, for the checkpoints.
+        text: The configuration in YAML, for the file.
+        config: The same as plain values, for the checkpoints.
     """
 
     def __init__(self, text: str, config: dict[str, Any]) -> None:

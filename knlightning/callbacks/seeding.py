@@ -8,16 +8,18 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from knlightning.internals.lightning import is_fitting, num_batches_started
+
 
 class Seeding(Callback):
     """Seed torch, numpy and random anew before every training batch, from (seed, epoch, batch, rank).
 
-    Dropout masks and augmentation of a batch then depend on where it stands in the run and on nothing that happened
-    before, so that no generator's state needs to be stored, and a run resumed from any of its checkpoints goes on as
-    if it had never been interrupted. The seed is that of `seed_everything`; without, that of the checkpoint, or 0.
+    Dropout masks and augmentation of a batch then depend on its place in the run and on nothing that happened before.
+    No generator's state needs to be stored, and a run resumed from any of its checkpoints goes on as if it had never
+    been interrupted. The seed is that of `seed_everything`; without one, that of the checkpoint, or 0.
 
-    The order of the images is the loader's business: `ResumableLoader` of knlightning.data keeps it. A plain
-    DataLoader draws from torch's generator whenever it starts, and so shifts the numbers of an epoch's first batch.
+    The loader keeps the order of the images: see `ResumableLoader` of knlightning.data. A plain DataLoader draws from
+    torch's generator whenever it starts, and so changes the random numbers of an epoch's first batch.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class Seeding(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the batch at which a run resumed within an epoch goes on."""
-        self._reseed(trainer, trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+        self._reseed(trainer, num_batches_started(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the first batch of the epoch."""
@@ -50,8 +52,8 @@ class Seeding(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Seed the next training batch, whatever the validation drew."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._reseed(trainer, trainer.fit_loop.batch_idx + 1)
+        if is_fitting(trainer) and not trainer.sanity_checking:
+            self._reseed(trainer, num_batches_started(trainer))
 
     def _reseed(self, trainer: Trainer, batch: int) -> None:
         mixed = np.random.SeedSequence([self.seed, trainer.current_epoch, batch, trainer.global_rank])

@@ -8,11 +8,11 @@ from lightning.pytorch.utilities.data import extract_batch_size
 
 
 class Throughput(Callback):
-    """Log `train/images_per_s`: training images of an epoch on all devices, by the seconds spent on training.
+    """Log `train/images_per_s`: training images of an epoch on all devices, divided by the seconds of training.
 
-    Time for validation does not count, that for reading the data does. Shown in the progress bar while the epoch
-    goes on, logged at its end. (Lightning's ThroughputMonitor counts over a window of batches, and needs two
-    functions that a configuration file cannot give.)
+    The time for reading data counts, the time for validation does not. The progress bar shows the value during the
+    epoch; it is logged at its end. (Lightning's ThroughputMonitor counts over a window of batches, and needs two
+    functions, which a configuration file cannot give.)
     """
 
     def __init__(self) -> None:
@@ -41,11 +41,11 @@ class Throughput(Callback):
         self._stop()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the clock go on."""
+        """Start the clock again."""
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the rate of the epoch."""
+        """Log the throughput of the epoch."""
         for logger in trainer.loggers:  # not by pl_module.log, which writes only after the epoch's checkpoint
             logger.log_metrics(
                 {"train/images_per_s": self._images / self._seconds, "epoch": trainer.current_epoch},

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger
 from knlightning.callbacks import BestCheckpoint, MetricsCSV, TensorBoardLog
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
+from knlightning.protocols import ChecksBefore
 from knlightning.run_directory import checkpoint_in, holds_checkpoints
 
 
@@ -55,8 +56,8 @@ class FitCLI(KNLightningCLI):
         """Let callbacks refuse a run before it reads any data."""
         try:
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined] # set where mypy does not look
-                if check := getattr(callback, "check_before", None):
-                    check(self.trainer, self.model, self.datamodule)
+                if isinstance(callback, ChecksBefore):
+                    callback.check_before(self.trainer, self.model, self.datamodule)
         except ValueError:
             if self.run_dir is not None:
                 with suppress(OSError):  # unless it is empty

@@ -21,23 +21,12 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from knlightning import __version__
-from knlightning.callbacks import (
-    AtomicCheckpointIO,
-    BestCheckpoint,
-    HParams,
-    LastCheckpoint,
-    Pictures,
-    PredictionWriter,
-    RunConfig,
-    Seeding,
-    Throughput,
-)
+from knlightning.callbacks import CONFIGURED, AtomicCheckpointIO, RunConfig, made_for_every_run
 from knlightning.checks import ArgumentError
 from knlightning.commands.arguments import find_argument, flatten
 from knlightning.commands.output import say
@@ -51,11 +40,8 @@ RUN_DIR_VARIABLE = "KNL_RUN_DIR"
 TITLES = {
     "model": "Task and network (knl fit --model.help knlightning.tasks.ClassificationTask, or SegmentationTask)",
     "data": "Data (knl fit --data.help knlightning.data.DigitsDataModule)",
-    "best_checkpoint": "What is kept as checkpoints/best.ckpt",
-    "last_checkpoint": "When checkpoints/last.ckpt is written; always at the end of an epoch",
-    "pictures": "Confusion matrix and example predictions in TensorBoard",
-    "predictions": "What knl predict writes",
     "trainer": "Lightning's trainer",
+    **{key: title for key, (_, title) in CONFIGURED.items()},
 }
 VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, torch {torch.__version__}\n"
 """Stands above the configuration in a run directory."""
@@ -145,10 +131,8 @@ class KNLightningCLI(LightningCLI):
         )
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
-        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
-        parser.add_lightning_class_args(Pictures, "pictures")
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        for key, (callback, _) in CONFIGURED.items():
+            parser.add_lightning_class_args(callback, key)
         parser.add_class_arguments(
             Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True, skip=SETTLED
         )
@@ -192,8 +176,7 @@ class KNLightningCLI(LightningCLI):
         if trainer.logger in (None, True):
             trainer.logger = self.default_loggers()
         trainer.callbacks = [
-            *(Seeding(), RunConfig(text, plain), Throughput(), HParams(plain)),
-            *([LearningRateMonitor()] if trainer.logger else []),
+            *made_for_every_run(text, plain, has_logger=bool(trainer.logger)),
             *as_list(trainer.callbacks),
         ]
         trainer.plugins = as_list(trainer.plugins)

@@ -62,7 +62,7 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
     for stage, command in (("val", ValidateCLI), ("test", TestCLI)):
         cli = command([*line, "--ckpt_path=last"])
         metrics = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
-        accuracies[stage] = metrics[f"{stage}/{cli.model.headline}"]
+        accuracies[stage] = metrics[f"{stage}/{cli.model.main_metric}"]
     accuracies |= {name: metrics[f"test/{name}"] for name in FURTHER if f"test/{name}" in metrics}
     record(directory, config, settings, accuracies)
     return accuracies

@@ -1,4 +1,4 @@
-"""What all tasks share: an injected backbone, an optimizer and a schedule from the configuration."""
+"""What all tasks share: the backbone, the optimizer and the schedule, which they are given."""
 
 import copy
 import math
@@ -12,52 +12,54 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from knlightning.checks import check_number
+from knlightning.protocols import data_of
 from knlightning.tasks.schedules import RunLR
 
 
 class Metrics(nn.Module, ABC):
-    """What a task counts in an epoch, over all of its batches and devices."""
+    """The metrics of an epoch, over all of its batches and devices."""
 
     @abstractmethod
     def compute(self) -> dict[str, Tensor]:
-        """Return the value of each metric by its name, the same on every device."""
+        """Compute the value of each metric by its name, the same on every device."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all batches."""
 
 
 class Task(LightningModule, ABC):
-    """Base of the tasks: steps, optimizer, schedule, and what keeps a resumed run true to its configuration.
+    """Base of the tasks: steps, optimizer and schedule, and how the configuration of a resumed run takes effect.
 
-    A task says what the loss of a batch is, how one is evaluated, and what is counted: it has `train_metrics`,
-    `val_metrics` and `test_metrics`, which are logged under `train/`, `val/` and `test/` at the end of an epoch.
+    A task defines the loss of a batch and how a batch is evaluated. It has `train_metrics`, `val_metrics` and
+    `test_metrics`, which are logged under `train/`, `val/` and `test/` at the end of an epoch.
 
-    A checkpoint brings back the optimizer and the schedule as they were. What the configuration has changed since
-    then (rate, weight decay, length of the schedule, ...) wins over it.
+    A checkpoint restores the optimizer and the schedule. What the configuration has changed since then (learning rate,
+    weight decay, length of the schedule, ...) takes precedence over it.
 
     Args:
-        backbone: network, from images (N, C, H, W) in floating point to the output of the task.
-        optimizer: makes the optimizer from the parameters.
-        lr_scheduler: makes the schedule from the optimizer; None keeps the rate constant.
-        lr_scheduler_interval: whether the schedule advances with every "epoch" or with every optimizer "step".
-        channels_last: keep weights and images in the channels-last memory format, often faster on GPUs.
-        norm_weight_decay: weight decay of the parameters of normalization layers (see `parameter_groups`), at least
-            0; None for the optimizer's.
-        bias_weight_decay: weight decay of the biases, at least 0, other than those of normalization layers that
-            norm_weight_decay governs; None for the optimizer's.
-        compile: compile the backbone by torch.compile, which takes a while at its first batches; the names of its
-            weights stay what they are.
+        backbone: Network, from images (N, C, H, W) in floating point to the output of the task.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the schedule from the optimizer; None for a constant learning rate.
+        lr_scheduler_interval: Whether the schedule advances with every "epoch" or with every optimizer "step".
+        channels_last: Whether weights and images have the channels-last memory format, which often is faster on GPUs.
+        norm_weight_decay: Weight decay of the parameters of normalization layers, at least 0; None for the
+            optimizer's.
+        bias_weight_decay: Weight decay of the biases, at least 0; None for the optimizer's. If norm_weight_decay is
+            given, it applies to the biases of normalization layers instead.
+        compile: Whether the backbone is compiled by torch.compile, which takes a while at the first batches. The names
+            of the weights stay the same.
 
     Raises:
-        ValueError: if a weight decay is negative.
+        ArgumentError: If a weight decay is negative.
     """
 
-    headline: str
-    """The metric that the progress bar shows after an evaluation."""
+    main_metric: str
+    """Name of the metric that the progress bar shows after an evaluation."""
     train_metrics: Metrics
     val_metrics: Metrics
     test_metrics: Metrics
@@ -65,18 +67,23 @@ class Task(LightningModule, ABC):
     def __init__(
         self,
         backbone: nn.Module,
-        optimizer: OptimizerCallable,
-        lr_scheduler: Callable[[Optimizer], LRScheduler] | None,
-        lr_scheduler_interval: Literal["epoch", "step"],
-        channels_last: bool,
+        *,
+        optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.05, momentum=0.9),
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        channels_last: bool = False,
         norm_weight_decay: float | None = None,
         bias_weight_decay: float | None = None,
         compile: bool = False,
     ) -> None:
-        for name, decay in (("norm_weight_decay", norm_weight_decay), ("bias_weight_decay", bias_weight_decay)):
-            if decay is not None and not 0 <= decay < math.inf:
-                raise ValueError(f"model.init_args.{name} must be at least 0, or null for the optimizer's, got {decay}")
+        check_number("norm_weight_decay", norm_weight_decay, at_least=0, none="the optimizer's")
+        check_number("bias_weight_decay", bias_weight_decay, at_least=0, none="the optimizer's")
         super().__init__()
+        # Plain values alone, so that a checkpoint needs no pickled code: TASK.load_from_checkpoint(path, backbone=...)
+        # makes the task again. A task adds its own.
+        self.save_hyperparameters(
+            *("lr_scheduler_interval", "channels_last", "norm_weight_decay", "bias_weight_decay", "compile")
+        )
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
         if compile:
@@ -94,30 +101,30 @@ class Task(LightningModule, ABC):
         """Make the optimizer and its schedule.
 
         Raises:
-            ValueError: if the schedule follows a metric, the optimizer knows no weight decay although one is given
-                for norms or biases, or the groups of parameters are not those of the checkpoint.
+            ValueError: If the schedule follows a metric, if the optimizer has no weight decay although one is given
+                for norms or biases, or if the groups of parameters are not those of the checkpoint.
         """
-        apart = self.norm_weight_decay is not None or self.bias_weight_decay is not None
+        grouped = self.norm_weight_decay is not None or self.bias_weight_decay is not None
         optimizer = self.make_optimizer(
-            parameter_groups(self, self.norm_weight_decay, self.bias_weight_decay) if apart else self.parameters()
+            parameter_groups(self, self.norm_weight_decay, self.bias_weight_decay) if grouped else self.parameters()
         )
-        if apart and "weight_decay" not in optimizer.defaults:
+        if grouped and "weight_decay" not in optimizer.defaults:
             raise ValueError(
-                f"model.init_args.optimizer: {type(optimizer).__name__} has no weight decay; set norm_weight_decay and"
+                f"optimizer: {type(optimizer).__name__} has no weight decay; set norm_weight_decay and"
                 " bias_weight_decay to null, or choose another optimizer"
             )
         scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
-                "model.init_args.lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have;"
-                " choose a schedule of time such as knlightning.tasks.CosineLR"
+                "lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have; choose a"
+                " schedule of time such as knlightning.tasks.CosineLR"
             )
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         if self._configured_before.get("sizes", sizes) != sizes:
             raise ValueError(
-                "model.init_args.norm_weight_decay and bias_weight_decay part the parameters into groups of"
-                f" {sizes} tensors, and the checkpoint's optimizer has {self._configured_before['sizes']}: a run cannot"
-                " resume where a weight decay of its own is given or taken away (null); its value may be changed"
+                f"norm_weight_decay and bias_weight_decay make groups of {sizes} parameters, and the optimizer of the"
+                f" checkpoint has groups of {self._configured_before['sizes']}: when a run resumes, the value of a"
+                " weight decay may change, but it cannot be added or removed (null)"
             )
         self._configured = {
             "sizes": sizes,
@@ -137,25 +144,25 @@ class Task(LightningModule, ABC):
 
     @abstractmethod
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Compute the loss of a batch, and count it in `train_metrics`."""
+        """Compute the loss of a batch, and add the batch to `train_metrics`."""
 
     @abstractmethod
     def evaluate(self, images: Tensor, labels: Tensor, metrics: Any) -> Tensor:
-        """Return the logits of a batch, and count it in the metrics of an evaluation."""
+        """Compute the logits of a batch, and add the batch to the metrics of an evaluation."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of a batch.
 
         Raises:
-            FloatingPointError: if the loss is not finite.
+            FloatingPointError: If the loss is not finite.
         """
         loss = self.training_loss(*batch)
         if self.stop_at_nonfinite and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
-                f" {self.global_step}). Try a lower learning rate (model.init_args.optimizer.init_args.lr) or"
-                " trainer.gradient_clip_val=1; with trainer.precision=16-mixed try bf16-mixed or 32-true; and see that"
-                " the images themselves are finite."
+                f" {self.global_step}). Try a lower learning rate of the optimizer, or the trainer's"
+                " gradient_clip_val=1; instead of its precision 16-mixed try bf16-mixed or 32-true; and check that the"
+                " images themselves are finite."
             )
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
@@ -163,9 +170,10 @@ class Task(LightningModule, ABC):
     def on_train_epoch_end(self) -> None:
         """Log the metrics of the training epoch, before its checkpoint is written.
 
-        What `self.log` sends to the loggers comes after it, and would be lost with a process killed in between.
+        What `self.log` sends to the loggers is written after the checkpoint, and would be lost if the process is
+        killed in between.
         """
-        values = self._computed("train", self.train_metrics)
+        values = self._compute("train", self.train_metrics)
         for name, value in values.items():
             self.log(name, value, logger=False, sync_dist=True)  # for the progress bar and the callbacks
         numbers = {name: float(value) for name, value in values.items()}
@@ -189,29 +197,29 @@ class Task(LightningModule, ABC):
         self._log_evaluation("test", self.test_metrics)
 
     def _log_evaluation(self, stage: str, metrics: Metrics) -> None:
-        for name, value in self._computed(stage, metrics).items():
-            # the devices have computed the same: their mean is it, and Lightning is told that they agree
-            self.log(name, value, prog_bar=name == f"{stage}/{self.headline}", sync_dist=True)
+        for name, value in self._compute(stage, metrics).items():
+            # all devices have computed the same value: the mean is this value too, and Lightning does not warn
+            self.log(name, value, prog_bar=name == f"{stage}/{self.main_metric}", sync_dist=True)
 
-    def _computed(self, stage: str, metrics: Metrics) -> dict[str, Tensor]:
+    def _compute(self, stage: str, metrics: Metrics) -> dict[str, Tensor]:
         values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
         metrics.reset()
         return values
 
     def check_width(self, logits: Tensor) -> None:
-        """Compare the network with the data; met by the first batch, before any step of the optimizer.
+        """Compare the network with the data; the first batch does it, before any step of the optimizer.
 
         Args:
-            logits: (N, classes, ...).
+            logits: Logits (N, classes, ...).
 
         Raises:
-            ValueError: if the number of classes is not that of the datamodule.
+            ValueError: If the number of classes is not that of the datamodule.
         """
-        classes = getattr(self.trainer.datamodule, "num_classes", None)  # type: ignore[attr-defined]
-        if classes is not None and logits.shape[1] != classes:
+        num_classes = data_of(self.trainer).num_classes
+        if num_classes is not None and logits.shape[1] != num_classes:
             raise ValueError(
-                f"the network has {logits.shape[1]} outputs and the data {classes} classes: set"
-                f" model.init_args.backbone.init_args.num_classes to {classes}"
+                f"the network has {logits.shape[1]} outputs and the data have {num_classes} classes: set the"
+                f" backbone's num_classes to {num_classes}"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -219,14 +227,14 @@ class Task(LightningModule, ABC):
         checkpoint["configured"] = self._configured
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Recall what the optimizer and the schedule of the checkpoint were configured with."""
+        """Read what the optimizer and the schedule of the checkpoint were configured with."""
         self._configured_before = checkpoint.get("configured", {})
 
     def on_train_start(self) -> None:
-        """Give the schedule its length, and apply what the configuration of a resumed run has changed, that alone.
+        """Give the schedule its length, and apply what the configuration of a resumed run has changed, nothing else.
 
         Raises:
-            ValueError: if the schedule needs the length of a run that has none.
+            ValueError: If the schedule needs the length of a run that has none.
         """
         self._set_length()
         before, self._configured_before = self._configured_before, {}
@@ -234,25 +242,25 @@ class Task(LightningModule, ABC):
             return
         optimizer = self.trainer.optimizers[0]
         for group, old, new in zip(optimizer.param_groups, before["groups"], self._configured["groups"], strict=True):
-            rate = new["lr"]
-            if self.trainer.lr_scheduler_configs:  # the present rate keeps its place in the schedule
-                rate = group["lr"] * _ratio(_initial_rate(new), _initial_rate(old))
+            learning_rate = new["lr"]
+            if self.trainer.lr_scheduler_configs:  # the same place in the schedule, from another initial rate
+                learning_rate = group["lr"] * _ratio(_initial_learning_rate(new), _initial_learning_rate(old))
             group.update({key: value for key, value in new.items() if key not in old or old[key] != value})
-            group["lr"] = rate
+            group["lr"] = learning_rate
         for config in self.trainer.lr_scheduler_configs:
             scheduler, old, new = config.scheduler, before["schedule"], self._configured["schedule"]
-            vars(scheduler).update(
-                {key: new[key] for key in new if key in old and old[key] != new[key] and not key.startswith("_")}
-            )
-            if isinstance(scheduler, RunLR):  # its rate is a function of time alone
-                for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
-                    group["lr"] = rate
+            changed = {key: new[key] for key in new if key in old and old[key] != new[key]}
+            settings = {key: value for key, value in changed.items() if not key.startswith("_")}  # no counters
+            scheduler.load_state_dict(scheduler.state_dict() | settings)
+            if isinstance(scheduler, RunLR):  # its learning rate is a function of time alone
+                for group, learning_rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+                    group["lr"] = learning_rate
 
     def _set_length(self) -> None:
-        """Give a schedule that lasts as long as the run its length.
+        """Give its length to a schedule that lasts as long as the run.
 
-        Not sooner than when training starts: to count the steps of a run, Lightning makes the training loader, and one
-        made before a checkpoint is restored would not go on where the checkpoint was written.
+        This must wait until training starts. To count the steps of a run, Lightning makes the training loader, and a
+        loader that is made before a checkpoint is restored would not continue where the checkpoint was written.
         """
         schedule = self._configured["schedule"]
         for config in self.trainer.lr_scheduler_configs:
@@ -266,8 +274,8 @@ class Task(LightningModule, ABC):
         if length is None or length < 1 or math.isinf(length):
             raise ValueError(
                 "the schedule lasts as long as the run, and this run has no end in units of"
-                f" lr_scheduler_interval={self.lr_scheduler_interval!r}: set trainer.max_epochs, or give the length as"
-                " model.init_args.lr_scheduler.init_args.total"
+                f" lr_scheduler_interval={self.lr_scheduler_interval!r}: set the trainer's max_epochs, or give the"
+                " length as total of the lr_scheduler"
             )
         return int(length)
 
@@ -305,7 +313,7 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def _initial_rate(group: dict[str, Any]) -> float:
+def _initial_learning_rate(group: dict[str, Any]) -> float:
     return float(group.get("initial_lr", group["lr"]))
 
 

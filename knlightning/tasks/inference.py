@@ -7,40 +7,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Network = Callable[[Tensor], Tensor]
-
 
 def averaged_logits(
-    network: Network,
+    network: Callable[[Tensor], Tensor],
     images: Tensor,
     window: tuple[int, int] | None = None,
     stride: tuple[int, int] | None = None,
     flip: bool = False,
     scales: Sequence[float] = (1.0,),
 ) -> Tensor:
-    """Apply a network to images in one or several ways, and average the logits.
+    """Apply a network to images at several scales, mirrored and by windows, and average the logits.
 
-    In this order: for each scale, the images are resized (bilinear, with antialiasing); they are taken as they are
-    and, with `flip`, mirrored; of each, the network sees the whole or window after window, and the logits of a pixel
-    are the mean over the windows that it lies in; those of a mirrored image are mirrored back; the logits are resized
-    to the size of the images (bilinear); and of all this the mean is taken. One scale of 1 without mirroring, and a
-    window as large as the image, change nothing.
+    1. For each scale, the images are resized (bilinear, with antialiasing).
+    2. With `flip`, each of them is also mirrored.
+    3. The network is applied to each of them, to the whole image or window by window. The logits of a pixel are the
+       mean over the windows that contain it.
+    4. The logits of mirrored images are mirrored back, and all logits are resized to the size of the images (bilinear).
+    5. The result is the mean of all of them.
+
+    A single scale of 1 without mirroring, and a window as large as the image, change nothing.
 
     Args:
-        network: from images (N, C, h, w) of any size to logits (N, classes, h, w).
-        images: (N, C, H, W).
-        window: height and width in pixels of the resized image; None for the whole image.
-        stride: vertical and horizontal step from window to window; None for half a window. The last windows end at
+        network: Network, from images (N, C, h, w) of any size to logits (N, classes, h, w).
+        images: Images (N, C, H, W).
+        window: Height and width in pixels of the resized image; None for the whole image.
+        stride: Vertical and horizontal step from window to window; None for half a window. The last windows end at
             the border of the image.
-        flip: whether mirrored images are seen too.
-        scales: factors of height and width, at least one.
+        flip: Whether mirrored images are used too.
+        scales: Factors of height and width, at least one.
 
     Returns:
-        logits (N, classes, H, W).
+        Logits (N, classes, H, W).
     """
-    ways = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+    variants = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
 
-    def one(scale: float, mirrored: bool) -> Tensor:
+    def logits_of(scale: float, mirrored: bool) -> Tensor:
         resized = _resized_images(images, scale)
         logits = _windowed(network, resized.flip(-1) if mirrored else resized, window, stride)
         logits = logits.flip(-1) if mirrored else logits
@@ -48,22 +49,22 @@ def averaged_logits(
             return logits
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 
-    if len(ways) == 1:
-        return one(*ways[0])
-    total = _accumulator(first := one(*ways[0]), images.shape[-2:]).add_(first)
+    if len(variants) == 1:
+        return logits_of(*variants[0])
+    total = _accumulator(first := logits_of(*variants[0]), images.shape[-2:]).add_(first)
     del first  # these maps are large
-    for way in ways[1:]:
-        total += one(*way)
-    return total.div_(len(ways))
+    for variant in variants[1:]:
+        total += logits_of(*variant)
+    return total.div_(len(variants))
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """List where windows begin along a side, so that they cover it and the last one ends at its end.
+    """List where windows begin along a side, so that they cover it and the last one ends where it ends.
 
     Args:
-        size: length of the side.
-        window: length of a window.
-        stride: step from window to window, in [1, window].
+        size: Length of the side.
+        window: Length of a window.
+        stride: Step from window to window, in [1, window].
     """
     if window >= size:
         return [0]
@@ -78,7 +79,10 @@ def _resized_images(images: Tensor, scale: float) -> Tensor:
 
 
 def _windowed(
-    network: Network, images: Tensor, window: tuple[int, int] | None, stride: tuple[int, int] | None
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    window: tuple[int, int] | None,
+    stride: tuple[int, int] | None,
 ) -> Tensor:
     height, width = images.shape[-2:]
     if window is None or (window[0] >= height and window[1] >= width):
@@ -86,18 +90,18 @@ def _windowed(
     stride = stride or (-(-window[0] // 2), -(-window[1] // 2))
     rows, columns = (window_starts(*sides) for sides in zip((height, width), window, stride, strict=True))
     total: Tensor | None = None
-    times = torch.zeros(height, width, device=images.device)
+    counts = torch.zeros(height, width, device=images.device)
     for row, column in product(rows, columns):
         place = (..., slice(row, row + window[0]), slice(column, column + window[1]))
         logits = network(images[place])
         if total is None:
             total = _accumulator(logits, (height, width))
         total[place] += logits
-        times[place] += 1
+        counts[place] += 1
     assert total is not None
-    return total.div_(times)
+    return total.div_(counts)
 
 
 def _accumulator(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Make zeros to which logits are added, in float32 at least."""
+    """Make zeros, in float32 at least, to which logits are added."""
     return logits.new_zeros((*logits.shape[:2], *size), dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 LossMean = Literal["batch", "image"]
 
 IGNORED = 255
-"""Label of the pixels that count neither in a loss nor in a metric."""
+"""Label of pixels that do not count in losses and metrics."""
 
 
 def pixel_cross_entropy(
@@ -20,26 +20,27 @@ def pixel_cross_entropy(
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 131_072,
 ) -> tuple[Tensor, Tensor]:
-    """Sum the cross-entropy of the labelled pixels, and what it is to be divided by.
+    """Compute the cross-entropy of the labelled pixels as a sum and its divisor.
 
-    With "batch" these are, over all labelled pixels of the batch, the sum of weight * loss and that of the weights:
-    the ratio is the mean of torch's cross_entropy. With "image" the ratio is taken for each image, 0 where no pixel is
-    labelled, and what is returned is the sum over the images and their number: no image changes another's share.
+    With mean "batch", these are the sum of weight * loss and the sum of the weights over all labelled pixels of the
+    batch; their quotient is the mean of torch's cross_entropy. With "image", this quotient is computed for each image
+    (0 without labelled pixels), and the result is the sum over the images and their number: no image changes the share
+    of another.
 
     Online hard example mining (Shrivastava et al., CVPR 2016, in the form of the public HRNet segmentation code)
-    keeps the pixels whose true class has a probability below a threshold, and at least a number of the hardest ones;
-    of the whole batch, or with "image" of each image.
+    keeps the pixels whose true class has a probability below a threshold, and in any case a number of the hardest
+    pixels; of the whole batch, or with "image" of each image.
 
     Args:
-        logits: (N, classes, H, W).
-        labels: (N, H, W), integers below the number of classes, or 255 for pixels that are ignored.
-        class_weights: (classes,), of the pixels by their label; None for 1 each.
-        mean: whether the mean is over the pixels of the "batch", or of each "image" first.
-        ohem_threshold: probability in (0, 1]; None for no mining.
-        ohem_min_kept: pixels that are kept at least, where so many are labelled; at least 1.
+        logits: Logits (N, classes, H, W).
+        labels: Classes (N, H, W), integers; 255 for pixels that are ignored.
+        class_weights: Weights (classes,) of the pixels by their label; None for 1 each.
+        mean: Whether the mean is over the pixels of the "batch", or of each "image" first.
+        ohem_threshold: Probability in (0, 1]; None for no mining.
+        ohem_min_kept: Number of labelled pixels that are kept in any case, at least 1.
 
     Returns:
-        two scalars, a sum and its divisor, of which both are 0 where nothing is labelled and the mean is "batch".
+        Two scalars, a sum and its divisor. With mean "batch" and no labelled pixels, both are 0.
     """
     labelled = labels != IGNORED
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")  # 0 where ignored
@@ -58,5 +59,5 @@ def pixel_cross_entropy(
 
 
 def quotient(sums: Tensor, divisors: Tensor) -> Tensor:
-    """Divide; 0 where the divisor is 0, with a gradient of 0."""
+    """Divide sums by divisors; if a divisor is 0, the quotient and its gradient are 0."""
     return sums / torch.where(divisors == 0, 1.0, divisors)

@@ -130,7 +130,7 @@ def test_file_is_whole_at_every_moment(tmp_path):
     while not path.exists():
         assert process.poll() is None
         time.sleep(0.05)
-    for _ in range(30):  # whoever looks meets a whole file, so a kill at that moment leaves one
+    for _ in range(15):  # whoever looks meets a whole file, so a kill at that moment leaves one
         assert stored(path)["a"].sum() == 10**6
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)

@@ -46,7 +46,7 @@ def test_checkpoint_of_another_network_is_an_error_without_traceback(folder, cap
         (["--config", "tiny.yaml", "--trainer.epochs", "3"], "epochs"),
         (["--config", "tiny.yaml", "--trainer.max_epochs", "many"], "max_epochs"),
         (["--config", "tiny.yaml", "--model", "no.such.Task"], "no.such.Task"),
-        (["--config", "tiny.yaml", "--data.batch_size", "0"], "batch_size=0"),
+        (["--config", "tiny.yaml", "--data.batch_size", "0"], "batch_size must be a whole number at least 1, got 0"),
         (["--config", "tiny.yaml", "--model.label_smoothing", "2"], "label_smoothing"),
         (["--config", "tiny.yaml", "--last_checkpoint.every_n_steps", "0"], "every_n_steps"),
         (["--config", "tiny.yaml", "--best_checkpoint.mode", "most"], "mode"),

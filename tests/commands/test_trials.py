@@ -21,7 +21,7 @@ def commands(monkeypatch):
             given.append([command, *args])
             metrics = {"val/acc": torch.tensor(0.5), "test/acc": torch.tensor(0.25)}
             trainer = SimpleNamespace(callback_metrics=metrics)
-            return SimpleNamespace(trainer=trainer, model=SimpleNamespace(headline="acc"))
+            return SimpleNamespace(trainer=trainer, model=SimpleNamespace(main_metric="acc"))
 
         return run
 

@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -36,22 +36,25 @@ def test_windows_cover_a_side_and_end_at_its_end(size, window, data):
 def test_windows_equal_a_naive_mean_over_windows(network, window, stride):
     if stride and (stride[0] > window[0] or stride[1] > window[1]):
         stride = window
+    network.requires_grad_(False)
     result = averaged_logits(network, IMAGES, window, stride)
     step = stride or tuple(-(-side // 2) for side in window)
     starts = [
         [min(start, max(0, size - length)) for start in range(0, max(size - length, 0) + every, every)]
         for size, length, every in zip((11, 17), window, step, strict=True)
     ]
+    windows = {
+        (top, left): network(IMAGES[:, :, top : top + window[0], left : left + window[1]])
+        for top, left in product(*starts)
+    }
     expected = torch.zeros(2, 5, 11, 17, dtype=torch.float64)
-    for row in range(11):
-        for column in range(17):
-            seen = [
-                network(IMAGES[:, :, top : top + window[0], left : left + window[1]])[:, :, row - top, column - left]
-                for top in dict.fromkeys(starts[0])
-                for left in dict.fromkeys(starts[1])
-                if 0 <= row - top < window[0] and 0 <= column - left < window[1]
-            ]
-            expected[:, :, row, column] = sum(seen) / len(seen)
+    for row, column in product(range(11), range(17)):
+        seen = [
+            logits[:, :, row - top, column - left]
+            for (top, left), logits in windows.items()
+            if 0 <= row - top < window[0] and 0 <= column - left < window[1]
+        ]
+        expected[:, :, row, column] = sum(seen) / len(seen)
     torch.testing.assert_close(result, expected)
 
 

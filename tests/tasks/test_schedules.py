@@ -85,13 +85,13 @@ def test_every_parameter_group_keeps_its_own_rate():
     ],
 )
 def test_arguments_out_of_range(arguments):
-    with pytest.raises(ValueError, match=f"CosineLR: {next(iter(arguments))}"):
+    with pytest.raises(ValueError, match=f"^{next(iter(arguments))} must be"):
         CosineLR(optimizer(), **arguments)
 
 
 @pytest.mark.parametrize("arguments", [{"power": 0.0}, {"total": -1}])
 def test_arguments_of_poly_out_of_range(arguments):
-    with pytest.raises(ValueError, match=f"PolyLR: {next(iter(arguments))}"):
+    with pytest.raises(ValueError, match=f"^{next(iter(arguments))} must be"):
         PolyLR(optimizer(), **arguments)
 
 

@@ -179,7 +179,7 @@ def test_weights_of_cityscapes(tmp_path):
         CLASS_WEIGHTS["cityscapes"]
     )
     assert len(CLASS_WEIGHTS["cityscapes"]) == 19
-    with pytest.raises(ValueError, match=r"class_weights are 19 numbers, and the network tells 3 classes apart"):
+    with pytest.raises(ValueError, match=r"class_weights are 19 numbers, and the network has 3 classes"):
         trainer(tmp_path).fit(SegmentationTask(network(), "cityscapes"), RandomScenes())
 
 
@@ -188,7 +188,7 @@ def test_width_is_compared_with_the_data_before_the_first_step(tmp_path, sanity)
     data = RandomScenes()
     data.num_classes = 7
     run = trainer(tmp_path, num_sanity_val_steps=sanity)
-    with pytest.raises(ValueError, match=r"3 outputs .* 7 classes: .*init_args.num_classes to 7"):
+    with pytest.raises(ValueError, match=r"3 outputs .* 7 classes: set the backbone's num_classes to 7"):
         run.fit(SegmentationTask(network()), data)
     assert run.global_step == 0
     with pytest.raises(ValueError, match=r"3 outputs .* 7 classes"):
@@ -199,7 +199,7 @@ def test_width_is_compared_with_the_data_before_the_first_step(tmp_path, sanity)
 def test_labels_outside_of_the_classes(tmp_path, label):
     data = RandomScenes()
     data.labels[0, 2, 3] = label
-    with pytest.raises(ValueError, match=rf"label {label}, and the network tells 3 classes apart: labels are 0 to 2"):
+    with pytest.raises(ValueError, match=rf"label {label}, and the network has 3 classes: labels must be 0 to 2"):
         trainer(tmp_path).fit(SegmentationTask(network()), data)
 
 
@@ -212,27 +212,27 @@ def test_labels_of_another_shape(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"class_weights": []}, "class_weights must be numbers of at least 0"),
-        ({"class_weights": [1.0, -1.0]}, "class_weights must be numbers of at least 0"),
-        ({"class_weights": "ade20k"}, "class_weights must be a list of numbers or one of cityscapes, got 'ade20k'"),
+        ({"class_weights": []}, "class_weights must be a list of numbers, one for each class"),
+        ({"class_weights": [1.0, -1.0]}, r"class_weights\[1\] must be a number at least 0, got -1.0"),
+        ({"class_weights": "ade20k"}, "class_weights must be one of cityscapes, got 'ade20k'. Or give a list"),
         ({"loss_mean": "pixel"}, "loss_mean must be one of batch, image, got 'pixel'"),
-        ({"ohem_threshold": 0.0}, r"ohem_threshold must be a probability in \(0, 1\]"),
-        ({"ohem_min_kept": 0}, "ohem_min_kept must be at least 1"),
+        ({"ohem_threshold": 0.0}, "ohem_threshold must be a number above 0 and at most 1, or null for all pixels"),
+        ({"ohem_min_kept": 0}, "ohem_min_kept must be a whole number at least 1"),
         ({"eval_window": (0, 4)}, "eval_window must be a height and a width of at least 1"),
-        ({"eval_stride": (4, 4)}, "eval_window is null"),
-        ({"eval_window": (4, 4), "eval_stride": (4, 5)}, "eval_stride must be at least 1 and at most eval_window"),
-        ({"eval_scales": []}, "eval_scales must be numbers above 0, at least one"),
-        ({"eval_scales": [1.0, 0.0]}, "eval_scales must be numbers above 0"),
+        ({"eval_stride": (4, 4)}, "eval_stride must be at least 1 and at most eval_window None"),
+        ({"eval_window": (4, 4), "eval_stride": (4, 5)}, r"eval_stride must be .* at most eval_window \(4, 4\)"),
+        ({"eval_scales": []}, "eval_scales must be a list of numbers above 0"),
+        ({"eval_scales": [1.0, 0.0]}, r"eval_scales\[1\] must be a number above 0"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
-    with pytest.raises(ValueError, match=f"model.init_args.*{message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         SegmentationTask(network(), **arguments)
 
 
 def test_a_metric_that_is_not_logged_is_told_before_the_first_epoch(tmp_path):
     run = trainer(tmp_path, callbacks=[BestCheckpoint()], enable_checkpointing=True)
-    with pytest.raises(ValueError, match=r"best_checkpoint.monitor: there is no metric 'val/acc'; .* val/miou"):
+    with pytest.raises(ValueError, match=r"monitor must be a metric that .* val/miou.*, got 'val/acc'"):
         run.fit(SegmentationTask(network()), RandomScenes())
     assert run.global_step == 0
     run = trainer(tmp_path, callbacks=[BestCheckpoint("val/miou")], enable_checkpointing=True)

@@ -1,7 +1,9 @@
+import inspect
 from functools import partial
 
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 from torch import nn
@@ -10,8 +12,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, ReduceLROnP
 from torchvision.models import convnext_tiny
 
 from knlightning.models import knresnet8
-from knlightning.tasks import ClassificationTask, CosineLR, PolyLR
+from knlightning.tasks import ClassificationTask, CosineLR, PolyLR, SegmentationTask, Task
 from knlightning.tasks.base import parameter_groups
+
+FAST = partial(SGD, lr=0.4)
 
 
 def fit(tmp_path, task, ckpt_path=None, **kwargs):
@@ -29,7 +33,12 @@ def fit(tmp_path, task, ckpt_path=None, **kwargs):
 
 
 def task(lr=0.4, weight_decay=0.0, schedule=None, interval="epoch"):
-    return ClassificationTask(TinyNet(3), 0.0, lambda p: SGD(p, lr=lr, weight_decay=weight_decay), schedule, interval)
+    return ClassificationTask(
+        TinyNet(3),
+        optimizer=lambda p: SGD(p, lr=lr, weight_decay=weight_decay),
+        lr_scheduler=schedule,
+        lr_scheduler_interval=interval,
+    )
 
 
 def rate(run):
@@ -52,7 +61,7 @@ def test_poly_by_step_lasts_as_long_as_the_run(tmp_path, precision, accumulate, 
         def on_train_batch_end(self, outputs, batch, batch_idx):
             seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    spy = Spy(TinyNet(3), 0.0, lambda p: SGD(p, lr=0.4), PolyLR, "step")
+    spy = Spy(TinyNet(3), optimizer=FAST, lr_scheduler=PolyLR, lr_scheduler_interval="step")
     run = fit(tmp_path, spy, max_epochs=3, accumulate_grad_batches=accumulate, precision=precision)
     assert run.global_step == run.lr_scheduler_configs[0].scheduler.total == total
     steps, taken = [], 0
@@ -68,7 +77,7 @@ def test_stated_length_stays(tmp_path):
 
 
 def test_run_without_end_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no end .*epoch.*max_epochs.*init_args.total"):
+    with pytest.raises(ValueError, match=r"no end .*epoch.*max_epochs.*total of the lr_scheduler"):
         fit(tmp_path, task(schedule=CosineLR), max_epochs=-1, max_steps=5)
 
 
@@ -124,7 +133,7 @@ def test_configured_schedule_wins_over_the_checkpoint(tmp_path, old, new, expect
         def on_train_epoch_start(self):
             seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    run = fit(tmp_path, Spy(TinyNet(3), 0.0, lambda p: SGD(p, lr=0.4), new), path, max_epochs=4)
+    run = fit(tmp_path, Spy(TinyNet(3), optimizer=FAST, lr_scheduler=new), path, max_epochs=4)
     if expected is None:  # what torch's schedules have done already stays done
         assert run.lr_scheduler_configs[0].scheduler.gamma == 0.5
     else:
@@ -152,7 +161,7 @@ def test_configured_length_wins_over_the_checkpoint(tmp_path, schedule):
         def on_train_epoch_start(self):
             seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    spy = Spy(TinyNet(3), 0.0, lambda p: SGD(p, lr=0.4), schedule)
+    spy = Spy(TinyNet(3), optimizer=FAST, lr_scheduler=schedule)
     run = fit(tmp_path, spy, path, max_epochs=4)
     scheduler = run.lr_scheduler_configs[0].scheduler
     if isinstance(scheduler, CosineLR):
@@ -165,6 +174,31 @@ def test_configured_length_wins_over_the_checkpoint(tmp_path, schedule):
 def test_schedule_taken_away_leaves_the_configured_rate(tmp_path):
     _, path = interrupted(tmp_path, lambda o: StepLR(o, 1, gamma=0.5))
     assert rate(fit(tmp_path, task(), path, max_epochs=3)) == 0.4
+
+
+# arguments
+
+
+@pytest.mark.parametrize("kind", [ClassificationTask, SegmentationTask])
+def test_configuration_and_help_know_the_arguments_that_all_tasks_share(kind):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "task")
+    text = parser.format_help()
+    config = parser.get_defaults().task
+    for name, parameter in inspect.signature(Task).parameters.items():
+        assert f"--task.{name} " in text
+        if name not in ("backbone", "optimizer"):
+            assert config[name] == parameter.default
+    assert "Whether the backbone is compiled" in text
+    assert config.optimizer.init_args.lr == 0.05
+    with pytest.raises(ArgumentError, match=r"unrecognized arguments: --task.chanels_last"):
+        parser.parse_args(["--task.chanels_last=true"])
+
+
+@pytest.mark.parametrize("kind", [ClassificationTask, SegmentationTask])
+def test_unknown_arguments_are_refused(kind):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'chanels_last'"):
+        kind(TinyNet(3), chanels_last=True)
 
 
 # weight decay of norms and biases
@@ -264,7 +298,7 @@ def test_configured_weight_decays_win_over_the_checkpoint(tmp_path):
 def test_other_groups_than_those_of_the_checkpoint_are_refused(tmp_path, norm, bias):
     run = fit(tmp_path, decaying(0.0), max_epochs=1)
     run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    with pytest.raises(ValueError, match=r"norm_weight_decay and bias_weight_decay .* cannot resume"):
+    with pytest.raises(ValueError, match=r"norm_weight_decay and bias_weight_decay .* cannot be added or removed"):
         fit(tmp_path, decaying(norm, bias), tmp_path / "a.ckpt", max_epochs=2)
 
 
@@ -277,7 +311,7 @@ def test_optimizer_without_weight_decay_is_refused():
 
 @pytest.mark.parametrize("name", ["norm_weight_decay", "bias_weight_decay"])
 def test_weight_decay_out_of_range(name):
-    with pytest.raises(ValueError, match=f"model.init_args.{name} must be at least 0"):
+    with pytest.raises(ValueError, match=f"^{name} must be a number at least 0, or null for the optimizer's, got -0.1"):
         ClassificationTask(TinyNet(3), **{name: -0.1})
 
 

@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+import torch
+from standins import RandomData, TinyFCN, TinyNet
+
+from knlightning.callbacks import Seeding
+from knlightning.data import CityscapesDataModule, DigitScenesDataModule, DigitsDataModule
+from knlightning.privacy import DifferentialPrivacy
+from knlightning.protocols import (
+    ChecksBefore,
+    DataDescription,
+    DescribedImages,
+    DescribedScenes,
+    IgnoresLabel,
+    describe,
+    stretched,
+)
+from knlightning.tasks import ClassificationTask, SegmentationTask
+
+KNOWN = {
+    "class_names": ("cat", "dog"),
+    "num_classes": 2,
+    "image_size": (4, 6),
+    "scaling": "standard",
+    "mean": (0.5,),
+    "std": (0.2,),
+    "predict_dir": Path("images"),
+    "hparams": {"eval_resize": 7},
+    "palette": ((1, 2, 3), (4, 5, 6)),
+    "label_ids": (7, 33),
+    "displayable": torch.neg,
+}
+
+
+class Data:
+    pass
+
+
+def datamodule(**attributes):
+    data = Data()
+    vars(data).update(attributes)
+    return data
+
+
+def test_all_is_read():
+    description = describe(datamodule(**KNOWN))
+    assert vars(description) == KNOWN
+    assert describe(description) == description
+    assert describe(datamodule(predict_dir="images")).predict_dir == Path("images")
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_each_attribute_does_without_the_others(name):
+    assert describe(datamodule(**{name: KNOWN[name]})) == DataDescription(**{name: KNOWN[name]})
+
+
+@pytest.mark.parametrize(
+    "data", [None, datamodule(), datamodule(class_names=(), num_classes=0, palette=[], label_ids=None), RandomData()]
+)
+def test_nothing_is_known_of_other_datamodules(data):
+    description = describe(data)
+    assert {value for name, value in vars(description).items() if name != "hparams"} == {None, stretched}
+    assert not description.hparams
+
+
+def test_what_has_no_truth_value_can_be_read():
+    mean = torch.ones(3)
+    assert describe(datamodule(mean=mean, class_names=torch.ones(3).numpy())).mean is mean
+
+
+@pytest.mark.parametrize(("num_classes", "names"), [(2, ("cat", "dog")), (3, ["0", "1", "2"]), (1, ["0"])])
+def test_classes_are_named_by_their_numbers_if_the_names_do_not_fit(num_classes, names):
+    assert describe(datamodule(**KNOWN)).names(num_classes) == names
+    assert describe(None).names(num_classes) == [str(number) for number in range(num_classes)]
+
+
+def test_stretched_fills_the_range_of_each_image():
+    images = torch.stack([torch.tensor([[[-1.0, 3.0]]]), torch.tensor([[[5.0, 5.0]]])])
+    assert stretched(images).tolist() == [[[[0.0, 1.0]]], [[[0.0, 0.0]]]]
+
+
+def test_our_classes_have_what_the_protocols_say(tmp_path):
+    assert isinstance(DigitsDataModule(), DescribedImages)
+    assert not isinstance(DigitsDataModule(), DescribedScenes)
+    for data in (DigitScenesDataModule(), CityscapesDataModule(tmp_path)):
+        assert isinstance(data, DescribedScenes)
+    assert issubclass(DifferentialPrivacy, ChecksBefore)
+    assert not issubclass(Seeding, ChecksBefore)
+    assert isinstance(SegmentationTask(TinyFCN()), IgnoresLabel)
+    assert not isinstance(ClassificationTask(TinyNet()), IgnoresLabel)
