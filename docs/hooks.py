@@ -1,8 +1,12 @@
 """What is done to the pages of the site: formulas, links into the reference, and two pages of the repository's root."""
 
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import griffe
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -31,3 +35,25 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Link the full names of classes and functions to the reference, where they are in it."""
     return NAME.sub(r'<autoref identifier="\1" optional><code>\1</code></autoref>', html)
+
+
+class MadeArguments(griffe.Extension):
+    """Shows the arguments that `with_arguments_of` gives to the networks; their source does not have them."""
+
+    def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
+        """Replace parameters and docstring of a function that is decorated so."""
+        if not any("with_arguments_of" in str(decorator.value) for decorator in func.decorators):
+            return
+        made = getattr(import_module(func.module.path), func.name)
+        func.parameters = griffe.Parameters(
+            *(
+                griffe.Parameter(
+                    parameter.name,
+                    annotation=inspect.formatannotation(parameter.annotation),
+                    kind=griffe.ParameterKind.keyword_only,
+                    default=repr(parameter.default),
+                )
+                for parameter in inspect.signature(made).parameters.values()
+            )
+        )
+        func.docstring = griffe.Docstring(inspect.getdoc(made) or "", parent=func)
