@@ -1,0 +1,165 @@
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import yaml
+
+import knlightning
+from knlightning.commands.main import list_commands, run
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+RESULTS = ROOT / "docs" / "reproduce.md"
+# the examples of CONTRIBUTING.md are of files that it adds; the page of results is written by a command
+PARSED = [page for page in PAGES if page not in (CONTRIBUTING, RESULTS)]
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(page, language):
+    """Return (title, code) of the fenced blocks in a language."""
+    return [(title, code) for lang, title, code in FENCE.findall(page.read_text()) if lang == language]
+
+
+def command_lines(page):
+    """Return the shell commands on a page: those of bash blocks, and those of inline code that begin with `knl`."""
+    lines = [line for _, code in blocks(page, "bash") for line in code.replace("\\\n", " ").splitlines()]
+    commands = [command.strip() for line in lines for command in line.split("&&")]
+    inline = re.findall(r"`(knl [^`]+)`", FENCE.sub("", page.read_text()))
+    return list(dict.fromkeys([*commands, *inline]))
+
+
+def every_command(pages, pattern):
+    found = {}
+    for page in pages:
+        for command in command_lines(page):
+            if match := re.search(pattern, command):
+                found.setdefault(match[0], name_of(page))
+    return [pytest.param(command, id=f"{page}: {command}") for command, page in found.items()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_and_pictures_are_there(page):
+    text = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text()))
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    missing = [t for t in targets if t and not t.startswith("http") and not (page.parent / t).exists()]
+    assert not missing
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_navigation_lists_every_page():
+    def leaves(value):
+        if isinstance(value, str):
+            return [value]
+        return [leaf for inner in (value.values() if isinstance(value, dict) else value) for leaf in leaves(inner)]
+
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    listed = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted([*pages, "CONTRIBUTING.md", "CHANGELOG.md"])
+
+
+def test_reference_has_every_package_and_command():
+    packages = {path.parent.name for path in Path(knlightning.__path__[0]).glob("*/__init__.py")} - {"internals"}
+    assert {page.stem for page in (ROOT / "docs" / "api").glob("*.md")} == packages
+    text = (ROOT / "docs" / "api" / "commands.md").read_text()
+    assert re.findall(r"^\| `knl ([\w-]+)` \|", text, re.MULTILINE) == list(list_commands())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=name_of)
+def test_yaml_is_valid(page):
+    for _, code in blocks(page, "yaml"):
+        assert yaml.safe_load(code)
+
+
+PYTHON_PAGES = [page for page in PAGES if page != CONTRIBUTING and blocks(page, "python")]
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=name_of)
+def test_python_runs(page):
+    names = {}  # the blocks of a page follow one another
+    for title, code in blocks(page, "python"):
+        if not title and "knresnet50.pth" not in code:  # weights to be downloaded
+            exec(compile(code, name_of(page), "exec"), names)
+
+
+def test_docstrings_are_markdown():
+    sources = sorted(Path(knlightning.__path__[0]).rglob("*.py"))
+    roles = [f"{path}: {role}" for path in sources for role in re.findall(r":\w+:`[^`]+`", path.read_text())]
+    assert not roles  # of Sphinx; here names stand in backticks alone
+
+
+def test_ci_runs_the_tests_as_the_readme_says():
+    (develop,) = [line for line in command_lines(ROOT / "README.md") if line.startswith("pytest")]
+    (install,) = [line for line in command_lines(ROOT / "README.md") if "[dev]" in line]
+    script = (ROOT / ".ci" / "run").read_text().replace("--quiet ", "").splitlines()
+    assert develop in script
+    assert install in script
+
+
+def test_extras_are_there():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for page in PAGES:
+        for names in re.findall(r"pip install -e '\.\[([\w,]+)\]'", page.read_text()):
+            assert set(names.split(",")) <= extras.keys(), page
+
+
+class Parsed(BaseException):
+    """The arguments are good."""
+
+
+@pytest.fixture
+def examples(tmp_path, monkeypatch):
+    """A folder with the repository's configurations and the files that pages show; commands are parsed, and not run."""
+    for folder in ("configs", "experiments"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for page in PAGES:
+        for language in ("python", "yaml"):
+            for title, code in blocks(page, language):
+                if title and "/" not in title:
+                    (tmp_path / title).write_text(code)
+    parse = jsonargparse.ArgumentParser.parse_args
+
+    def parse_alone(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(jsonargparse.ArgumentParser, "parse_args", parse_alone)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def parses(function, *args):
+    try:
+        function(*args)
+    except Parsed:
+        return True
+    except SystemExit as end:  # a help
+        return end.code == 0
+    return False
+
+
+@pytest.mark.parametrize("command", every_command(PARSED, r"\bknl [a-z].*"))
+def test_command_parses(command, examples):
+    command = command.replace("runs/quickstart/0/config.yaml", "configs/quickstart.yaml")
+    name, *args = shlex.split(command, comments=True)[1:]
+    assert name in list_commands()
+    if args:
+        assert parses(run, [name, *args])
+
+
+@pytest.mark.parametrize("command", every_command(PARSED, r"^python experiments/.*"))
+def test_script_parses(command, examples, monkeypatch):
+    monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
+    assert parses(runpy.run_path, sys.argv[0], None, "__main__")
