@@ -5,8 +5,8 @@ from typing import cast
 import torchvision
 from torch import nn
 
-from knlightning.models.kernel_normalize import knconv_of
 from knlightning.models.knresnet import check_num_classes
+from knlightning.models.replaceable import knconv_of
 
 
 def convnext_tiny(num_classes: int = 1000) -> nn.Module:
@@ -41,5 +41,5 @@ def knconvnext_tiny(num_classes: int = 1000, dropout_p: float = 0.1) -> nn.Modul
     for i in (2, 4, 6):
         conv = model.get_submodule(f"features.{i}.1")
         assert isinstance(conv, nn.Conv2d)
-        model.set_submodule(f"features.{i}", nn.Sequential(nn.ReLU(), knconv_of(conv, dropout_p)))
+        model.set_submodule(f"features.{i}", nn.Sequential(nn.ReLU(), knconv_of(conv, dropout_p=dropout_p)))
     return model
