@@ -145,15 +145,14 @@ def build(case: Case) -> nn.Module:
             if low:
                 net.conv1, net.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
         else:
-            net = KNRESNETS[case.network](classes, low, norm="none" if case.variant == "floor" else "kernel")
+            norm = "none" if case.variant == "floor" else "kernel"
+            net = KNRESNETS[case.network](num_classes=classes, low_resolution=low, norm=norm)
     if case.variant == "algorithm1":
         for module in net.modules():
             if isinstance(module, KNConv2d):
                 module.__class__ = AlgorithmOneConv2d  # the same parameters, computed with as published
             elif isinstance(module, KernelNorm2d):
                 module.eval_statistics = "sampled"
-            elif hasattr(module, "fused"):
-                module.fused = False  # type: ignore[assignment] # a plain attribute
     return net
 
 

@@ -23,12 +23,17 @@ def _of_last_dimension(norm: nn.Module) -> bool:
     return isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) == 1 and "2d" not in type(norm).__name__
 
 
+def _pairs(module: nn.Module) -> bool:
+    """Whether a module can be part of a pair."""
+    return isinstance(module, (AnyConv, *NORM_TYPES))
+
+
 class _Tracer(fx.Tracer):
     """Traces down to convolutions, normalizations, activations and the layers of torch and of this package."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
-            isinstance(m, (AnyConv, *NORM_TYPES))
+            _pairs(m)
             or type(m).__module__.startswith("knlightning.nn.")
             or (_plain(type(m).__name__) in _ACTIVATIONS and not any(m.children()))
             or super().is_leaf_module(m, module_qualified_name)
@@ -45,9 +50,7 @@ class Flow:
     def __init__(self, model: nn.Module) -> None:
         model = copy.deepcopy(model)  # tracing runs the network's code, which may change the network
         self.names = {module: name for name, module in model.named_modules()}
-        self.layers: dict[str, nn.Module] = {
-            n: m for m, n in self.names.items() if isinstance(m, (AnyConv, *NORM_TYPES))
-        }
+        self.layers = {name: module for module, name in self.names.items() if _pairs(module)}
         self.modules: dict[fx.Node, nn.Module] = {}
         self.calls: defaultdict[str, list[fx.Node]] = defaultdict(list)
         self.untraced: dict[str, str] = {}
