@@ -52,8 +52,8 @@ class Model:
 
     @property
     def norms(self) -> tuple[str, ...]:
-        """All normalizations that it can be built with: those whose groups divide its channels."""
-        return tuple(name for name in NORMS if self._can_be_built_with(name)) if self.norm else ()
+        """All normalizations that it can be built with."""
+        return tuple(name for name in NORMS if self.allows(name)) if self.norm else ()
 
     @property
     def images(self) -> str:
@@ -67,7 +67,8 @@ class Model:
         with torch.device("meta"):
             return sum(p.numel() for p in self.make().parameters())
 
-    def _can_be_built_with(self, norm: str) -> bool:
+    def allows(self, norm: str) -> bool:
+        """Whether it can be built with a normalization, whose groups may not divide its channels."""
         try:
             with torch.device("meta"):
                 self.make(norm=norm)
