@@ -34,8 +34,8 @@ from knlightning.privacy import PerSampleGradients, watch_statistics
 Way = Literal["plain", "hooks", "ghost", "book-keeping"]
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "KNResNet-18": partial(knresnet18, 10, low_resolution=True, activation="mish"),
-    "ResNet-18 GroupNorm": partial(resnet18, 10, norm="group", low_resolution=True, activation="mish"),
+    "KNResNet-18": partial(knresnet18, num_classes=10, low_resolution=True, activation="mish"),
+    "ResNet-18 GroupNorm": partial(resnet18, num_classes=10, norm="group", low_resolution=True, activation="mish"),
 }
 
 

@@ -26,7 +26,7 @@ def test_scaling_is_described_as_the_datamodule_does_it():
 
 @pytest.mark.slow
 def test_kernel_normalized_network(tmp_path):
-    model = knresnet8(10).to(memory_format=torch.channels_last)
+    model = knresnet8(num_classes=10).to(memory_format=torch.channels_last)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     differences = export(model, tmp_path / "out", list(FORMATS), (32, 32), {})
     assert set(differences) == FILES - {"preprocessing.json"}
@@ -49,7 +49,7 @@ class Undecided(TinyNet):
     ("model", "message"),
     [
         (Undecided(), "cannot be written in the format torch_export"),
-        (knresnet8(10, eval_statistics="sampled"), "other outputs when it is applied again"),
+        (knresnet8(num_classes=10, eval_statistics="sampled"), "other outputs when it is applied again"),
         (TinyNet(num_classes=9), "9 outputs and the data 10 classes"),
     ],
 )

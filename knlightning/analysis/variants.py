@@ -163,8 +163,6 @@ def _compute_as_published(net: nn.Module) -> None:
             module.__class__ = AlgorithmOneConv2d
         elif isinstance(module, KernelNorm2d):
             module.eval_statistics = "sampled"
-        elif hasattr(module, "fused"):
-            module.fused = False  # type: ignore[assignment] # a plain attribute
 
 
 def _layer(case: Case, in_channels: int) -> nn.Module:

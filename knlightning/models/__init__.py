@@ -16,11 +16,13 @@ from knlightning.models.kernel_normalize import kernel_normalize
 from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.norm_torch import load_norm_torch_weights
 from knlightning.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet50
+from knlightning.models.registry import Model, list_models
 from knlightning.models.resnet import resnet8, resnet13, resnet18, resnet34, resnet50
 
 __all__ = [
     "FCN",
     "KNResNet",
+    "Model",
     "convnext_tiny",
     "fcn_knresnet8",
     "fcn_knresnet18",
@@ -37,6 +39,7 @@ __all__ = [
     "knresnet18",
     "knresnet34",
     "knresnet50",
+    "list_models",
     "load_norm_torch_weights",
     "preact_resnet18",
     "preact_resnet34",

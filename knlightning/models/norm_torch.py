@@ -15,12 +15,12 @@ def load_norm_torch_weights(model: KNResNet, source: str | Path | Mapping[str, A
     """Copy the weights of a published KNResNet into a model of the same shape.
 
     Args:
-        model: a knresnet18, 34 or 50 with norm="kernel" and 1000 classes.
-        source: path of a checkpoint, or a state dict; either may hold the state dict under the key "model".
+        model: A knresnet18, 34 or 50 with norm="kernel" and 1000 classes.
+        source: Path of a checkpoint, or a state dict; either may hold the state dict under the key "model".
 
     Raises:
-        FileNotFoundError: if the path is not a file.
-        ValueError: if the file cannot be read without running code from it, or if a tensor is missing, extra or of
+        FileNotFoundError: If the path is not a file.
+        ValueError: If the file cannot be read without running code from it, or if a tensor is missing, extra or of
             another shape; all of them are named, and the model is left as it was.
     """
     where = "the state dict"
@@ -48,16 +48,22 @@ def load_norm_torch_weights(model: KNResNet, source: str | Path | Mapping[str, A
         elif name in state and state[name].shape != own[ours].shape:
             problems.append(f"misshapen: {name} is {tuple(state[name].shape)}, needed {tuple(own[ours].shape)}")
     if problems:
-        listed = "\n  ".join(problems)
-        raise ValueError(f"{where} does not fit this {type(model).__name__}; nothing was loaded:\n  {listed}")
+        lines = "\n  ".join(problems)
+        raise ValueError(f"{where} does not fit this {type(model).__name__}; nothing was loaded:\n  {lines}")
     model.load_state_dict({ours: state[name] for name, ours in names.items()})
 
 
 def norm_torch_names(model: KNResNet) -> dict[str, str]:
-    """Map the published names of a model's parameters to the names here, in the order of the published files.
+    """Map the published names of a model's parameters to the names here.
+
+    Args:
+        model: A kernel normalized network.
+
+    Returns:
+        Names here by published name, in the order of the published files.
 
     Raises:
-        ValueError: if the model is not kernel normalized.
+        ValueError: If the model is not kernel normalized.
     """
     if not any(isinstance(module, KNConv2d) for module in model.modules()):
         raise ValueError('published weights fit kernel normalized networks: build the model with norm="kernel"')

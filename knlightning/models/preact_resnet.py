@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from knlightning.models.knresnet import Layers, check_num_classes
-from knlightning.nn import Activation, Norm
+from knlightning.models.layers import Layers, Options
+from knlightning.models.registry import register, with_arguments_of
 
 
 class PreactBlock(nn.Module):
@@ -41,28 +41,22 @@ class PreactResNet(nn.Module):
     """Pre-activated residual network for classification, with a norm and an activation before the average pooling.
 
     Maps images [N, 3, H, W] to logits [N, num_classes]. The stem for large images is that of ResNet, with norm and
-    activation. Source: He et al., Identity Mappings in Deep Residual Networks (ECCV 2016).
+    activation. A kernel normalized network has a KernelNorm as its last norm; the convolutions of "kernel" and "none"
+    have a bias, as no other layer adds one. Source: He et al., Identity Mappings in Deep Residual Networks (ECCV 2016).
 
     Args:
-        blocks: number of blocks in each of the four stages.
-        bottleneck: whether the blocks are bottlenecks.
-        num_classes: number of classes.
-        low_resolution: a 3x3 stem without pooling, for images such as 32x32, in place of 7x7 with.
-        layers: how the network normalizes.
-
-    Raises:
-        ValueError: if an argument is out of its range.
+        blocks: Number of blocks in each of the four stages.
+        options: Options of the network.
+        bottleneck: Whether the blocks are bottlenecks.
     """
 
-    def __init__(
-        self, blocks: Sequence[int], bottleneck: bool, num_classes: int, low_resolution: bool, layers: Layers
-    ) -> None:
+    def __init__(self, blocks: Sequence[int], options: Options, *, bottleneck: bool = False) -> None:
         super().__init__()
-        check_num_classes(num_classes)
+        layers = Layers(options, bias=options.norm == "none")
         channels = 64
         self.stem = (
             layers.conv(3, channels, 3, padding=1)
-            if low_resolution
+            if options.low_resolution
             else nn.Sequential(layers.conv(3, channels, 7, 2, 3), layers.norm_act(channels), nn.MaxPool2d(3, 2, 1))
         )
         self.stages = nn.Sequential()
@@ -75,61 +69,29 @@ class PreactResNet(nn.Module):
             self.stages.append(stage)
         self.head = layers.head(channels)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc = nn.Linear(channels, options.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.head(self.stages(self.stem(x)))
         return self.fc(torch.flatten(self.pool(x), 1))
 
 
-def preact_resnet18(
-    num_classes: int = 1000,
-    norm: Norm = "batch",
-    low_resolution: bool = False,
-    activation: Activation = "relu",
-    dropout_p: float = 0.05,
-) -> PreactResNet:
-    """Make a PreactResNet-18 (He et al., ECCV 2016).
-
-    Args:
-        num_classes: number of classes.
-        norm: name of the normalization, as for :func:`knlightning.nn.make_norm`, but "kernel" makes each convolution
-            and the norm before it a KNConv, and the last norm a KernelNorm. The convolutions of "kernel" and "none"
-            have a bias, as no other layer adds one.
-        low_resolution: a 3x3 stem without pooling, for images such as 32x32, in place of 7x7 with.
-        activation: name of the activation.
-        dropout_p: dropout probability of KNConv in [0, 1), of no effect with other norms; that of the KernelNorm is
-            five times as high, at most 0.25.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-    """
-    layers = Layers(norm, dropout_p, activation, bias=norm == "none")
-    return PreactResNet((2, 2, 2, 2), False, num_classes, low_resolution, layers)
+@register(tables=("1",))
+@with_arguments_of(Options, norm="batch")
+def preact_resnet18(options: Options) -> PreactResNet:
+    """Make a PreactResNet-18 (He et al., ECCV 2016)."""
+    return PreactResNet((2, 2, 2, 2), options)
 
 
-def preact_resnet34(
-    num_classes: int = 1000,
-    norm: Norm = "batch",
-    low_resolution: bool = False,
-    activation: Activation = "relu",
-    dropout_p: float = 0.05,
-) -> PreactResNet:
-    """Make a PreactResNet-34 (He et al., ECCV 2016); arguments as in :func:`preact_resnet18`."""
-    layers = Layers(norm, dropout_p, activation, bias=norm == "none")
-    return PreactResNet((3, 4, 6, 3), False, num_classes, low_resolution, layers)
+@register(tables=("1",))
+@with_arguments_of(Options, norm="batch")
+def preact_resnet34(options: Options) -> PreactResNet:
+    """Make a PreactResNet-34 (He et al., ECCV 2016)."""
+    return PreactResNet((3, 4, 6, 3), options)
 
 
-def preact_resnet50(
-    num_classes: int = 1000,
-    norm: Norm = "batch",
-    low_resolution: bool = False,
-    activation: Activation = "relu",
-    dropout_p: float = 0.05,
-) -> PreactResNet:
-    """Make a PreactResNet-50 (He et al., ECCV 2016; strides in the 3x3 convolutions).
-
-    Arguments as in :func:`preact_resnet18`.
-    """
-    layers = Layers(norm, dropout_p, activation, bias=norm == "none")
-    return PreactResNet((3, 4, 6, 3), True, num_classes, low_resolution, layers)
+@register(tables=("1",))
+@with_arguments_of(Options, norm="batch")
+def preact_resnet50(options: Options) -> PreactResNet:
+    """Make a PreactResNet-50 (He et al., ECCV 2016), with strides in the 3x3 convolutions."""
+    return PreactResNet((3, 4, 6, 3), options, bottleneck=True)

@@ -15,14 +15,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from knlightning.nn.normalization import Norm
+from knlightning.nn.normalization import PRIVATE_NORMS
 from knlightning.privacy.per_sample import PerSampleGradients
 from knlightning.privacy.precision import full_float32
 
 RELATIVE = 1e-5
 """Differences up to this fraction of the largest value are taken for rounding."""
-PRIVATE_NORMS: tuple[Norm, ...] = ("kernel", "group", "layer", "local_context", "positional", "instance", "none")
-"""Normalizations by name that treat each image by itself."""
 PROBED = 4
 """Samples in a probe."""
 

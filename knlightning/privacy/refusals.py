@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from knlightning.privacy.probe import PRIVATE_NORMS
+from knlightning.nn.normalization import NORMS, PRIVATE_NORMS
 from knlightning.privacy.rules import check_rules
+
+_MIXING_NORMS = tuple(kind for spec in NORMS.values() if not spec.private for kind in spec.types)
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 """In all of these the norms of gradients are float32 or better."""
@@ -34,7 +34,7 @@ def _reasons(trainer: Any, task: LightningModule) -> list[str]:
     reasons = []
     for name, layer in task.named_modules():
         kind = f"{name or 'the task'} ({type(layer).__name__})"
-        if isinstance(layer, _BatchNorm) or (isinstance(layer, _InstanceNorm) and layer.track_running_stats):
+        if isinstance(layer, _MIXING_NORMS) or getattr(layer, "track_running_stats", False):
             reasons.append(
                 f"{kind} mixes the samples of a batch, or keeps statistics of them without noise: no network with it is"
                 f" private. Use norm {', '.join(PRIVATE_NORMS)} (model.init_args.backbone.init_args.norm)"

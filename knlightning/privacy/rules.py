@@ -27,16 +27,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchvision.models.convnext import CNBlock, LayerNorm2d
 
-from knlightning.nn import (
-    KNConv1d,
-    KNConv2d,
-    KNConv3d,
-    LocalContextNorm2d,
-    PositionalNorm2d,
-    local_context_norm,
-    positional_norm,
-)
+from knlightning.nn import KNConv1d, KNConv2d, KNConv3d
 from knlightning.nn.functional import Normalization
+from knlightning.nn.normalization import NORMS
 from knlightning.nn.statistics import statistics_dtype
 from knlightning.nn.windows import Window
 from knlightning.privacy.precision import full_float32
@@ -50,9 +43,10 @@ LossReduction = Literal["mean", "sum"]
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, KNConv1d, KNConv2d, KNConv3d)
 AFFINE = (
-    *(nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-    *(LocalContextNorm2d, PositionalNorm2d, LayerNorm2d),
+    *dict.fromkeys(kind for spec in NORMS.values() if spec.private and spec.affine for kind in spec.types),
+    LayerNorm2d,
 )
+"""Normalizations of each sample by itself that then scale and shift."""
 TYPES: tuple[type[nn.Module], ...] = (*LINEAR, *AFFINE, CNBlock)
 """The layers with exact rules; subclasses may compute anything, and have none."""
 
@@ -295,23 +289,29 @@ def _affine_parts(
     return result
 
 
+class _Uncalled(nn.Module):
+    """Computes what a layer does, without its hooks."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer.forward(x)
+
+
 def _normalization_without_affine(layer: nn.Module, x: Tensor) -> tuple[Callable[[Tensor], Tensor], tuple[int, ...]]:
     """Find how a layer normalizes before it scales and shifts, and over which dimensions its parameters are shared."""
-    behind_channels = tuple(range(2, x.dim()))
-    match layer:
-        case LocalContextNorm2d():
-            normalize = partial(local_context_norm, groups=layer.num_groups, window=layer.window, eps=layer.eps)
-            return normalize, behind_channels
-        case PositionalNorm2d() | LayerNorm2d():
-            return partial(positional_norm, eps=layer.eps), behind_channels
-        case nn.LayerNorm():
-            normalize = partial(F.layer_norm, normalized_shape=layer.normalized_shape, eps=layer.eps)
-            return normalize, tuple(range(1, x.dim() - len(layer.normalized_shape)))
-        case nn.GroupNorm():
-            return partial(F.group_norm, num_groups=layer.num_groups, eps=layer.eps), behind_channels
-        case _:
-            assert isinstance(layer, InstanceNorm)
-            return partial(F.instance_norm, eps=layer.eps), behind_channels
+    uncalled = _Uncalled(layer)
+    shapes = {name: parameter.shape for name, parameter in uncalled.named_parameters()}
+
+    def normalize(part: Tensor) -> Tensor:
+        neutral = {name: part.new_full(shape, name.endswith("weight")) for name, shape in shapes.items()}
+        return torch.func.functional_call(uncalled, neutral, part)
+
+    if type(layer) is nn.LayerNorm:  # its parameters have the shape of the last dimensions; those of others are [C]
+        return normalize, tuple(range(1, x.dim() - len(layer.normalized_shape)))
+    return normalize, tuple(range(2, x.dim()))
 
 
 def check_rules(model: nn.Module) -> list[str]:

@@ -16,6 +16,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from knlightning.checks import check_number
+from knlightning.nn.normalization import NORM_TYPES
 from knlightning.protocols import data_of
 from knlightning.tasks.schedules import RunLR
 
@@ -283,24 +284,25 @@ class Task(LightningModule, ABC):
 def parameter_groups(
     module: nn.Module, norm_weight_decay: float | None, bias_weight_decay: float | None
 ) -> list[dict[str, Any]]:
-    """Part the parameters of a module by their weight decay.
+    """Group the parameters of a module by their weight decay.
 
-    Normalization layers are the modules with "Norm" in the name of their class, as in torch, torchvision and timm;
-    biases are the parameters whose name ends in "bias".
+    Normalization layers are those of :data:`knlightning.nn.normalization.NORM_TYPES`, and every other module with
+    "Norm" in the name of its class, as torch, torchvision and timm call theirs. Biases are the parameters whose name
+    ends in "bias".
 
     Args:
-        module: with parameters to train.
-        norm_weight_decay: of the parameters of normalization layers; None for the optimizer's.
-        bias_weight_decay: of the remaining biases; None for the optimizer's.
+        module: Module with parameters to train.
+        norm_weight_decay: Weight decay of the parameters of normalization layers; None for the optimizer's.
+        bias_weight_decay: Weight decay of the remaining biases; None for the optimizer's.
 
     Returns:
-        groups for an optimizer, without empty ones: the parameters that keep the optimizer's decay, those of the
+        Groups for an optimizer, without empty ones: the parameters that keep the optimizer's decay, those of the
         norms, the biases; each in the module's order.
     """
     norms: set[Parameter] = set()
     biases: set[Parameter] = set()
     if norm_weight_decay is not None:
-        layers = (layer for layer in module.modules() if "Norm" in type(layer).__name__)
+        layers = (m for m in module.modules() if isinstance(m, NORM_TYPES) or "Norm" in type(m).__name__)
         norms = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
     if bias_weight_decay is not None:
         biases = {parameter for name, parameter in module.named_parameters() if name.endswith("bias")} - norms

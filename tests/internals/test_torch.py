@@ -1,6 +1,10 @@
-import torch
+"""If a test fails here, a release of torch has changed what `knlightning/internals/torch.py` reads: mend it there."""
 
-from knlightning.internals.torch import function_transforms_active
+import pytest
+import torch
+from torch import nn
+
+from knlightning.internals.torch import convolves_as, function_transforms_active, has_hooks
 
 
 def test_transforms_are_seen_while_they_run():
@@ -15,3 +19,31 @@ def test_transforms_are_seen_while_they_run():
     function(torch.ones(()))
     hint = "torch tells in another way that a transform runs: see what torch.autograd.Function.apply itself asks"
     assert seen == [True, True, False], hint
+
+
+HOOKS = {
+    "register_forward_hook": lambda module, args, output: None,
+    "register_forward_pre_hook": lambda module, args: None,
+    "register_full_backward_hook": lambda module, grad_input, grad_output: None,
+    "register_full_backward_pre_hook": lambda module, grad_output: None,
+}
+
+
+@pytest.mark.parametrize("register", HOOKS)
+def test_every_kind_of_hook_is_seen(register):
+    layer = nn.Conv2d(1, 1, 1)
+    assert not has_hooks(layer)
+    handle = getattr(layer, register)(HOOKS[register])
+    assert has_hooks(layer), f"torch keeps the hooks of {register} elsewhere: name the place in _HOOKS"
+    handle.remove()
+    assert not has_hooks(layer)
+
+
+@pytest.mark.parametrize("base", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+@pytest.mark.parametrize("part", ["forward", "_conv_forward"])
+def test_a_convolution_that_computes_something_else_is_seen(base, part):
+    assert hasattr(base, part), f"torch's {base.__name__} has no {part} any more: change _FORWARD_PARTS"
+    assert convolves_as(base(2, 2, 1), base)
+    assert convolves_as(type("Same", (base,), {})(2, 2, 1), base)
+    other = type("Other", (base,), {part: lambda self, *args: args[0]})
+    assert not convolves_as(other(2, 2, 1), base)

@@ -1,62 +1,102 @@
-"""What holds for every backbone of classification with every normalization."""
-
-from typing import get_args
+"""What holds for every network of the list, with every normalization that it can be built with."""
 
 import pytest
 import torch
 
-from knlightning import models
-from knlightning.nn import Norm
+from knlightning.checks import ArgumentError
+from knlightning.models import list_models
+from knlightning.nn import KernelNorm2d, KNConv2d
+from knlightning.nn.normalization import NORMS, PRIVATE_NORMS
 
-# not the class KNResNet
-NAMES = [name for name in models.__all__ if "resnet" in name and not name.startswith("fcn")]
-# 32 groups divide neither 16 nor 724, 843 or 810 channels, 2 groups neither 843 nor 201
-INDIVISIBLE = {(f"knresnet{depth}", "group") for depth in (8, 18, 34, 50)}
-INDIVISIBLE |= {(f"knresnet{depth}", "local_context") for depth in (34, 50)}
+MODELS = {model.name: model for model in list_models()}
+CHOOSING = [name for name, model in MODELS.items() if model.norm]
+CASES = [
+    # the networks of 34 and 50 layers are built of the same blocks as the others, and take longer
+    pytest.param(name, norm, marks=[pytest.mark.slow] if name.endswith(("34", "50")) and norm != model.norm else [])
+    for name, model in MODELS.items()
+    for norm in (NORMS if model.norm else [None])
+]
 
 
-@pytest.mark.parametrize("norm", get_args(Norm))
-@pytest.mark.parametrize("name", NAMES)
-def test_trains_and_evaluates(name: str, norm: Norm) -> None:
-    if (name, norm) in INDIVISIBLE:
-        with pytest.raises(ValueError, match=r"\d+ channels"):
-            getattr(models, name)(7, low_resolution=True, norm=norm)
-        return
+def build(name, norm=None, **arguments):
+    """Build a network, for small images if it can be, and two images."""
     torch.manual_seed(0)
-    model = getattr(models, name)(7, low_resolution=True, norm=norm)
-    # torch normalizes instances of more than one pixel only, which is what small images come down to
-    x = torch.rand(2, 3, *((33, 34) if norm == "instance" else (17, 18)))
-    logits = model(x)
-    assert logits.shape == (2, 7)
+    if norm:
+        arguments["norm"] = norm
+    if "low_resolution" in MODELS[name].defaults:
+        arguments["low_resolution"] = True
+    # torch normalizes instances of more than one pixel only, which is what smaller images come down to
+    sides = (17, 18) if arguments.get("low_resolution") and norm != "instance" else (33, 34)
+    return MODELS[name].make(num_classes=7, **arguments), torch.rand(2, 3, *sides)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_trains_and_evaluates(name, norm):
+    if norm and not MODELS[name].allows(norm):
+        return  # test_registry.py knows which these are
+    model, images = build(name, norm)
+    torch.manual_seed(1)
+    logits = model(images)
+    assert logits.shape == ((2, 7, *images.shape[2:]) if MODELS[name].task == "segmentation" else (2, 7))
     logits.logsumexp(1).sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
-    model.eval()
+
+    other = torch.cat((5 * images[:1].flip(-1), images[1:]))
     with torch.no_grad():
-        assert torch.equal(model(x), model(x))
+        torch.manual_seed(1)
+        moved = (model(other)[1] - logits[1]).abs().max() / logits[1].abs().max()
+        assert (moved < 1e-3) == (norm is None or norm in PRIVATE_NORMS), "of what is done to another sample"
+        model.eval()
+        torch.testing.assert_close(model(images)[1:], model(images[1:]), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_large_images_and_the_other_activations(name: str) -> None:
-    model = getattr(models, name)(5, norm="layer", low_resolution=False, activation="silu").eval()
+@pytest.mark.parametrize("name", CHOOSING)
+def test_large_images_and_the_other_activations(name):
+    make = MODELS[name].make
+    model = make(num_classes=5, norm="layer", low_resolution=False, activation="silu").eval()
     with torch.no_grad():
-        assert model(torch.rand(1, 3, 97, 130)).shape == (1, 5)
+        assert model(torch.rand(1, 3, 97, 130)).shape[:2] == (1, 5)
     kinds = {type(module).__name__ for module in model.modules()}
     assert "SiLU" in kinds
     assert "ReLU" not in kinds
     assert kinds & {"BatchNorm2d", "KNConv2d", "KernelNorm2d"} == set()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_wrong_arguments(name: str) -> None:
-    make = getattr(models, name)
-    with pytest.raises(ValueError, match=r"norm must be one of batch, .*, none, got 'layers'"):
-        make(norm="layers")
-    with pytest.raises(ValueError, match="activation must be one of relu, mish, gelu, silu, got 'tanh'"):
-        make(activation="tanh")
-    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
-        make(0)
-    with pytest.raises(ValueError, match="dropout_p"):
-        make(norm="kernel", dropout_p=1.0)
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if "eval_statistics" in model.defaults])
+def test_settings_reach_every_kernel_normalized_layer(name):
+    settings = {"norm": "kernel"} if name in CHOOSING else {}
+    with torch.device("meta"):
+        model = MODELS[name].make(dropout_p=0.02, eps=0.5, eval_statistics="expected", **settings)
+    layers = [module for module in model.modules() if isinstance(module, KNConv2d | KernelNorm2d)]
+    assert {(layer.eps, layer.eval_statistics) for layer in layers} == {(0.5, "expected")}
+    assert {layer.dropout_p for layer in layers if isinstance(layer, KNConv2d)} == {0.02}
+    assert all(layer.dropout_p == pytest.approx(0.1) for layer in layers if isinstance(layer, KernelNorm2d))
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_eps_reaches_every_other_norm(name):
+    with torch.device("meta"):
+        model = MODELS[name].make(norm="batch", eps=0.5)
+    assert {module.eps for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.5}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_wrong_arguments(name):
+    make = MODELS[name].make
+    with pytest.raises(TypeError, match="positional argument"):
+        make(7)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'classes'"):
+        make(classes=7)
+    with pytest.raises(ArgumentError, match="num_classes must be a whole number at least 1, got 0"):
+        make(num_classes=0)
+    if name in CHOOSING:
+        with pytest.raises(ArgumentError, match=r"norm must be one of batch, .*, kernel, none, got 'layers'"):
+            make(norm="layers")
+        with pytest.raises(ValueError, match="activation must be one of relu, mish, gelu, silu, got 'tanh'"):
+            make(activation="tanh")
+    if "dropout_p" in MODELS[name].defaults:
+        with pytest.raises(ValueError, match="dropout_p"):
+            make(dropout_p=1.0, **({"norm": "kernel"} if name in CHOOSING else {}))

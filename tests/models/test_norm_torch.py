@@ -4,7 +4,6 @@ from pathlib import Path
 import published
 import pytest
 import torch
-from torch import Tensor
 
 from knlightning.models import knresnet8, knresnet18, knresnet34, knresnet50, load_norm_torch_weights
 from knlightning.models.norm_torch import norm_torch_names
@@ -12,21 +11,21 @@ from knlightning.models.norm_torch import norm_torch_names
 MODELS = {"knresnet18": knresnet18, "knresnet34": knresnet34, "knresnet50": knresnet50}
 
 
-def published_state(name: str) -> dict[str, Tensor]:
+def published_state(name):
     return {key: torch.randn(shape) for key, shape in published.KEYS[name]}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_names_shapes_and_order_are_the_published_ones(name: str) -> None:
+def test_names_shapes_and_order_are_the_published_ones(name):
     with torch.device("meta"):
-        model = MODELS[name](1000)
+        model = MODELS[name](num_classes=1000)
     own = model.state_dict()
     ours = [(theirs, list(own[mine].shape)) for theirs, mine in norm_torch_names(model).items()]
     assert ours == [(key, shape) for key, shape in published.KEYS[name]]
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_weights_arrive_from_a_file(tmp_path: Path, nested: bool) -> None:
+def test_weights_arrive_from_a_file(tmp_path, nested):
     state = published_state("knresnet18")
     torch.save({"model": state, "epoch": 99} if nested else state, tmp_path / "knresnet18.pth")
     model = knresnet18()
@@ -38,7 +37,7 @@ def test_weights_arrive_from_a_file(tmp_path: Path, nested: bool) -> None:
         assert torch.equal(own[ours], state[theirs])
 
 
-def test_all_problems_are_listed_and_the_model_stays(tmp_path: Path) -> None:
+def test_all_problems_are_listed_and_the_model_stays(tmp_path):
     state = published_state("knresnet18")
     del state["res_block3.conv1.bias"], state["fc.weight"]
     state["extra.weight"] = torch.ones(1)
@@ -60,7 +59,7 @@ def test_all_problems_are_listed_and_the_model_stays(tmp_path: Path) -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint(tmp_path):
     class Attack:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "attacked",))
@@ -81,6 +80,6 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
         load_norm_torch_weights(model, tmp_path / "list.pth")
 
 
-def test_a_network_without_kernel_normalization_is_refused() -> None:
+def test_a_network_without_kernel_normalization_is_refused():
     with pytest.raises(ValueError, match='norm="kernel"'):
         load_norm_torch_weights(knresnet8(norm="batch"), {})

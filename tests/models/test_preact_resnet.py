@@ -11,18 +11,18 @@ COUNTS = {"preact_resnet18": 11_218_340, "preact_resnet34": 21_326_500, "preact_
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
 @pytest.mark.parametrize("name", MODELS)
-def test_parameter_counts(name: str, norm) -> None:
+def test_parameter_counts(name, norm):
     with torch.device("meta"):
-        model = MODELS[name](100, norm, low_resolution=True)
+        model = MODELS[name](num_classes=100, norm=norm, low_resolution=True)
     assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
 
 
 @pytest.mark.parametrize("norm", ["batch", "kernel"])
 @pytest.mark.parametrize("make", [preact_resnet18, preact_resnet50])
-def test_order_within_a_block(make, norm) -> None:
+def test_order_within_a_block(make, norm):
     """The identity passes a block unchanged; a shortcut with a convolution starts at the first activation."""
     torch.manual_seed(0)
-    model = make(5, norm, low_resolution=True).eval()
+    model = make(num_classes=5, norm=norm, low_resolution=True).eval()
     first, second = model.stages[1][:2]
     x = torch.randn(2, second.residual[0].in_channels, 6, 6)
     nn.init.zeros_(second.residual[-1].weight)
@@ -34,8 +34,8 @@ def test_order_within_a_block(make, norm) -> None:
     assert first(x).shape == (2, second.residual[0].in_channels, 3, 3)
 
 
-def test_norm_and_activation_stand_before_the_pooling() -> None:
-    model = preact_resnet18(5, "layer", low_resolution=True)
+def test_norm_and_activation_stand_before_the_pooling():
+    model = preact_resnet18(num_classes=5, norm="layer", low_resolution=True)
     features = []
     model.pool.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     model(torch.rand(2, 3, 32, 32))
@@ -45,9 +45,9 @@ def test_norm_and_activation_stand_before_the_pooling() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_kernel_makes_every_convolution_a_knconv_and_the_last_norm_a_kernel_norm(name: str) -> None:
-    kernel = MODELS[name](7, "kernel", low_resolution=True, dropout_p=0.04)
-    batch = MODELS[name](7, low_resolution=True)
+def test_kernel_makes_every_convolution_a_knconv_and_the_last_norm_a_kernel_norm(name):
+    kernel = MODELS[name](num_classes=7, norm="kernel", low_resolution=True, dropout_p=0.04)
+    batch = MODELS[name](num_classes=7, low_resolution=True)
     ours = {n: (m.weight.shape, m.stride) for n, m in kernel.named_modules() if isinstance(m, KNConv2d)}
     assert ours == {n: (m.weight.shape, m.stride) for n, m in batch.named_modules() if isinstance(m, nn.Conv2d)}
     assert not any(isinstance(m, nn.Conv2d | nn.BatchNorm2d) for m in kernel.modules())
@@ -55,7 +55,7 @@ def test_kernel_makes_every_convolution_a_knconv_and_the_last_norm_a_kernel_norm
     assert [m.dropout_p for m in kernel.modules() if isinstance(m, KernelNorm2d)] == [pytest.approx(0.2)]
 
 
-def test_convolutions_have_a_bias_where_no_norm_has() -> None:
+def test_convolutions_have_a_bias_where_no_norm_has():
     for norm, bias in (("batch", False), ("none", True)):
         convolutions = [m for m in preact_resnet18(norm=norm).modules() if isinstance(m, nn.Conv2d)]
         assert len(convolutions) == 20

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from knlightning.models import resnet8, resnet18, resnet34, resnet50
 from knlightning.nn import KernelNorm2d, KNConv2d, kernel_norm, kn_conv
@@ -18,25 +18,25 @@ COUNTS = {
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "group"])
 @pytest.mark.parametrize("name", MODELS)
-def test_parameter_counts(name: str, norm) -> None:
+def test_parameter_counts(name, norm):
     for (low, classes), count in COUNTS[name].items():
         with torch.device("meta"):
-            model = MODELS[name](classes, norm, low)
+            model = MODELS[name](num_classes=classes, norm=norm, low_resolution=low)
         assert sum(p.numel() for p in model.parameters()) == count
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_of_torchvision_load_and_give_its_outputs(name: str) -> None:
+def test_weights_of_torchvision_load_and_give_its_outputs(name):
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)(num_classes=5)
-    ours = MODELS[name](5)
+    ours = MODELS[name](num_classes=5)
     ours.load_state_dict(theirs.state_dict())
     x = torch.rand(2, 3, 65, 66)
     for training in (True, False):
         torch.testing.assert_close(ours.train(training)(x), theirs.train(training)(x))
 
 
-def test_initialization_is_that_of_torchvision() -> None:
+def test_initialization_is_that_of_torchvision():
     for norm in ("batch", "none", "kernel"):
         torch.manual_seed(0)
         model = resnet18(norm=norm, low_resolution=True)
@@ -48,7 +48,7 @@ def test_initialization_is_that_of_torchvision() -> None:
                 assert torch.equal(parameter, torch.full_like(parameter, name.endswith("weight"))), name
 
 
-def test_stem_for_small_images() -> None:
+def test_stem_for_small_images():
     model = resnet18(low_resolution=True)
     shapes = []
     model.layer1.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
@@ -56,7 +56,7 @@ def test_stem_for_small_images() -> None:
     assert shapes == [(2, 64, 32, 32)]
 
 
-def geometries(model: nn.Module, kind: type) -> list[tuple]:
+def geometries(model, kind):
     return [
         (name, m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding if m.padding != 0 else (0, 0))
         for name, m in model.named_modules()
@@ -66,9 +66,9 @@ def geometries(model: nn.Module, kind: type) -> list[tuple]:
 
 @pytest.mark.parametrize("low_resolution", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_kernel_makes_every_convolution_and_its_norm_a_knconv(name: str, low_resolution: bool) -> None:
-    kernel = MODELS[name](7, "kernel", low_resolution, dropout_p=0.3)
-    batch = MODELS[name](7, "batch", low_resolution)
+def test_kernel_makes_every_convolution_and_its_norm_a_knconv(name, low_resolution):
+    kernel = MODELS[name](num_classes=7, norm="kernel", low_resolution=low_resolution, dropout_p=0.3)
+    batch = MODELS[name](num_classes=7, low_resolution=low_resolution)
     ours = [(*g[:5], (g[5],) * 2 if isinstance(g[5], int) else g[5]) for g in geometries(kernel, KNConv2d)]
     assert ours == geometries(batch, nn.Conv2d)
     assert not any(isinstance(m, nn.Conv2d | nn.BatchNorm2d) for m in kernel.modules())
@@ -76,17 +76,17 @@ def test_kernel_makes_every_convolution_and_its_norm_a_knconv(name: str, low_res
     assert all(m.bias is not None for m in kernel.modules() if isinstance(m, KNConv2d))
 
 
-def test_none_differs_from_kernel_in_the_normalization_alone() -> None:
-    kernel, none = (resnet18(7, norm).state_dict() for norm in ("kernel", "none"))
+def test_none_differs_from_kernel_in_the_normalization_alone():
+    kernel, none = (resnet18(num_classes=7, norm=norm).state_dict() for norm in ("kernel", "none"))
     assert {name: value.shape for name, value in kernel.items()} == {name: v.shape for name, v in none.items()}
-    assert not any(isinstance(m, nn.BatchNorm2d | KNConv2d) for m in resnet18(7, "none").modules())
+    assert not any(isinstance(m, nn.BatchNorm2d | KNConv2d) for m in resnet18(num_classes=7, norm="none").modules())
 
 
 @pytest.mark.parametrize("norm", ["group", "kernel"])
 @pytest.mark.parametrize("make", [resnet8, resnet18, resnet50])
-def test_hooks_may_watch_every_layer(make, norm) -> None:
+def test_hooks_may_watch_every_layer(make, norm):
     """Backward hooks, such as those of private training, forbid changes in place of what a layer returns."""
-    model = make(5, norm, low_resolution=True)
+    model = make(num_classes=5, norm=norm, low_resolution=True)
     seen = set()
     for name, module in model.named_modules():
         module.register_full_backward_hook(lambda module, _, __, name=name: seen.add(name))
@@ -95,14 +95,14 @@ def test_hooks_may_watch_every_layer(make, norm) -> None:
 
 
 @pytest.mark.parametrize("norm", ["kernel", "layer"])
-def test_resnet8_is_the_network_that_its_description_says(norm) -> None:
+def test_resnet8_is_the_network_that_its_description_says(norm):
     torch.manual_seed(0)
-    model = resnet8(6, norm, activation="mish", dropout_p=0.0).double()
+    model = resnet8(num_classes=6, norm=norm, activation="mish", dropout_p=0.0).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
     weights = iter(list(model.parameters()))
 
-    def layer(x: Tensor) -> Tensor:
+    def layer(x):
         if norm == "kernel":
             return F.mish(kn_conv(x, next(weights), next(weights), padding=1, dropout_p=0.0))
         return F.mish(F.group_norm(F.conv2d(x, next(weights), padding=1), 1, next(weights), next(weights)))
@@ -120,7 +120,7 @@ def test_resnet8_is_the_network_that_its_description_says(norm) -> None:
     torch.testing.assert_close(model(images), x)
 
 
-def test_dropout_probabilities_of_resnet8() -> None:
+def test_dropout_probabilities_of_resnet8():
     model = resnet8(norm="kernel", dropout_p=0.02)
     assert [m.dropout_p for m in model.modules() if isinstance(m, KNConv2d)] == [0.02] * 7
     assert [m.dropout_p for m in model.modules() if isinstance(m, KernelNorm2d)] == [pytest.approx(0.1)]

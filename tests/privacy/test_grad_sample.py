@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.models.convnext import CNBlock, LayerNorm2d
 
 from knlightning import models
-from knlightning.models.knresnet import BasicBlock, Layers
+from knlightning.models.knresnet import BasicBlock
+from knlightning.models.layers import Layers, Options
 from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, LocalContextNorm2d, PositionalNorm2d
 from knlightning.privacy import check_rules, watch_statistics
 
@@ -38,7 +39,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
     (LocalContextNorm2d(4, window=3), (4, 5, 6)),
     (PositionalNorm2d(4), (4, 5, 6)),
     (LayerNorm2d(4), (4, 5, 6)),
-    (BasicBlock(4, 6, Layers(dropout_p=0.0)), (4, 5, 6)),
+    (BasicBlock(4, 6, Layers(Options(dropout_p=0.0))), (4, 5, 6)),
 ]
 
 
@@ -59,7 +60,7 @@ def test_opacus_own_check_of_layers(layer: nn.Module, shape: tuple[int, ...]) ->
 @pytest.mark.parametrize("norm", ["kernel", "group", "layer", "local_context", "positional", "none"])
 def test_opacus_own_check_of_a_network(norm: Any) -> None:
     torch.manual_seed(0)
-    net = models.resnet8(3, norm=norm, dropout_p=0.0).double()
+    net = models.resnet8(num_classes=3, norm=norm, dropout_p=0.0).double()
     watch_statistics(net)
     assert check_per_sample_gradients_are_correct(torch.rand(2, 3, 16, 17, dtype=torch.float64), net)
 
@@ -109,7 +110,7 @@ def both(net: nn.Module, x: Tensor, ghost: bool) -> None:
 @pytest.mark.parametrize("activation", ["relu", "mish"])
 def test_masks_are_those_of_the_forward_pass(activation: Any, batch: int, ghost: bool) -> None:
     torch.manual_seed(0)
-    net = models.knresnet8(3, dropout_p=0.2, activation=activation).double()
+    net = models.knresnet8(num_classes=3, dropout_p=0.2, activation=activation).double()
     both(net, torch.rand(batch, 3, 17, 18, dtype=torch.float64), ghost)
 
 
@@ -167,9 +168,9 @@ def test_layers_without_a_rule(layer: nn.Module, problem: str) -> None:
 @pytest.mark.parametrize("name", [name for name in models.__all__ if "resne" in name.lower() and name != "KNResNet"])
 def test_backbones_have_rules(name: str) -> None:
     for norm in ("kernel", "layer", "instance", "positional", "none"):
-        assert check_rules(getattr(models, name)(3, norm=norm)) == []
+        assert check_rules(getattr(models, name)(num_classes=3, norm=norm)) == []
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "knconvnext_tiny"])
 def test_convnexts_have_rules(name: str) -> None:
-    assert check_rules(getattr(models, name)(3)) == []
+    assert check_rules(getattr(models, name)(num_classes=3)) == []

@@ -157,7 +157,9 @@ def test_norms_and_linear_layers(layer: nn.Module, shape: tuple[int, ...], batch
 
 def small(name: str, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
-    net = getattr(models, name)(3, **({"low_resolution": True} if "resnet" in name else {}), **kwargs).double()
+    net = getattr(models, name)(
+        num_classes=3, **({"low_resolution": True} if "resnet" in name else {}), **kwargs
+    ).double()
     for module in net.modules():
         if isinstance(module, CNBlock):
             nn.init.normal_(module.layer_scale)
@@ -239,7 +241,7 @@ def run(net: nn.Module, x: Tensor) -> PerSampleGradients:
 def test_norms_hold_under_autocast() -> None:
     """The sum of one sample alone has the norm that was told, to the precision of float32."""
     torch.manual_seed(0)
-    net = models.knresnet8(3, activation="mish")
+    net = models.knresnet8(num_classes=3, activation="mish")
     x = torch.rand(3, 3, 16, 16)
     for sample in range(3):
         torch.manual_seed(0)
@@ -256,7 +258,7 @@ def test_norms_hold_under_autocast() -> None:
 
 def test_samples_that_are_not_finite_take_no_part() -> None:
     torch.manual_seed(0)
-    net = models.knresnet8(3, dropout_p=0.0, activation="mish").double()
+    net = models.knresnet8(num_classes=3, dropout_p=0.0, activation="mish").double()
     x = torch.rand(3, 3, 16, 16, dtype=torch.float64)
     spoilt = x.clone()
     spoilt[1, 0, 0, 0] = torch.nan

@@ -258,8 +258,8 @@ def test_norms_of_convnext_are_its_layer_norms():
 
 
 def test_kernel_normalized_networks_have_no_parameters_of_norms():
-    (only,) = parameter_groups(knresnet8(10), 0.0, None)
-    assert len(only["params"]) == len(list(knresnet8(10).parameters()))
+    (only,) = parameter_groups(knresnet8(num_classes=10), 0.0, None)
+    assert len(only["params"]) == len(list(knresnet8(num_classes=10).parameters()))
 
 
 def test_optimizer_decays_each_group_as_configured(tmp_path):

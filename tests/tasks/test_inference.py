@@ -73,7 +73,7 @@ def test_order_of_scales_flips_and_windows(network):
 
 def test_what_changes_nothing_changes_nothing():
     torch.manual_seed(0)
-    network = fcn_knresnet8(4).eval()
+    network = fcn_knresnet8(num_classes=4).eval()
     images = IMAGES.float()
     with torch.no_grad():
         plain = network(images)

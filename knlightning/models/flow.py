@@ -1,0 +1,191 @@
+"""Where the results of a network's convolutions and normalizations go, found by :mod:`torch.fx`."""
+
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Callable
+from types import UnionType
+
+from torch import fx, nn
+
+from knlightning.models.replaceable import AnyConv, conv_obstacle
+from knlightning.nn.normalization import NORM_TYPES
+
+_ACTIVATIONS = {
+    *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featurealphadropout"),
+    *("relu", "relu6", "leakyrelu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "swish", "mish"),
+    *("hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh", "softplus"),
+}
+"""What may stand between a normalization and a convolution: names in lower case without underscores."""
+
+
+def _of_last_dimension(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) == 1 and "2d" not in type(norm).__name__
+
+
+def _pairs(module: nn.Module) -> bool:
+    """Whether a module can be part of a pair."""
+    return isinstance(module, (AnyConv, *NORM_TYPES))
+
+
+class _Tracer(fx.Tracer):
+    """Traces down to convolutions, normalizations, activations and the layers of torch and of this package."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            _pairs(m)
+            or type(m).__module__.startswith("knlightning.nn.")
+            or (_plain(type(m).__name__) in _ACTIVATIONS and not any(m.children()))
+            or super().is_leaf_module(m, module_qualified_name)
+        )
+
+
+class Flow:
+    """Where the results of a network's convolutions and normalizations go.
+
+    Layers go by their first name in the network. A layer may be called several times, and by each of two graphs, one
+    of training and one of evaluation.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        model = copy.deepcopy(model)  # tracing runs the network's code, which may change the network
+        self.names = {module: name for name, module in model.named_modules()}
+        self.layers = {name: module for module, name in self.names.items() if _pairs(module)}
+        self.modules: dict[fx.Node, nn.Module] = {}
+        self.calls: defaultdict[str, list[fx.Node]] = defaultdict(list)
+        self.untraced: dict[str, str] = {}
+        self._trace(model, "")
+
+    def _trace(self, module: nn.Module, problem: str) -> None:
+        """Note the calls in a module; if it cannot be traced, note why, and the calls in each of its children."""
+        graphs = []
+        tracer = _Tracer()
+        if not isinstance(module, nn.ModuleList | nn.ModuleDict) and not tracer.is_leaf_module(module, ""):
+            for training in (True, False):
+                try:
+                    graphs.append(tracer.trace(module.train(training), _defaults(module)))
+                except Exception as error:  # anything that the network's code may raise on symbolic tensors
+                    message = str(error).partition("\n")[0]
+                    who = f"{type(module).__name__} {self.names[module]}".rstrip()
+                    problem = f"{who} cannot be traced ({type(error).__name__}: {message})"
+        for node in (node for graph in graphs for node in graph.nodes if node.op == "call_module"):
+            self.modules[node] = module.get_submodule(str(node.target))
+            self.calls[self.names[self.modules[node]]].append(node)
+        if not graphs:
+            self.untraced[self.names[module]] = problem
+            for child in module.children():
+                self._trace(child, problem)
+
+    def norms(self) -> list[str]:
+        """Names of the normalizations in the order of their calls."""
+        return [name for name in self.calls if isinstance(self.layers.get(name), NORM_TYPES)]
+
+    def before(self, norm: str) -> set[str] | str:
+        """Names of the convolutions whose results go to a normalization alone, or why there are none."""
+        convs = set()
+        for call in self.calls[norm]:
+            source, permuted = call.all_input_nodes[0], False
+            while self._is_identity(source) or _moves_channels_last(source):
+                permuted = permuted or _moves_channels_last(source)
+                source = source.all_input_nodes[0]
+            conv = self._layer(source, AnyConv)
+            if conv is None:
+                return f"its input comes from {self._label(source)}"
+            if problem := conv_obstacle(self.layers[conv]):
+                return f"its input comes from {conv}: {problem}"
+            if permuted != _of_last_dimension(self.layers[norm]):
+                return "it does not normalize the channels"
+            for conv_call in self.calls[conv]:
+                _, ends = _follow(conv_call, lambda node: self._is_identity(node) or _moves_channels_last(node))
+                if len(ends) != 1 or self._layer(ends[0], NORM_TYPES) is None:
+                    return f"the result of {conv} goes to {' and '.join(map(self._label, ends))}"
+            convs.add(conv)
+        return convs
+
+    def after(self, norm: str) -> set[str] | str:
+        """Names of the convolutions to which alone the result of a normalization goes, or why there are none."""
+        if _of_last_dimension(self.layers[norm]):
+            return "it normalizes the last dimension"
+        convs = set()
+        for call in self.calls[norm]:
+            passed, ends = _follow(call, self._is_activation)
+            for end in ends:
+                conv = self._layer(end, AnyConv)
+                if conv is None:
+                    return f"its result goes to {self._label(end)}"
+                if problem := conv_obstacle(self.layers[conv]):
+                    return f"its result goes to {conv}: {problem}"
+                for conv_call in self.calls[conv]:
+                    source = conv_call.all_input_nodes[0]
+                    while self._is_activation(source):
+                        source = source.all_input_nodes[0]
+                    if self._layer(source, NORM_TYPES) is None:
+                        return f"its result goes to {conv}, and so does that of {self._label(source)}"
+                convs.add(conv)
+            for node in passed:
+                if node.kwargs.get("inplace") or self._label(node).endswith("_"):
+                    return f"its result is changed in place by the function {self._label(node)}"
+        return convs or "its result goes nowhere"
+
+    def activations(self, norm: str) -> list[str]:
+        """Names of the layers between a normalization and the convolutions behind it."""
+        passed = [node for call in self.calls[norm] for node in _follow(call, self._is_activation)[0]]
+        return [self.names[self.modules[node]] for node in passed if node in self.modules]
+
+    def unpaired(self, layer: str) -> str:
+        """Say why a layer that could be replaced is in no pair."""
+        if layer in self.calls:
+            return "no normalization forms a pair with it"
+        return self.untraced.get(layer, "it is not called")
+
+    def _layer(self, node: fx.Node, kinds: UnionType | tuple[type, ...]) -> str | None:
+        module = self.modules.get(node)
+        return self.names[module] if isinstance(module, kinds) else None
+
+    def _is_identity(self, node: fx.Node) -> bool:
+        return isinstance(self.modules.get(node), nn.Identity)
+
+    def _is_activation(self, node: fx.Node) -> bool:
+        name = type(self.modules[node]).__name__ if node in self.modules else self._label(node)
+        return node.op.startswith("call_") and _plain(name) in _ACTIVATIONS
+
+    def _label(self, node: fx.Node) -> str:
+        """Name what a node calls."""
+        if node in self.modules:
+            return self.names[self.modules[node]]
+        if node.op in ("placeholder", "output"):
+            return f"the {node.op.replace('placeholder', 'input')}"
+        return getattr(node.target, "__name__", str(node.target))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "")
+
+
+def _follow(node: fx.Node, passes: Callable[[fx.Node], bool]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """List the nodes that a result passes, and those where it ends."""
+    passed, ends = [], []
+    for user in node.users:
+        if passes(user):
+            further = _follow(user, passes)
+            passed += [user, *further[0]]
+            ends += further[1]
+        else:
+            ends.append(user)
+    return passed, ends
+
+
+def _moves_channels_last(node: fx.Node) -> bool:
+    """Whether a node permutes [N, C, *spatial] to [N, *spatial, C]."""
+    if getattr(node.target, "__name__", node.target) != "permute":
+        return False
+    dims = node.kwargs.get("dims", node.args[1:])
+    if isinstance(dims, tuple) and len(dims) == 1:
+        (dims,) = dims
+    return isinstance(dims, list | tuple) and list(dims) == [0, *range(2, len(dims)), 1]
+
+
+def _defaults(module: nn.Module) -> dict[str, bool | int | float | str | None]:
+    """Return the optional arguments of a module's forward that are numbers, strings or None."""
+    parameters = inspect.signature(inspect.unwrap(type(module).forward)).parameters.values()
+    return {p.name: p.default for p in parameters if isinstance(p.default, None | bool | int | float | str)}

@@ -1,0 +1,137 @@
+import inspect
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import nn
+
+import knlightning
+from knlightning import models
+from knlightning.analysis.paper import ROWS
+from knlightning.models import list_models
+from knlightning.nn.normalization import NORMS
+
+MODELS = {model.name: model for model in list_models()}
+CHOOSING = [name for name, model in MODELS.items() if model.norm]
+ORDER = ["num_classes", "norm", "activation", "low_resolution", "dropout_p", "eps", "eval_statistics"]
+# 32 groups divide neither 16 nor 724, 843, 810, 625 or 458 channels, 2 groups none of 843, 201 and 625
+INDIVISIBLE = {
+    "knresnet8": {"group"},
+    "knresnet18": {"group"},
+    "knresnet34": {"group", "local_context"},
+    "knresnet50": {"group", "local_context"},
+    "fcn_knresnet18": {"group", "local_context"},
+    "fcn_knresnet50": {"group"},
+}
+
+
+def test_every_network_of_the_public_interface_is_on_the_list():
+    makers = [name for name in models.__all__ if name.islower() and ("resnet" in name or "convnext" in name)]
+    assert sorted(makers) == sorted(MODELS)
+    assert all(getattr(models, name) is model.make for name, model in MODELS.items())
+    assert [model.name for model in list_models()] == list(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arguments_are_by_keyword_in_one_order_and_described(name):
+    make = MODELS[name].make
+    parameters = inspect.signature(make).parameters
+    assert list(parameters) == [argument for argument in ORDER if argument in parameters]
+    assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert name not in CHOOSING or list(parameters) == ORDER
+    assert name not in ("convnext_tiny",) or list(parameters) == ["num_classes"]
+    described = inspect.getdoc(make)
+    assert [argument for argument in parameters if f"\n    {argument}: " not in described] == []
+    assert described.count("Args:") == described.count("Raises:") == 1
+    assert pickle.loads(pickle.dumps(make)) is make
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_norms_are_those_whose_groups_divide_the_channels(name):
+    assert set(MODELS[name].norms) == set(NORMS) - INDIVISIBLE.get(name, set())
+
+
+def test_tables_are_those_of_the_paper():
+    published = {}
+    for row in ROWS:
+        published.setdefault(row.backbone, set()).add(row.table)
+    assert published == {name: set(model.tables) for name, model in MODELS.items() if model.tables}
+
+
+def test_an_entry():
+    model = MODELS["knresnet18"]
+    assert model.make is models.knresnet18
+    assert (model.task, model.norm, model.images) == ("classification", "kernel", "large, small")
+    assert model.num_parameters == 11_685_220
+    assert "ImageNet" in model.weights
+    assert model.defaults["dropout_p"] == 0.05
+    assert MODELS["resnet8"].images == "small, large"
+    assert MODELS["fcn_resnet18"].task == "segmentation"
+    assert (MODELS["convnext_tiny"].norm, MODELS["convnext_tiny"].norms) == (None, ())
+
+
+def parse(*args):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--network", type=nn.Module)
+    return parser.parse_args(args).network.init_args
+
+
+def test_configurations_see_the_arguments():
+    given = parse("--network=knlightning.models.fcn_knresnet8", "--network.norm=group", "--network.eps=0.1")
+    assert given.as_dict() == {
+        "num_classes": 11,
+        "norm": "group",
+        "activation": "relu",
+        "low_resolution": True,
+        "dropout_p": 0.0,
+        "eps": 0.1,
+        "eval_statistics": "clean",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--network.nrom=group", "Option 'nrom' is not accepted"),
+        ("--network.norm=groups", "Got value: groups"),
+        ("--network.num_classes=ten", "ten"),
+    ],
+)
+def test_wrong_configurations(wrong, message):
+    with pytest.raises(ArgumentError, match=message):
+        parse("--network=knlightning.models.resnet18", wrong)
+
+
+NETWORK = '''
+from torch import nn
+from knlightning.models.layers import Layers, Options
+from knlightning.models.registry import register, with_arguments_of
+
+
+@register(tables=("new",))
+@with_arguments_of(Options, norm="layer")
+def new_network(options: Options) -> nn.Module:
+    """Make a new network."""
+    layers = Layers(options)
+    return nn.Sequential(layers.conv(3, 6, 3), layers.norm_act(6), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+'''
+USES = """
+from knlightning.models import list_models
+
+(model,) = [model for model in list_models() if model.tables == ("new",)]
+assert (model.name, model.norm, model.num_parameters) == ("new_network", "layer", 180)
+assert "group" not in model.norms and "kernel" in model.norms
+"""
+
+
+def test_a_new_network_takes_one_file(tmp_path):
+    package = tmp_path / "knlightning"
+    shutil.copytree(Path(knlightning.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "models" / "new.py").write_text(NETWORK)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", USES], check=True, env=environment, cwd=tmp_path)

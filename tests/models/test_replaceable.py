@@ -1,0 +1,80 @@
+import pytest
+import torch
+from torch import nn
+
+from knlightning.models.replaceable import conv_obstacle, knconv_of, norm_obstacle
+from knlightning.nn import KNConv1d, KNConv2d, KNConv3d
+
+
+class OtherConv(nn.Conv2d):
+    def forward(self, input):
+        return super().forward(input * 2)
+
+
+class ConditionalNorm(nn.BatchNorm2d):
+    def forward(self, input, scale=2.0):
+        return super().forward(input) * scale
+
+
+class GatedNorm(nn.BatchNorm2d):
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.gate = nn.Linear(1, 1)
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("conv", "kind"),
+    [(nn.Conv1d(4, 6, 3, 2, 1), KNConv1d), (nn.Conv2d(4, 6, 3, groups=2), KNConv2d), (nn.Conv3d(4, 6, 1), KNConv3d)],
+)
+def test_the_layer_has_the_shape_and_the_parameters_of_the_convolution(conv, kind):
+    layer = knconv_of(conv.eval(), dropout_p=0.2, eps=0.1, eval_statistics="expected")
+    assert type(layer) is kind
+    assert (layer.weight is conv.weight, layer.bias is conv.bias) == (True, True)
+    assert (layer.kernel_size, layer.stride, layer.groups) == (conv.kernel_size, conv.stride, conv.groups)
+    assert (layer.padding, layer.training) == (conv.padding, False)
+    assert (layer.dropout_p, layer.eps, layer.eval_statistics) == (0.2, 0.1, "expected")
+
+
+def test_a_bias_of_zeros_where_there_was_none():
+    conv = nn.Conv2d(4, 6, 3, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    bias = knconv_of(conv, dropout_p=0.0).bias
+    assert (bias.shape, bias.dtype, bias.requires_grad, bias.any()) == ((6,), torch.bfloat16, False, False)
+
+
+@pytest.mark.parametrize(
+    ("conv", "why"),
+    [
+        (nn.Conv2d(4, 4, 3, dilation=2), r"KNConv has no dilation, and its is \(2, 2\)"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "KNConv pads with zeros, and its padding mode is refl"),
+        (nn.Conv3d(4, 4, 2, padding="same"), r"its padding is uneven: 'same' for a kernel of \(2, 2, 2\)"),
+        (OtherConv(4, 4, 3), "OtherConv computes something else than Conv2d"),
+        (hooked(nn.Conv2d(4, 4, 3)), "it has hooks or parametrizations, which would be lost"),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "it has hooks or parametrizations"),
+    ],
+)
+def test_convolutions_that_cannot_be_replaced(conv, why):
+    with pytest.raises(ValueError, match=f"cannot be kernel normalized: {why}"):
+        knconv_of(conv, dropout_p=0.0)
+
+
+def test_transposed_convolutions_and_other_layers():
+    assert conv_obstacle(nn.ConvTranspose2d(4, 4, 2)) == "a transposed convolution has no kernel normalized form"
+    assert conv_obstacle(nn.BatchNorm2d(4)) is None
+
+
+@pytest.mark.parametrize(
+    ("norm", "why"),
+    [
+        (nn.BatchNorm2d(4), None),
+        (GatedNorm(4), "GatedNorm has layers of its own: gate"),
+        (ConditionalNorm(4), "ConditionalNorm takes more than one input"),
+        (hooked(nn.BatchNorm2d(4)), "it has hooks or parametrizations, which would be lost"),
+    ],
+)
+def test_normalizations_that_cannot_be_removed(norm, why):
+    assert norm_obstacle(norm) == why
