@@ -80,8 +80,7 @@ def check_data(data: Any) -> None:
     Raises:
         ValueError: if they do.
     """
-    sampling = getattr(data, "sampling", None)
-    if sampling is not None and sampling.repeats > 1:
+    if getattr(getattr(data, "sampling", None), "repeats", 1) > 1:
         raise ValueError(
             "differential privacy: repeated augmentation shows a sample several times in a step, each time with the"
             " full bound: set data.init_args.repeated_augmentation to 1, and views of DifferentialPrivacy to more"
