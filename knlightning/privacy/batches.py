@@ -11,13 +11,13 @@ def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """Replace every tensor of a batch.
 
     Args:
-        batch: Tensors in tuples, lists, dicts or dataclasses.
+        batch: Tensors in tuples, lists, dicts or dataclasses that are not frozen.
         function: Makes the new tensor.
 
     Returns:
         A batch of the same structure.
     """
-    return apply_to_collection(batch, Tensor, function, allow_frozen=True)
+    return apply_to_collection(batch, Tensor, function)
 
 
 def images_of(batch: Any) -> Tensor:
@@ -27,7 +27,7 @@ def images_of(batch: Any) -> Tensor:
         ValueError: If it has no tensor.
     """
     tensors: list[Tensor] = []
-    apply_to_collection(batch, Tensor, tensors.append, allow_frozen=True)
+    apply_to_collection(batch, Tensor, tensors.append)
     if not tensors:
         raise ValueError("a training batch must hold tensors, the images first")
     return tensors[0]
