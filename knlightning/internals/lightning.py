@@ -1,8 +1,14 @@
 """What the package uses of Lightning that is not public."""
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -24,3 +30,99 @@ def averaged_model(callback: WeightAveraging) -> AveragedModel | None:
 def forget_average(callback: WeightAveraging) -> None:
     """Take the average from a callback, which then leaves the weights alone. Tried with lightning 2.6.6."""
     callback._average_model = None
+
+
+# ---- private training
+
+
+@contextmanager
+def overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of a trainer, a task or a callback, and set it back at the end. Tried with lightning 2.6.6.
+
+    What Lightning does with an attribute that changes after it was made is not documented. The test of each use is
+    in the tests of the function that uses it.
+    """
+    inherited = isinstance(owner, nn.Module) and name not in vars(owner)
+    before = getattr(owner, name, None)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if inherited:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+@contextmanager
+def replaced_train_loader(trainer: Trainer, replace: Callable[[Any], Any]) -> Iterator[Any]:
+    """Train on another loader; to be entered in `Callback.setup`. Tried with lightning 2.6.6.
+
+    Args:
+        trainer: In `fit`, with a training loader of any source: a datamodule, the task, or an argument of `fit`.
+        replace: Makes the other loader from the given one.
+
+    Yields:
+        The other loader. Lightning adds no sampler to it unless it is a `torch.utils.data.DataLoader`.
+    """
+    source = trainer.fit_loop._data_source
+    loader = replace(source.dataloader())
+    trainer.fit_loop._data_source = _DataLoaderSource(loader, "train_dataloader")
+    try:
+        yield loader
+    finally:
+        trainer.fit_loop._data_source = source
+
+
+@contextmanager
+def counting_steps(trainer: Trainer, micro_batches: int) -> Iterator[None]:
+    """Take one step for several batches of the loader, and let users count steps. Tried with lightning 2.6.6.
+
+    The trainer's `limit_train_batches` and `val_check_interval`, where they are numbers of batches, and the progress
+    bar count steps then. To be entered in `Callback.setup`, before the trainer looks at the loader.
+
+    Args:
+        trainer: In `fit`.
+        micro_batches: Number of batches in a step, at least 1.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(overridden(trainer, "accumulate_grad_batches", micro_batches))
+        for name in ("limit_train_batches", "val_check_interval"):
+            if isinstance(count := getattr(trainer, name), int) and not isinstance(count, bool):
+                undo.enter_context(overridden(trainer, name, count * micro_batches))
+        bar = trainer.progress_bar_callback
+        if bar is not None and micro_batches > 1:
+            undo.enter_context(overridden(bar, "__class__", _counting_steps(type(bar), micro_batches)))
+        yield
+
+
+def _counting_steps(bar: type[ProgressBar], micro_batches: int) -> type[ProgressBar]:
+    """Derive a class of progress bars that is told of steps; `Trainer` takes no other bar once it is made."""
+    base: Any = bar
+
+    class StepProgressBar(base):
+        @property
+        def total_train_batches(self) -> int | float:
+            return super().total_train_batches // micro_batches
+
+        def on_train_batch_start(self, trainer: Trainer, task: Any, batch: Any, batch_idx: int) -> None:
+            super().on_train_batch_start(trainer, task, batch, batch_idx // micro_batches)
+
+        def on_train_batch_end(self, trainer: Trainer, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if (batch_idx + 1) % micro_batches == 0:
+                super().on_train_batch_end(trainer, task, outputs, batch, batch_idx // micro_batches)
+
+    return StepProgressBar
+
+
+def prepared_batch(trainer: Trainer, task: LightningModule, batch: Any) -> Any:
+    """Bring a batch to where training has it: precision, hooks, and device. Tried with lightning 2.6.6.
+
+    Args:
+        trainer: In `fit`.
+        task: The task that is trained.
+        batch: As the training loader gives it.
+    """
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = task._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

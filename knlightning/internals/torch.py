@@ -1,7 +1,7 @@
 """Private parts of torch; tried with releases 2.9 to 2.14."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def function_transforms_active() -> bool:
@@ -26,3 +26,16 @@ def convolves_as(conv: nn.Module, base: type[nn.Module]) -> bool:
         base: `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`, whose `forward` calls `_conv_forward`.
     """
     return all(getattr(type(conv), name) is getattr(base, name) for name in _FORWARD_PARTS)
+
+
+# ---- private training
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Say whether `nn.Module.compile` was called on a module itself. Tried with torch 2.14.1."""
+    return module._compiled_call_impl is not None
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return a number that grows with each change of a tensor in place. Tried with torch 2.14.1."""
+    return tensor._version

@@ -1,136 +1,87 @@
-"""How much privacy a run of DP-SGD costs, and how much noise a budget asks for.
+"""How much privacy a run of DP-SGD costs.
 
-A history is what an accountant needs to know of a run: (noise multiplier, sampling rate, steps) for each row of steps
-that were alike. The guarantee is (epsilon, delta)-differential privacy with respect to adding or removing one training
-sample, for batches drawn by Poisson sampling; the number of samples and the sampling rate are public.
+The guarantee is (epsilon, delta)-differential privacy with respect to adding or removing one training sample, for
+batches drawn by Poisson sampling. The number of samples and the sampling probability are public.
 """
 
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from opacus.accountants import create_accountant
 
-Mechanism = Literal["rdp", "prv", "gdp"]
-Steps = tuple[float, float, int]
-History = Sequence[Steps]
+from knlightning.checks import check_choice
 
-TOLERANCE = 1e-3
-"""How far below the budget a calibrated epsilon may lie, as a fraction of the budget."""
-MOST_NOISE = 1e6
-GDP = (
+Accountant = Literal["rdp", "prv", "gdp"]
+"""How epsilon is computed; see :func:`epsilon`."""
+GDP_WARNING = (
     "accountant gdp: an approximation by the central limit theorem, which understates epsilon (8.43 where it says 8, in"
     " the setting of the paper's Table 4); for a guarantee use prv or rdp"
 )
 
 
-def epsilon(history: History, delta: float, accountant: Mechanism) -> float:
+class Phase(NamedTuple):
+    """Steps in a row of one kind: Gaussian noise on the sum of a Poisson sample.
+
+    Args:
+        noise_multiplier: Standard deviation of the noise over the clipping bound.
+        sampling_probability: Probability of each sample to be in a step.
+        num_steps: Number of these steps.
+    """
+
+    noise_multiplier: float
+    sampling_probability: float
+    num_steps: int
+
+
+History = Sequence[Phase]
+"""What an accountant needs to know of a run: its phases in their order."""
+
+
+def epsilon(history: History, delta: float, accountant: Accountant) -> float:
     """Compute the epsilon that a history has spent.
 
     Args:
-        history: the steps taken; noise multipliers of 0 give no privacy, and an infinite epsilon.
-        delta: probability, in (0, 1), with which the guarantee may fail.
-        accountant: "rdp" (Rényi divergences; Mironov 2017), "prv" (privacy random variables, tighter, an upper bound
-            within 0.01; Gopi et al. 2021) or "gdp" (a central limit; understates).
-
-    Raises:
-        ValueError: if the accountant is unknown, or is gdp and the history changes its noise or sampling rate.
-    """
-    if accountant not in get_args(Mechanism):
-        raise ValueError(f"accountant must be one of {', '.join(get_args(Mechanism))}, got {accountant!r}")
-    history = [steps for steps in merged(history) if steps[2] > 0]
-    if not history:
-        return 0.0
-    if any(noise == 0 for noise, _, _ in history):
-        return math.inf
-    if accountant == "gdp" and len(history) > 1:
-        raise ValueError("accountant gdp cannot follow a run whose noise or sampling rate has changed; use prv or rdp")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of gdp, about itself; of rdp, that its largest order was best
-        counting = create_accountant(mechanism=accountant)
-        counting.history = history
-        return float(counting.get_epsilon(delta=delta))
-
-
-def merged(history: History) -> list[Steps]:
-    """Put neighbouring rows of a history that are alike into one."""
-    rows: list[Steps] = []
-    for noise, rate, steps in history:
-        if rows and rows[-1][:2] == (noise, rate):
-            steps += rows.pop()[2]
-        rows.append((noise, rate, steps))
-    return rows
-
-
-def noise_for(
-    target_epsilon: float, delta: float, rate: float, steps: int, accountant: Mechanism, spent: History = ()
-) -> float:
-    """Find the least noise with which a number of steps stays within a budget.
-
-    Args:
-        target_epsilon: the budget, above 0.
-        delta: as in :func:`epsilon`.
-        rate: sampling rate of the steps.
-        steps: how many will be taken.
-        accountant: as in :func:`epsilon`.
-        spent: steps that were taken before, and count too.
+        history: The steps taken. A noise multiplier of 0 gives no privacy, and an infinite epsilon.
+        delta: Probability, in (0, 1), with which the guarantee may fail.
+        accountant: "rdp" (Rényi divergences; Mironov, 2017), "prv" (privacy random variables, tighter, an upper bound
+            within 0.01; Gopi et al., 2021) or "gdp" (a central limit; understates).
 
     Returns:
-        The noise multiplier: standard deviation of the noise over the clipping bound. Epsilon ends between the budget
-        and a thousandth of it below.
+        Epsilon, at least 0.
 
     Raises:
-        ValueError: if no noise is enough.
+        ArgumentError: If the accountant is unknown.
+        ValueError: If it is gdp, and the noise or the sampling probability changes within the history.
     """
-
-    def after(noise: float) -> float:
-        return epsilon([*spent, (noise, rate, steps)], delta, accountant)
-
-    low, high = 0.0, 1.0
-    while (reached := after(high)) > target_epsilon:
-        low, high = high, 2 * high
-        if high > MOST_NOISE:
-            past = epsilon(spent, delta, accountant)
-            raise ValueError(
-                f"target_epsilon {target_epsilon:g} cannot be reached with target_delta {delta:g}, {steps} steps and a"
-                f" sampling rate of {rate:.3g}, whatever the noise"
-                + (f": {past:.3g} is spent already" if past else "")
-                + ". Raise the target, or take fewer steps or smaller batches"
-            )
-    while target_epsilon - reached > TOLERANCE * target_epsilon and high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        if (found := after(middle)) > target_epsilon:
-            low = middle
-        else:
-            high, reached = middle, found
-    return high
+    check_choice("accountant", accountant, get_args(Accountant))
+    history = [phase for phase in merged(history) if phase.num_steps > 0]
+    if not history:
+        return 0.0
+    if any(phase.noise_multiplier == 0 for phase in history):
+        return math.inf
+    if accountant == "gdp" and len(history) > 1:
+        raise ValueError(
+            "accountant gdp cannot follow a run whose noise or sampling probability has changed; use prv or rdp"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of gdp, about itself; of rdp, that its largest order was best
+        opacus_accountant = create_accountant(mechanism=accountant)
+        opacus_accountant.history = [tuple(phase) for phase in history]
+        return float(opacus_accountant.get_epsilon(delta=delta))
 
 
-def affordable_steps(
-    target_epsilon: float, delta: float, noise: float, rate: float, steps: int, accountant: Mechanism, spent: History
-) -> int:
-    """Count how many of a number of steps a budget pays for.
+def merged(history: History) -> list[Phase]:
+    """Join neighbouring phases of a history that differ in their number of steps only."""
+    phases: list[Phase] = []
+    for noise_multiplier, sampling_probability, num_steps in history:
+        if phases and phases[-1][:2] == (noise_multiplier, sampling_probability):
+            num_steps += phases.pop().num_steps
+        phases.append(Phase(noise_multiplier, sampling_probability, num_steps))
+    return phases
 
-    Args:
-        target_epsilon: the budget.
-        delta: as in :func:`epsilon`.
-        noise: noise multiplier of the steps.
-        rate: their sampling rate.
-        steps: how many are wanted.
-        accountant: as in :func:`epsilon`.
-        spent: steps that were taken before.
-    """
 
-    def within(count: int) -> bool:
-        return epsilon([*spent, (noise, rate, count)], delta, accountant) <= target_epsilon
-
-    low, high = 0, 1
-    while high < steps and within(high):
-        low, high = high, min(2 * high, steps)
-    if high == steps and within(steps):
-        return steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if within(middle) else (low, middle)
-    return low
+def total_steps(history: History) -> int:
+    """Count the steps of a history."""
+    return sum(num_steps for _, _, num_steps in history)

@@ -11,14 +11,16 @@ Before any training it is checked, on real batches of the run,
 
 import math
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from knlightning.privacy.accounting import epsilon
+from knlightning.checks import check_number
+from knlightning.internals.lightning import prepared_batch
+from knlightning.privacy.accounting import Phase, epsilon
+from knlightning.privacy.batches import images_of, loss_of, map_tensors
 from knlightning.privacy.callback import DifferentialPrivacy
 from knlightning.privacy.loader import PrivateLoader
 
@@ -26,9 +28,10 @@ LEVEL = 1e-6
 """Probability with which a statistical check fails although all is well."""
 SIGMAS = 5.0
 """The same for means, in standard deviations."""
-LEAST_VALUES = 200_000
-"""Values of the noise that are looked at, at least."""
-MOST_STEPS = 1000
+MIN_NOISE_VALUES = 200_000
+"""Number of values of the noise that are looked at, at least."""
+MAX_NOISE_STEPS = 1000
+"""Number of steps whose noise is looked at, at most."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Finding:
     """What a check has found.
 
     Args:
-        name: what was checked.
-        passed: whether it is as it should be.
-        text: what was found, in numbers.
+        name: What was checked.
+        passed: Whether it is as it should be.
+        text: What was found, in numbers.
     """
 
     name: str
@@ -50,18 +53,18 @@ class PrivacyAudit(Callback):
     """Check a private run when its training begins, and end it there; stands after its DifferentialPrivacy.
 
     Args:
-        samples: how many samples are left out, one after the other.
+        samples: Number of samples that are left out, one after the other; at least 1.
 
     Attributes:
-        findings: what the checks have found.
+        findings: What the checks have found.
 
     Raises:
-        ValueError: if samples is below 1, or dp-accounting is not installed.
+        ArgumentError: If samples is out of its range.
+        ValueError: If dp-accounting is not installed.
     """
 
     def __init__(self, samples: int = 8) -> None:
-        if samples < 1:
-            raise ValueError(f"--samples must be at least 1, got {samples}")
+        check_number("samples", samples, at_least=1, integer=True)
         _independent_accountant()  # it would be missed only after all other checks
         self.samples = samples
         self.findings: list[Finding] = []
@@ -69,36 +72,41 @@ class PrivacyAudit(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the checks, and stop."""
         privacy = next(c for c in trainer.callbacks if isinstance(c, DifferentialPrivacy))  # type: ignore[attr-defined]
-        loader = cast(PrivateLoader, trainer.fit_loop._data_source.instance)
         pl_module.log = _silent  # type: ignore[method-assign] # no results are being collected yet
         self.findings = [
-            *check_contributions(trainer, pl_module, privacy, loader, self.samples),
+            *check_contributions(trainer, pl_module, privacy, self.samples),
             *check_noise(trainer, privacy),
-            *check_sampling(privacy, loader),
+            *check_sampling(privacy.loader),
             check_epsilon(privacy),
         ]
         trainer.should_stop = True
 
 
 def check_contributions(
-    trainer: Trainer, task: LightningModule, privacy: DifferentialPrivacy, loader: PrivateLoader, samples: int
+    trainer: Trainer, task: LightningModule, privacy: DifferentialPrivacy, samples: int
 ) -> list[Finding]:
     """Leave samples of real batches out, one after the other, and compare the sums of the clipped gradients.
 
     A sample is left out by making its images infinite: such a sample contributes nothing, and leaves the shape of the
     batch, and so all random numbers of the others, as they are.
+
+    Args:
+        trainer: In `fit`, at the start of training.
+        task: The task that is trained.
+        privacy: The callback, after its `on_train_start`.
+        samples: Number of samples to leave out.
     """
     bound, rest = privacy.max_grad_norm, 0.0
     norms: list[float] = []
-    for batch in loader:
-        count = len(_images(batch)) // privacy.views
-        whole = _sum_of(trainer, task, privacy, batch)
-        for sample in range(min(count, samples - len(norms))):
-            difference = whole - _sum_of(trainer, task, privacy, batch, without=sample)
+    for batch in privacy.loader:
+        num_samples = len(images_of(batch)) // privacy.views
+        whole = _clipped_sum(trainer, task, privacy, batch)
+        for sample in range(min(num_samples, samples - len(norms))):
+            difference = whole - _clipped_sum(trainer, task, privacy, batch, without=sample)
             norms.append(float(difference.norm()))
-        if count:
-            nobody = _sum_of(trainer, task, privacy, batch, without=slice(None))
-            rest = max(rest, float(nobody.norm()))
+        if num_samples:
+            empty = _clipped_sum(trainer, task, privacy, batch, without=slice(None))
+            rest = max(rest, float(empty.norm()))
         if len(norms) >= samples:
             break
     clipped = sum(norm > 0.999 * bound for norm in norms)
@@ -114,82 +122,98 @@ def check_contributions(
 
 
 def check_noise(trainer: Trainer, privacy: DifferentialPrivacy) -> list[Finding]:
-    """Take steps without samples, and look at what stands in the place of the gradient."""
+    """Take steps without samples, and look at what the optimizer would get as their gradient.
+
+    Args:
+        trainer: In `fit`, at the start of training.
+        privacy: The callback, after its `on_train_start`.
+    """
     from scipy import stats  # here: slow to import
 
     plan = privacy.plan
     assert plan is not None
-    if plan.noise == 0:
+    if plan.noise_multiplier == 0:
         return [Finding("noise of the stated scale", False, "noise_multiplier 0: nothing is private")]
     steps: list[Tensor] = []
-    for step in range(MOST_STEPS):
-        drawn = privacy.noisy_gradient(trainer, -1 - step)  # numbers of steps that the run will not use
-        steps.append(torch.cat([part.flatten() for part in drawn]).double() * plan.batch)
-        if step and (step + 1) * len(steps[0]) >= LEAST_VALUES:
+    for step in range(MAX_NOISE_STEPS):
+        gradient = privacy.noisy_gradient(trainer, -1 - step)  # numbers of steps that the run will not use
+        steps.append(gradient.double() * plan.batch_size)
+        if step and (step + 1) * len(steps[0]) >= MIN_NOISE_VALUES:
             break
-    values = torch.cat(steps) / (plan.noise * privacy.max_grad_norm)
-    deviation = float(values.std())
+    values = torch.cat(steps) / (plan.noise_multiplier * privacy.max_grad_norm)
+    stated, deviation = plan.noise_multiplier, float(values.std())
     tolerance = SIGMAS / math.sqrt(2 * len(values))
     fit = float(stats.kstest(values[:1_000_000].cpu().numpy(), "norm").pvalue)
-    alike = float(torch.corrcoef(torch.stack(steps[:2]))[0, 1])
+    correlation = float(torch.corrcoef(torch.stack(steps[:2]))[0, 1])
     return [
         Finding(
             "noise of the stated scale",
             abs(deviation - 1) < tolerance and abs(float(values.mean())) < SIGMAS / math.sqrt(len(values)),
-            f"standard deviation {deviation * plan.noise:.5g} of {len(values):,} values, stated {plan.noise:.5g}"
-            f" (+- {tolerance * plan.noise:.2g})",
+            f"standard deviation {deviation * stated:.5g} of {len(values):,} values, stated {stated:.5g}"
+            f" (+- {tolerance * stated:.2g})",
         ),
         Finding("noise is Gaussian", fit > LEVEL, f"Kolmogorov-Smirnov test: p = {fit:.2g}"),
         Finding(
             "noise is new at each step",
-            abs(alike) < SIGMAS / math.sqrt(len(steps[0])),
-            f"correlation of two steps {alike:.2g}",
+            abs(correlation) < SIGMAS / math.sqrt(len(steps[0])),
+            f"correlation of two steps {correlation:.2g}",
         ),
     ]
 
 
-def check_sampling(privacy: DifferentialPrivacy, loader: PrivateLoader, steps: int = 200) -> list[Finding]:
-    """Draw the samples of steps, without reading them."""
+def check_sampling(loader: PrivateLoader, num_steps: int = 200) -> list[Finding]:
+    """Draw the samples of steps, without reading them.
+
+    Args:
+        loader: The training loader.
+        num_steps: Number of steps to draw.
+    """
     from scipy import stats
 
-    if not loader.poisson:
+    if not loader.poisson_sampling:
         return [Finding("Poisson sampling", False, "poisson_sampling is false: epsilon is nominal")]
-    sizes, times = [], torch.zeros(loader.samples, dtype=torch.long)
-    for step in range(steps):
-        chosen = loader.random.chosen(loader.samples, loader.rate, -1 - step)
-        sizes.append(len(chosen))
-        times[chosen] += 1
-    expected = steps * loader.samples * loader.rate
-    spread = math.sqrt(expected * (1 - loader.rate))
+    num_samples, probability = loader.num_samples, loader.sampling_probability
+    sizes, times = [], torch.zeros(num_samples, dtype=torch.long)
+    for step in range(num_steps):
+        drawn = loader.draw(-1 - step)
+        sizes.append(len(drawn))
+        times[drawn] += 1
+    expected = num_steps * num_samples * probability
+    spread = math.sqrt(expected * (1 - probability))
     off = (sum(sizes) - expected) / spread if spread else float(sum(sizes) != expected)
-    variance = loader.samples * loader.rate * (1 - loader.rate)
-    p_sizes = _dispersion(torch.tensor(sizes, dtype=torch.float64), variance, stats)
-    p_samples = _dispersion(times.double(), steps * loader.rate * (1 - loader.rate), stats)
+    variance = probability * (1 - probability)
+    p_sizes = _dispersion(torch.tensor(sizes, dtype=torch.float64), num_samples * variance, stats)
+    p_samples = _dispersion(times.double(), num_steps * variance, stats)
     return [
         Finding(
             "Poisson sampling at the stated rate",
             abs(off) < SIGMAS and min(p_sizes, p_samples) > LEVEL,
-            f"{sum(sizes) / steps / loader.samples:.5g} over {steps} steps, stated {loader.rate:.5g}; spread of the"
-            f" sizes p = {p_sizes:.2g}, of how often a sample was drawn p = {p_samples:.2g}",
+            f"{sum(sizes) / num_steps / num_samples:.5g} over {num_steps} steps, stated {probability:.5g}; spread of"
+            f" the sizes p = {p_sizes:.2g}, of how often a sample was drawn p = {p_samples:.2g}",
         )
     ]
 
 
 def check_epsilon(privacy: DifferentialPrivacy) -> Finding:
-    """Compare the epsilon of the whole run with that of an independent accountant."""
+    """Compare the epsilon of the whole run with that of an independent accountant.
+
+    Args:
+        privacy: The callback, after its `on_train_start`.
+    """
     dp_event, PLDAccountant = _independent_accountant()  # noqa: N806 # a class
-    plan = privacy.plan
+    plan, budget = privacy.plan, privacy.budget
     assert plan is not None
-    ours = epsilon([(plan.noise, plan.rate, plan.last_step)], privacy.target_delta, privacy.accountant)
+    run = Phase(plan.noise_multiplier, plan.sampling_probability, plan.affordable_steps)
+    ours = epsilon([run], budget.target_delta, budget.accountant)
     accountant = PLDAccountant(value_discretization_interval=1e-3)
-    step = dp_event.PoissonSampledDpEvent(plan.rate, dp_event.GaussianDpEvent(plan.noise))
-    accountant.compose(dp_event.SelfComposedDpEvent(step, plan.last_step))
-    theirs = accountant.get_epsilon(privacy.target_delta)
+    step = dp_event.PoissonSampledDpEvent(run.sampling_probability, dp_event.GaussianDpEvent(run.noise_multiplier))
+    accountant.compose(dp_event.SelfComposedDpEvent(step, run.num_steps))
+    theirs = accountant.get_epsilon(budget.target_delta)
     return Finding(
         "epsilon is not understated",
         ours >= 0.99 * theirs,
-        f"{ours:.4g} by {privacy.accountant} after all of {plan.last_step} steps, {theirs:.4g} by dp-accounting, at"
-        f" delta {privacy.target_delta:g}",
+        f"{ours:.4g} by {budget.accountant} after all of {run.num_steps} steps, {theirs:.4g} by dp-accounting, at"
+        f" delta {budget.target_delta:g}",
     )
 
 
@@ -217,32 +241,33 @@ def _silent(*args: Any, **kwargs: Any) -> None:
     pass
 
 
-def _images(batch: Any) -> Tensor:
-    return next(part for part in tree_leaves(batch) if isinstance(part, Tensor))
-
-
-def _sum_of(
+def _clipped_sum(
     trainer: Trainer,
     task: LightningModule,
     privacy: DifferentialPrivacy,
     batch: Any,
     without: int | slice | None = None,
 ) -> Tensor:
-    """Run a batch as the training does, and return the sum of its clipped gradients."""
+    """Run a batch as the training does, and return the sum of its clipped gradients.
+
+    Args:
+        trainer: In `fit`.
+        task: The task that is trained.
+        privacy: The callback.
+        batch: As the training loader gives it.
+        without: A sample, or rows, to leave out.
+    """
     with torch.random.fork_rng(), torch.enable_grad():
         torch.manual_seed(0)
-        batch = trainer.precision_plugin.convert_input(batch)
-        batch = task._on_before_batch_transfer(batch, dataloader_idx=0)
-        batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        batch = prepared_batch(trainer, task, batch)
         if without is not None:
-            images, views = _images(batch), privacy.views
-            spoilt = images.clone()
+            images, views = images_of(batch), privacy.views
             rows = slice(without * views, (without + 1) * views) if isinstance(without, int) else without
-            spoilt[rows] = math.inf
-            batch = tree_map_only(Tensor, lambda part: spoilt if part is images else part, batch)
+            infinite = images.clone()
+            infinite[rows] = math.inf
+            batch = map_tensors(batch, lambda part: infinite if part is images else part)
         with trainer.precision_plugin.train_step_context():
-            result: Any = task.training_step(batch, 0)
-        loss = result["loss"] if isinstance(result, dict) else result
+            loss = loss_of(task.training_step(batch, 0))
         (loss / trainer.accumulate_grad_batches).backward()
         privacy.on_after_backward(trainer, task)
-    return privacy.taken_sums().double()
+    return privacy.sums.pop().double()

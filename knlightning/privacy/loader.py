@@ -1,71 +1,73 @@
-"""Training batches for DP-SGD: a Poisson sample for each step, cut into pieces of a size that fits."""
+"""Training batches for DP-SGD: a Poisson sample for each step, cut into micro-batches of a size that fits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from knlightning.data.samplers import SeededIndex, SeededSampler
+from knlightning.privacy.batches import map_tensors
 from knlightning.privacy.randomness import SecretRandom
 
 PLAIN_SAMPLERS = (DistributedSampler, RandomSampler, SequentialSampler)
 
 
 class PrivateLoader:
-    """Batches of a run of DP-SGD: every step takes each sample with probability `rate`, independently of all else.
+    """Batches of a run of DP-SGD: every step takes each sample with the same probability, independently of all else.
 
-    A step comes as `pieces` batches for each rank, of nearly equal sizes, some of them perhaps empty. What varies the
-    samples (augmentation in the dataset) gets random numbers of the step's own. An epoch is `steps` steps.
+    A step comes as `micro_batches` batches for each rank, of nearly equal sizes, some of them perhaps empty. Samples
+    that are varied (augmentation in the dataset) are varied by the number of the step.
 
-    Not a DataLoader, so that Lightning leaves it as it is; it has one, with the dataset, the workers and the collate
+    Not a DataLoader, so that Lightning leaves it as it is. It has one, with the dataset, the workers and the collate
     function of the loader it takes the place of.
 
     Args:
-        loader: the training loader without privacy, over a map-style dataset.
-        rate: probability of a sample to be in a step.
-        steps: steps in an epoch.
-        pieces: batches in a step, for each rank.
-        views: how many times a sample comes in a row, to be varied each time anew.
-        random: where the samples are drawn from; the same on all ranks.
-        ranks: number of processes that train together.
-        rank: number of this one.
-        next_step: asked for the number of the step that comes next in the run.
-        poisson: False for batches of equal size that divide a permutation of the samples, renewed each epoch.
+        loader: The training loader without privacy, over a map-style dataset.
+        batch_size: Number of samples in a step on all ranks, on average.
+        steps_per_epoch: Number of steps in an epoch.
+        micro_batches: Number of batches in a step, for each rank.
+        views: How many times a sample comes in a row, to be varied each time anew.
+        random: Where the samples are drawn from; the same on all ranks.
+        world_size: Number of processes that train together.
+        rank: Number of this one.
+        next_step: Returns the number of the step that comes next in the run.
+        poisson_sampling: False for batches of equal size that divide a permutation of the samples, renewed each epoch.
 
     Raises:
-        ValueError: if the loader cannot be taken over.
+        ValueError: If the loader cannot be taken over.
     """
 
     def __init__(
         self,
         loader: Any,
-        rate: float,
-        steps: int,
-        pieces: int,
+        *,
+        batch_size: int,
+        steps_per_epoch: int,
+        micro_batches: int,
         views: int,
         random: SecretRandom,
-        ranks: int,
+        world_size: int,
         rank: int,
         next_step: Callable[[], int],
-        poisson: bool = True,
+        poisson_sampling: bool = True,
     ) -> None:
         check_loader(loader)
-        self.samples = len(loader.dataset)
-        self.rate, self.steps, self.pieces, self.views = rate, steps, pieces, views
-        self.random, self.ranks, self.rank, self.poisson = random, ranks, rank, poisson
-        self.next_step = next_step
+        self.num_samples, self.batch_size = len(loader.dataset), batch_size
+        self.steps_per_epoch, self.micro_batches, self.views = steps_per_epoch, micro_batches, views
+        self.random, self.world_size, self.rank = random, world_size, rank
+        self.next_step, self.poisson_sampling = next_step, poisson_sampling
         self._seeded = loader.sampler if isinstance(loader.sampler, SeededSampler) else None
-        self._handed_out = 0
+        self._batches_given = 0
         self._restored = 0
-        self.loader = DataLoader(
-            _Pieces(loader.dataset, loader.collate_fn, self._index(0, 0, 0)),
+        self._batches = _Batches(loader.dataset, loader.collate_fn, self._index(0, 0, 0))
+        self._loader = DataLoader(
+            self._batches,
             batch_size=None,
-            sampler=_Iterating(self._cells),
+            sampler=_Iterable(self._batches_of_epoch),
             num_workers=loader.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
@@ -75,60 +77,82 @@ class PrivateLoader:
             persistent_workers=loader.persistent_workers,
         )
 
+    @property
+    def sampling_probability(self) -> float:
+        """Probability of each sample to be in a step."""
+        return self.batch_size / self.num_samples
+
     def __len__(self) -> int:
-        return self.steps * self.pieces
+        return self.steps_per_epoch * self.micro_batches
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches of an epoch, after a restore those that are left of it.
 
         Raises:
-            ValueError: if the epoch was left in the middle of a step.
+            ValueError: If the epoch was left in the middle of a step.
         """
-        self._handed_out, self._restored = self._restored % len(self), 0
-        if self._handed_out % self.pieces:
+        self._batches_given, self._restored = self._restored % len(self), 0
+        if part := self._batches_given % self.micro_batches:
             raise ValueError(
-                f"the checkpoint was written within a step, after {self._handed_out % self.pieces} of its"
-                f" {self.pieces} pieces, and a private run can only go on between two steps: resume from another one"
+                f"the checkpoint was written within a step, after {part} of its {self.micro_batches} micro-batches, and"
+                " a private run can only go on between two steps: resume from another one"
             )
-        for batch in self.loader:
-            self._handed_out += 1
+        for batch in self._loader:
+            self._batches_given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the epoch."""
-        steps, part = divmod(self._restored or self._handed_out, self.pieces)
-        return {"steps": steps, "part": part}
+        steps, rest = divmod(self._restored or self._batches_given, self.micro_batches)
+        return {"num_steps": steps, "micro_batch": rest}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a position; steps cut into another number of pieces are no hindrance."""
-        part = state_dict.get("part", 0)
-        self._restored = state_dict.get("steps", 0) * self.pieces + (part if part < self.pieces else 1)
+        """Go on from a position; steps may have another number of micro-batches than they had.
 
-    def _cells(self) -> Iterator[list[Any]]:
+        Earlier checkpoints call it `steps` and `part`.
+        """
+        steps = state_dict.get("num_steps", state_dict.get("steps", 0))
+        rest = state_dict.get("micro_batch", state_dict.get("part", 0))
+        self._restored = steps * self.micro_batches + (rest if rest < self.micro_batches else 1)
+
+    def batch_of(self, samples: Iterable[int]) -> Any:
+        """Read a batch of some samples by their numbers, as the training sees them in its first step."""
+        return self._batches[[self._index(0, sample, 0) for sample in samples]]
+
+    def draw(self, step: int) -> torch.Tensor:
+        """Draw the samples of a step.
+
+        Args:
+            step: Number of the step in the run.
+
+        Returns:
+            Numbers of the samples in random order, int64.
+        """
+        if self.poisson_sampling:
+            return self.random.chosen(self.num_samples, self.sampling_probability, step)
+        epoch, position = divmod(step, self.steps_per_epoch)
+        permutation = self.random.permutation(self.num_samples, "shuffling", epoch)
+        return permutation[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def _batches_of_epoch(self) -> Iterator[list[Any]]:
         """Yield for each batch of this rank the samples it takes."""
         first = self.next_step()
-        for step in range(first, first + self.steps - self._handed_out // self.pieces):
-            chosen = self._chosen(step)
-            for piece in range(self.pieces):
-                cell = chosen[self.rank * self.pieces + piece :: self.ranks * self.pieces].tolist()
-                yield [self._index(step, image, view) for image in cell for view in range(self.views)]
+        for step in range(first, first + self.steps_per_epoch - self._batches_given // self.micro_batches):
+            drawn = self.draw(step)
+            for batch in range(self.micro_batches):
+                start, stride = self.rank * self.micro_batches + batch, self.world_size * self.micro_batches
+                own = drawn[start::stride].tolist()
+                yield [self._index(step, sample, view) for sample in own for view in range(self.views)]
 
-    def _chosen(self, step: int) -> torch.Tensor:
-        if self.poisson:
-            return self.random.chosen(self.samples, self.rate, step)
-        epoch, place = divmod(step, self.steps)
-        size = round(self.rate * self.samples)
-        return self.random.permutation(self.samples, "shuffling", epoch)[place * size : (place + 1) * size]
-
-    def _index(self, step: int, image: int, view: int) -> Any:
-        return image if self._seeded is None else SeededIndex(self._seeded.seed, step, image, view)
+    def _index(self, step: int, sample: int, view: int) -> Any:
+        return sample if self._seeded is None else SeededIndex(self._seeded.seed, step, sample, view)
 
 
 def check_loader(loader: Any) -> None:
     """Check that a training loader can be taken over by `PrivateLoader`.
 
     Raises:
-        ValueError: if it is no DataLoader with a length, or draws its samples in a way of its own.
+        ValueError: If it is no DataLoader with a length, or draws its samples in a way of its own.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         raise ValueError(
@@ -142,8 +166,8 @@ def check_loader(loader: Any) -> None:
         )
 
 
-class _Iterating:
-    """A sampler that asks a function for an iterator."""
+class _Iterable:
+    """Gives a new iterator of a function each time: a sampler for `DataLoader`."""
 
     def __init__(self, start: Callable[[], Iterator[list[Any]]]) -> None:
         self.start = start
@@ -152,13 +176,13 @@ class _Iterating:
         return self.start()
 
 
-class _Pieces(Dataset[Any]):
+class _Batches(Dataset[Any]):
     """Batches by the lists of their samples, empty ones too.
 
     Args:
-        dataset: the samples.
-        collate: makes a batch of them.
-        any_index: of a sample, which an empty batch takes its shape from.
+        dataset: The samples.
+        collate: Makes a batch of them.
+        any_index: Index of a sample, which an empty batch takes its shape from.
     """
 
     def __init__(self, dataset: Dataset[Any], collate: Callable[[Any], Any], any_index: Any) -> None:
@@ -168,8 +192,8 @@ class _Pieces(Dataset[Any]):
         picked = indices or [self.any_index]
         several = getattr(self.dataset, "__getitems__", None)
         batch = self.collate(several(picked) if several else [self.dataset[index] for index in picked])
-        return batch if indices else tree_map_only(torch.Tensor, lambda part: part[:0], batch)
+        return batch if indices else map_tensors(batch, lambda part: part[:0])
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -10,12 +10,12 @@
     ...
     gradients.detach()
 
-Autograd computes no gradient of a weight here: `p.grad` is left as it is. What it would use for that, what a layer was
-given and the gradient at its output, is kept until the norms are known, and summed up then as the weights want it
-(book-keeping: Bu et al., ICML 2023). Where the gradients of the samples are small beside those two they are kept in
-their place.
+Autograd computes no gradient of a weight here: `p.grad` is left as it is. What it would use for that, the input of a
+layer and the gradient at its output, is kept until the norms are known, and then summed up with the weights of the
+samples (book-keeping: Bu et al., ICML 2023). Where the gradients of the samples are small beside these two, they are
+kept instead.
 
-With `loss_reduction="mean"` the loss is taken for the mean over the N samples of the batch, so that a sample's gradient
+With `loss_reduction="mean"` the loss is taken as the mean over the N samples of the batch, so that a sample's gradient
 is N times its part in the gradient of the loss. A loss that is divided further, as Lightning does where gradients of k
 batches are accumulated, makes norms k times too small: the norms, and what is accumulated, are linear in it.
 """
@@ -23,21 +23,25 @@ batches are accumulated, makes norms k times too small: the norms, and what is a
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchvision.models.convnext import CNBlock
 
+from knlightning.checks import check_choice, check_number
+from knlightning.internals.torch import version_of
 from knlightning.nn.functional import Normalization, normalization_of
+from knlightning.privacy.layer_scale import LayerScale
 from knlightning.privacy.precision import full_float32
-from knlightning.privacy.rules import KNConv, LayerScale, LossReduction, Product, check_rules, parts_of
+from knlightning.privacy.product import Product
+from knlightning.privacy.rules import KNConv, LossReduction, check_rules, parts_of
 
 
 @dataclass
 class _Pass:
-    """A forward pass through a layer, until its backward pass has come by."""
+    """A forward pass through a layer, until its backward pass."""
 
     layer: nn.Module
     name: str
@@ -48,7 +52,7 @@ class _Pass:
 
 
 class PerSampleGradients:
-    """Watch a network, and know the gradients of the samples of a batch after its backward pass.
+    """Watch a network, and compute the gradients of the samples of a batch after its backward pass.
 
     Works with any layer of :data:`knlightning.privacy.rules.TYPES`, several times in a pass or with parameters in
     common as well; their contributions to a sample's gradient are added before norms are taken. Norms and sums are
@@ -56,20 +60,21 @@ class PerSampleGradients:
     Samples whose norm is not finite take no part in the sums, whatever their weight.
 
     Args:
-        module: the network; trained eagerly, by one backward pass for each forward pass.
-        loss_reduction: whether the loss is the mean or the sum over the samples.
-        views: how many rows of a batch in turn are views of one sample, whose gradient is the sum of theirs or, where
-            the loss is a mean, their mean (augmentation multiplicity; De et al., 2022). N below counts samples.
+        module: The network; trained eagerly, by one backward pass for each forward pass.
+        loss_reduction: Whether the loss is the mean or the sum over the samples.
+        views: How many neighbouring rows of a batch are views of one sample, whose gradient is the sum of theirs or,
+            where the loss is a mean, their mean (augmentation multiplicity; De et al., 2022). N below counts samples.
 
     Raises:
-        ValueError: if there is no exact rule for a layer with trainable parameters; it names all of these.
+        ArgumentError: If loss_reduction or views is out of its range.
+        ValueError: If there is no exact rule for a layer with trainable parameters; it names all of these.
     """
 
     def __init__(self, module: nn.Module, loss_reduction: LossReduction = "mean", views: int = 1) -> None:
-        if loss_reduction not in ("mean", "sum"):
-            raise ValueError(f'loss_reduction must be "mean" or "sum", got {loss_reduction!r}')
+        check_choice("loss_reduction", loss_reduction, get_args(LossReduction))
+        check_number("views", views, at_least=1, integer=True)
         if problems := check_rules(module):
-            raise ValueError("gradients of single samples cannot be had:\n" + "\n".join(problems))
+            raise ValueError("gradients of single samples cannot be computed:\n" + "\n".join(problems))
         self.module = module
         self.loss_reduction: LossReduction = loss_reduction
         self.views = views
@@ -80,13 +85,13 @@ class PerSampleGradients:
     def attach(self) -> None:
         """Begin to watch: from now on backward passes give gradients of samples, and none in `p.grad`.
 
-        Parameters that are frozen now stay out of it. Passes without gradients are not watched.
+        Parameters that are frozen now are left out. Passes without gradients are not watched.
 
         Raises:
-            RuntimeError: if it is attached already.
+            RuntimeError: If it is attached already.
         """
         if self._handles:
-            raise RuntimeError("the gradients are watched already")
+            raise RuntimeError("the network is watched already")
         for name, layer in self.module.named_modules():
             own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
             if not own:
@@ -129,10 +134,12 @@ class PerSampleGradients:
             Float tensor [N]; not finite for a sample that spoils the network.
 
         Raises:
-            RuntimeError: if there was no backward pass since the last release.
+            RuntimeError: If there was no backward pass since the last release.
         """
         if self._samples is None:
-            raise RuntimeError("no backward pass was seen: attach before the forward pass, and keep to one for each")
+            raise RuntimeError(
+                "no backward pass was seen: call attach() before the forward pass, and norms() once after each backward"
+            )
         samples = [rows.flatten(1).unflatten(0, (-1, self.views)).sum(1) for rows in self._vectors.values()]
         squares = [torch.linalg.vector_norm(each, dim=1).square() for each in samples]
         norms = torch.stack(squares + self._squares).sum(0).sqrt() * self._factor()
@@ -145,16 +152,16 @@ class PerSampleGradients:
         Frees what was kept for it on the way, so there is one sum for each backward pass.
 
         Args:
-            weights: float tensor [N].
-            attribute: name of the attribute, a tensor of the parameter's shape; made if it is missing or None. That of
-                Opacus' optimizers is the default.
+            weights: Float tensor [N].
+            attribute: Name of the attribute, a tensor of the parameter's shape; made if it is missing or None. The
+                default is that of Opacus' optimizers.
 
         Raises:
-            RuntimeError: unless the norms of this batch were asked for before.
-            ValueError: if there is not one weight for each sample.
+            RuntimeError: If the norms of this batch were not computed before.
+            ValueError: If there is not one weight for each sample.
         """
         if self._finite is None:
-            raise RuntimeError("the norms come first: they tell which samples can be summed")
+            raise RuntimeError("call norms() first: it finds which samples can be summed")
         if weights.shape != self._finite.shape:
             raise ValueError(f"weights must have shape {tuple(self._finite.shape)}, got {tuple(weights.shape)}")
         kept = None if bool(self._finite.all()) else self._finite.repeat_interleave(self.views)
@@ -182,7 +189,7 @@ class PerSampleGradients:
     def _before(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Hide the parameters from autograd, which would compute the gradient of the batch in vain."""
+        """Hide the parameters from autograd, which would compute the gradient of the batch, of no use here."""
         if not torch.is_grad_enabled():
             return None
         if not args or not isinstance(args[0], Tensor):
@@ -210,7 +217,7 @@ class PerSampleGradients:
             normalization = normalization_of(output)
             x = normalization.input
             shown = output.detach() if normalization.relu_output else None
-        seen = _Pass(layer, name, x.detach(), x._version, normalization, shown)
+        seen = _Pass(layer, name, x.detach(), version_of(x), normalization, shown)
         output.register_hook(partial(self._backward, seen))
 
     def _backward(self, seen: _Pass, grad: Tensor) -> None:
@@ -219,10 +226,10 @@ class PerSampleGradients:
         layer = seen.layer
         if x is None:
             raise RuntimeError(f"{seen.name}: a second backward pass through one forward pass")
-        if x._version != seen.version:
+        if version_of(x) != seen.version:
             raise RuntimeError(
                 f"{seen.name} ({type(layer).__name__}): its input was changed in place after the forward pass, and its "
-                "gradient cannot be told any more; use operations that make a new tensor"
+                "gradient can no longer be computed; use operations that make a new tensor"
             )
         self._count(len(x), f"{seen.name} ({type(layer).__name__})")
         grad = grad.detach()
@@ -261,5 +268,5 @@ def _stray(name: str, parameter: Tensor) -> None:
     parameter.grad = None
     raise RuntimeError(
         f"{name} got a gradient from outside of its layer, such as a penalty in the loss or a function that uses the "
-        "weight itself, which cannot be told apart by samples: use weight_decay of the optimizer, or call the layer"
+        "weight itself, which has no parts for single samples: use weight_decay of the optimizer, or call the layer"
     )

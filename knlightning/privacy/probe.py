@@ -1,39 +1,68 @@
-"""Find out by trial whether the samples of a batch are independent of each other, as DP-SGD needs them.
+"""Trial steps that find out whether the samples of a batch are independent of each other, as DP-SGD needs them.
 
 The bound on what a sample changes holds only if its gradient depends on that sample alone. Normalization over the
-batch, mixed images, or a loss that is divided by something all samples share break this without any error. So a
-training step is taken on a copy of the task, twice: with sample 0 replaced, nothing of the other samples may move.
+batch, mixed images, or a loss that is divided by something that all samples share break this without any error. So a
+training step is taken twice on a copy of the task: with sample 0 replaced, nothing of the other samples may move.
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from knlightning.internals.lightning import prepared_batch
 from knlightning.nn.normalization import PRIVATE_NORMS
+from knlightning.privacy.batches import images_of, loss_of, map_tensors
+from knlightning.privacy.loader import PrivateLoader
 from knlightning.privacy.per_sample import PerSampleGradients
 from knlightning.privacy.precision import full_float32
+from knlightning.privacy.rules import LossReduction
 
 RELATIVE = 1e-5
 """Differences up to this fraction of the largest value are taken for rounding."""
 PROBED = 4
-"""Samples in a probe."""
+"""Number of samples in a trial step."""
+
+
+def check_by_trial(trainer: Trainer, task: LightningModule, loader: PrivateLoader) -> LossReduction:
+    """Take trial steps with a few samples, whose pixels are random: they tell nothing of the real ones.
+
+    Args:
+        trainer: In `fit`.
+        task: In training, attached to its trainer; left as it is.
+        loader: The training loader.
+
+    Returns:
+        Whether the loss of the task is the mean or the sum over the samples of a batch.
+
+    Raises:
+        ValueError: If samples are mixed, the gradients of samples are wrong, or the loss is neither a mean nor a sum.
+    """
+    batch = prepared_batch(trainer, task, loader.batch_of(range(min(PROBED, loader.num_samples))))
+    generator = torch.Generator().manual_seed(0)
+
+    def random_pixels(part: Tensor) -> Tensor:
+        return torch.rand(part.shape, generator=generator).to(part) if part.is_floating_point() else part
+
+    batch = map_tensors(batch, random_pixels)
+    check_independence(task, batch)
+    check_gradients(task, batch)
+    return loss_reduction(task, batch)
 
 
 def check_independence(task: LightningModule, batch: Any) -> None:
     """Check that no sample of a batch has a part in what becomes of another one.
 
     Args:
-        task: in training, attached to its trainer; left as it is.
-        batch: of a training step, of a few samples; its first tensor holds the images.
+        task: In training, attached to its trainer; left as it is.
+        batch: Of a training step, of a few samples; its first tensor holds the images.
 
     Raises:
-        ValueError: if outputs, gradients or buffers move with another sample; the message names the first module.
+        ValueError: If outputs, gradients or buffers move with another sample; the message names the first module.
     """
     other = _with_another_first(batch)
     one, two = (_observed(task, given) for given in (batch, other))
@@ -49,24 +78,28 @@ def check_independence(task: LightningModule, batch: Any) -> None:
         if not torch.equal(before, two.buffers[name]):
             raise ValueError(
                 f"{name} is a buffer that training samples change, and it is stored without noise: a private network"
-                " can have no such buffers"
+                " must not have such buffers"
             )
     if (moved := _largest_move(one.gradient, two.gradient)) is not None:
         sample, by = moved
         raise ValueError(
             "the loss does not treat each sample by itself, which private training needs: replacing sample 0 of a batch"
             f" changed the gradient at sample {sample} by {by:.2g} of the largest. Leave out mixup and cutmix, and take"
-            " the mean of each sample first (for segmentation, model.init_args.loss_mean=image)"
+            ' the mean of each sample first (for segmentation, loss_mean="image")'
         )
 
 
-def loss_reduction(task: LightningModule, batch: Any) -> Literal["mean", "sum"]:
-    """Find out whether the loss of a task is the mean or the sum over the samples of a batch; arguments as above.
+def loss_reduction(task: LightningModule, batch: Any) -> LossReduction:
+    """Find out whether the loss of a task is the mean or the sum over the samples of a batch.
+
+    Args:
+        task: As in :func:`check_independence`.
+        batch: As there.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If it is neither.
     """
-    half = tree_map_only(Tensor, lambda part: part[: PROBED // 2], batch)
+    half = map_tensors(batch, lambda part: part[: PROBED // 2])
     whole, part = (_observed(task, given, train=False).gradient for given in (batch, half))
     largest = float(whole[0].norm()), float(part[0].norm())  # of sample 1
     if min(largest) == 0.0 or abs(largest[1] / largest[0] - 2) < 0.02:
@@ -81,10 +114,14 @@ def loss_reduction(task: LightningModule, batch: Any) -> Literal["mean", "sum"]:
 
 @full_float32()  # with TF32 the two would differ by nearly what is allowed
 def check_gradients(task: LightningModule, batch: Any) -> None:
-    """Check that the gradients of the samples add up to the gradient of their batch; arguments as above.
+    """Check that the gradients of the samples add up to the gradient of their batch.
+
+    Args:
+        task: As in :func:`check_independence`.
+        batch: As there.
 
     Raises:
-        ValueError: if they do not; the message names the first parameter.
+        ValueError: If they do not; the message names the first parameter.
     """
     sums: list[dict[str, Tensor]] = []
     for by_samples in (False, True):
@@ -93,8 +130,7 @@ def check_gradients(task: LightningModule, batch: Any) -> None:
             gradients = PerSampleGradients(trial, "sum")
             if by_samples:
                 gradients.attach()
-            result: Any = trial.training_step(batch, 0)
-            (result["loss"] if isinstance(result, dict) else result).backward()
+            loss_of(trial.training_step(batch, 0)).backward()
             if by_samples:
                 gradients.accumulate(torch.ones_like(gradients.norms()), "grad")
                 gradients.detach()
@@ -127,15 +163,12 @@ def _observed(task: LightningModule, batch: Any, train: bool = True) -> _Observa
         for name, module in trial.named_modules():
             if not any(module.children()):
                 module.register_forward_hook(_watching(seen, name))
-        leaves = [part for part in torch.utils._pytree.tree_leaves(batch) if isinstance(part, Tensor)]
-        images = leaves[0].detach().clone().requires_grad_()
-        given = tree_map_only(Tensor, lambda part: images if part is leaves[0] else part, batch)
+        given_images = images_of(batch)
+        images = given_images.detach().clone().requires_grad_()
+        given = map_tensors(batch, lambda part: images if part is given_images else part)
         # to tell a mean from a sum takes no mixed precision, and more digits than it has
         with task.trainer.precision_plugin.train_step_context() if train else nullcontext():
-            result: Any = trial.training_step(given, 0)
-        loss = result["loss"] if isinstance(result, dict) else result
-        if loss is None:
-            raise ValueError("training_step returned None: to leave out a step is a choice that depends on the data")
+            loss = loss_of(trial.training_step(given, 0))
         (gradient,) = torch.autograd.grad(loss, images, allow_unused=True)
         seen.gradient = torch.zeros_like(images[1:]) if gradient is None else gradient[1:]
         seen.buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
@@ -145,12 +178,13 @@ def _observed(task: LightningModule, batch: Any, train: bool = True) -> _Observa
 @contextmanager
 def _copied(task: LightningModule) -> Iterator[LightningModule]:
     """Copy a task but for its trainer, with its log silenced."""
-    trainer, task._trainer = task._trainer, None
+    trainer = task.trainer
+    task.trainer = None  # it holds the data
     try:
         trial = copy.deepcopy(task)
     finally:
-        task._trainer = trainer
-    trial._trainer = trainer
+        task.trainer = trainer
+    trial.trainer = trainer
     for name in ("log", "log_dict"):
         setattr(trial, name, _silent)
     yield trial
@@ -182,7 +216,7 @@ def _with_another_first(batch: Any) -> Any:
             part[0] = part[-1]
         return part
 
-    return tree_map_only(Tensor, replaced, batch)
+    return map_tensors(batch, replaced)
 
 
 def _largest_move(one: Tensor, two: Tensor) -> tuple[int, float] | None:

@@ -1,9 +1,14 @@
 import pytest
-from lightning.pytorch import Callback, Trainer
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks.progress import TQDMProgressBar
 from standins import RandomData, TinyNet
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from knlightning.internals import lightning as internals
+from knlightning.internals.lightning import counting_steps, overridden, prepared_batch, replaced_train_loader
 from knlightning.tasks import ClassificationTask
 
 MEND = "Lightning has changed: mend {} in knlightning/internals/lightning.py"
@@ -57,3 +62,174 @@ def test_average_of_a_callback(tmp_path, forgotten):
     put_back = run.lightning_module.backbone.head.weight.any()
     assert put_back != forgotten, MEND.format("forget_average")
     assert forgotten or run.lightning_module.backbone.head.weight.equal(before), MEND.format("averaged_model")
+
+
+MENDING = "a release of Lightning has changed this; mend knlightning/internals/lightning.py, or keep to 2.6: "
+
+
+class Task(LightningModule):
+    def __init__(self, loader=None):
+        super().__init__()
+        self.layer = nn.Linear(192, 3)
+        self.seen = []
+        if loader is not None:
+            self.train_dataloader = lambda: loader
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch[1].tolist())
+        return self.layer(batch[0].flatten(1)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Data(LightningDataModule):
+    def __init__(self, samples):
+        super().__init__()
+        self.dataset = TensorDataset(torch.rand(samples, 3, 8, 8), torch.arange(samples))
+
+    def train_dataloader(self):
+        return DataLoader(self.dataset, 4)
+
+
+class Batches:
+    """Batches with these labels, from no DataLoader."""
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __iter__(self):
+        return ((torch.rand(len(row), 3, 8, 8), torch.tensor(row)) for row in self.labels)
+
+
+class Entering(Callback):
+    """Enters a context in `setup`, and leaves it in `teardown`."""
+
+    def __init__(self, context):
+        self.context = context
+
+    def setup(self, trainer, pl_module, stage):
+        self.entered = self.context(trainer)
+        self.value = self.entered.__enter__()
+
+    def teardown(self, trainer, pl_module, stage):
+        self.entered.__exit__(None, None, None)
+
+
+def trainer(tmp_path, *callbacks, **kwargs):
+    settings = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": tmp_path,
+        "max_epochs": 1,
+        "limit_val_batches": 0,
+    }
+    return Trainer(callbacks=list(callbacks), **(settings | kwargs))
+
+
+def test_a_step_that_is_set_on_a_task_is_taken(tmp_path):
+    task, steps = Task(), []
+    original = task.training_step
+
+    def training_step(batch, batch_idx):
+        steps.append(batch_idx)
+        return original(batch, batch_idx)
+
+    callback = Entering(lambda _: overridden(task, "training_step", training_step))
+    trainer(tmp_path, callback).fit(task, Data(8))
+    assert steps == [0, 1], MENDING + "Lightning calls training_step of the task's class, not that of the object"
+    assert "training_step" not in vars(task)
+
+
+def test_attributes_are_set_back():
+    class Owner:
+        size = 1
+
+    owner, module = Owner(), nn.Linear(1, 1)
+    with overridden(owner, "size", 2), overridden(module, "forward", 3), overridden(module, "extra", 4):
+        assert (owner.size, module.forward, module.extra) == (2, 3, 4)
+    assert owner.size == 1
+    assert not {"forward", "extra"} & vars(module).keys()
+
+
+@pytest.mark.parametrize("source", ["datamodule", "task", "argument"])
+def test_loaders_of_any_source_are_replaced(tmp_path, source):
+    data, seen = Data(8), []
+    loader = data.train_dataloader()
+    labels = [[1, 2], [0]]
+
+    def replace(given):
+        seen.append(given)
+        return Batches(labels)
+
+    callback = Entering(lambda run: replaced_train_loader(run, replace))
+    task = Task(loader if source == "task" else None)
+    run = trainer(tmp_path, callback)
+    if source == "datamodule":
+        run.fit(task, data)
+    else:
+        run.fit(task, loader if source == "argument" else None)
+    assert isinstance(seen[0], DataLoader), MENDING + "fit_loop._data_source.dataloader() gave no loader"
+    assert task.seen == labels, MENDING + "fit_loop._data_source no longer says what is trained on"
+    assert not isinstance(run.fit_loop._data_source.instance, Batches)
+
+
+@pytest.mark.parametrize("limit", [2, 1.0])
+def test_users_count_steps(tmp_path, limit):
+    shown = []
+
+    class Bar(TQDMProgressBar):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            super().on_train_batch_start(trainer, module, batch, batch_idx)
+            shown.append(("start", batch_idx))
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, module, outputs, batch, batch_idx)
+            shown.append(("end", batch_idx, self.total_train_batches))
+
+    bar, task = Bar(), Task()
+    task.validation_step = lambda batch, batch_idx: shown.append("validation")
+    run = trainer(
+        tmp_path, bar, Entering(lambda run: counting_steps(run, 3)), enable_progress_bar=True,
+        limit_train_batches=limit, val_check_interval=1, limit_val_batches=1, num_sanity_val_steps=0,
+    )  # fmt: skip
+    run.fit(task, DataLoader(Data(18).dataset, 3), DataLoader(Data(4).dataset, 4))
+    assert run.global_step == 2, MENDING + "trainer.accumulate_grad_batches does not set the batches of a step"
+    assert len(task.seen) == 6, MENDING + "trainer.limit_train_batches does not set the batches of an epoch"
+    assert shown == [
+        *[("start", 0)] * 3, ("end", 0, 2), "validation", *[("start", 1)] * 3, ("end", 1, 2), "validation",
+    ], MENDING + "val_check_interval, or the methods of the progress bar"  # fmt: skip
+    assert (type(bar), run.limit_train_batches, run.val_check_interval) == (Bar, limit, 1)
+    assert run.accumulate_grad_batches == 1
+
+
+def test_batches_are_prepared_as_in_training(tmp_path):
+    class Hooks(Task):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return [*batch, torch.zeros(1)]
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return [batch[0] + 1, *batch[1:]]
+
+    loader, task, found = DataLoader(Data(4).dataset, 4), Hooks(), []
+
+    class Start(Callback):
+        def on_train_start(self, trainer, pl_module):
+            found.append(prepared_batch(trainer, pl_module, next(iter(loader))))
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            found.append(batch)
+
+    trainer(tmp_path, Start(), precision="64-true").fit(task, loader)
+    prepared, trained = found
+    assert len(prepared) == len(trained) == 3, MENDING + "task._on_before_batch_transfer does not call the task's hook"
+    for one, other in zip(prepared, trained, strict=True):
+        assert one.dtype == other.dtype, MENDING + "precision_plugin.convert_input"
+        assert torch.equal(one, other), MENDING + "strategy.batch_to_device does not call on_after_batch_transfer"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from knlightning.internals.torch import convolves_as, function_transforms_active, has_hooks
+from knlightning.internals.torch import convolves_as, function_transforms_active, has_hooks, is_compiled, version_of
 
 
 def test_transforms_are_seen_while_they_run():
@@ -47,3 +47,23 @@ def test_a_convolution_that_computes_something_else_is_seen(base, part):
     assert convolves_as(type("Same", (base,), {})(2, 2, 1), base)
     other = type("Other", (base,), {part: lambda self, *args: args[0]})
     assert not convolves_as(other(2, 2, 1), base)
+
+
+MENDING = "a release of torch has changed this; mend knlightning/internals/torch.py: "
+
+
+def test_compiled_modules_are_known():
+    net = nn.Sequential(nn.Linear(1, 1))
+    assert not is_compiled(net), MENDING + "Module._compiled_call_impl is not None before Module.compile()"
+    net.compile()
+    assert is_compiled(net), MENDING + "Module._compiled_call_impl is None after Module.compile()"
+    assert not is_compiled(net[0])
+
+
+def test_changes_in_place_are_counted():
+    x = torch.rand(3)
+    before = version_of(x)
+    x + 1
+    assert version_of(x) == before
+    x.detach().mul_(2)
+    assert version_of(x) > before, MENDING + "Tensor._version does not grow with a change in place"

@@ -1,43 +1,38 @@
 """Gradients of single samples the slow way: batches of one, with the masks that the whole batch had."""
 
 import math
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
 
 from knlightning.nn import functional as KF
-
-Loss = Callable[[Tensor, slice], Tensor]
-"""Sums the losses of the samples in a slice, given what the network made of them."""
 
 
 class Masks:
     """Draws the masks of kernel normalization in a pass over a batch, and those of a sample alone in passes over it."""
 
-    def __init__(self) -> None:
-        self.drawn: list[Tensor] = []  # dropped positions, or masks
-        self.sample: int | None = None
+    def __init__(self):
+        self.drawn = []  # dropped positions, or masks
+        self.sample = None
         self.replayed = 0
 
     @contextmanager
-    def drawing(self, sample: int | None = None) -> Iterator[None]:
+    def drawing(self, sample=None):
         """Draw for the batch, or repeat what was drawn for one sample of it."""
         self.sample, self.replayed = sample, 0
         if sample is None:
             self.drawn = []
         draw_dropped, draw_mask = KF.draw_dropped, KF.draw_mask
 
-        def dropped(count: int, dropout_p: float) -> Tensor:
+        def dropped(count, dropout_p):
             if self.sample is None:
                 self.drawn.append(draw_dropped(count, dropout_p))
                 return self.drawn[-1]
             positions = self._next() - self.sample * count
             return positions[(positions >= 0) & (positions < count)]
 
-        def kept(input: Tensor, dropout_p: float) -> Tensor:
+        def kept(input, dropout_p):
             if self.sample is None:
                 self.drawn.append(draw_mask(input, dropout_p))
                 return self.drawn[-1]
@@ -46,14 +41,17 @@ class Masks:
         with mock.patch.object(KF, "draw_dropped", dropped), mock.patch.object(KF, "draw_mask", kept):
             yield
 
-    def _next(self) -> Tensor:
+    def _next(self):
         self.replayed += 1
         return self.drawn[self.replayed - 1]
 
 
-def micro_batches(net: nn.Module, x: Tensor, loss: Loss, masks: Masks) -> dict[str, Tensor]:
-    """Compute the gradients of the samples [N, *shape] at each trained parameter by name; zeros where there is none."""
-    found: dict[str, list[Tensor]] = {name: [] for name, p in net.named_parameters() if p.requires_grad}
+def micro_batches(net, x, loss, masks):
+    """Compute the gradients of the samples [N, *shape] at each trained parameter by name; zeros where there is none.
+
+    `loss` sums the losses of the samples in a slice, given what the network made of them.
+    """
+    found = {name: [] for name, p in net.named_parameters() if p.requires_grad}
     for sample in range(len(x)):
         net.zero_grad()
         part = slice(sample, sample + 1)
@@ -69,15 +67,15 @@ def micro_batches(net: nn.Module, x: Tensor, loss: Loss, masks: Masks) -> dict[s
     }
 
 
-def norms_of(samples: dict[str, Tensor]) -> Tensor:
+def norms_of(samples):
     """Compute the norms [N] of the samples' gradients over all parameters."""
     return torch.stack([t.flatten(1).square().sum(1) for t in samples.values()]).sum(0).sqrt()
 
 
-def loss_with(coefficients: Tensor) -> Loss:
+def loss_with(coefficients):
     """Make the loss sum(c_n sin(y_n)) of each sample: of any size, and with gradients that differ."""
 
-    def loss(output: Tensor, part: slice) -> Tensor:
+    def loss(output, part):
         weights = coefficients[part].view(-1, *(1,) * (output.dim() - 1))
         ramp = torch.linspace(0.5, 1.5, math.prod(output.shape[1:]), dtype=output.dtype).view(output.shape[1:])
         return (weights * ramp * output.sin()).sum()

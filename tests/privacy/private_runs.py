@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from knlightning.nn import KNConv2d
 from knlightning.privacy import DifferentialPrivacy
-from knlightning.privacy.callback import MARGIN
+from knlightning.privacy.clipping import MARGIN
 from knlightning.privacy.randomness import SecretRandom, known_key
 from knlightning.tasks import ClassificationTask
 

@@ -1,7 +1,10 @@
-from typing import Any
+import copy
+import subprocess
+import sys
 
 import pytest
 import torch
+from opacus import PrivacyEngine
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
 from opacus.utils.per_sample_gradients_utils import (
     check_per_sample_gradients_are_correct,
@@ -9,19 +12,21 @@ from opacus.utils.per_sample_gradients_utils import (
     compute_opacus_grad_sample,
 )
 from privacy.micro_batches import Masks, loss_with, micro_batches, norms_of
-from torch import Tensor, nn
+from standins import PROJECT
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models.convnext import CNBlock, LayerNorm2d
 
 from knlightning import models
 from knlightning.models.knresnet import BasicBlock
 from knlightning.models.layers import Layers, Options
 from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, LocalContextNorm2d, PositionalNorm2d
-from knlightning.privacy import check_rules, watch_statistics
+from knlightning.privacy import register_opacus_rules, watch_statistics
 
 # torch tells so of the first layer, whose images need no gradient
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")
 
-LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
+LAYERS = [
     (KNConv1d(4, 6, 3, 2, 1, groups=2, dropout_p=0.0), (4, 7)),
     (KNConv2d(3, 4, 2, padding=(1, 0, 2, 0), dropout_p=0.0), (3, 5, 6)),
     (KNConv2d(4, 4, (2, 3), (2, 1), groups=2, bias=False, dropout_p=0.0), (4, 5, 6)),
@@ -45,7 +50,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: str(v) if isinstance(v, tuple) else type(v).__name__)
-def test_opacus_own_check_of_layers(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_opacus_own_check_of_layers(layer, shape):
     torch.manual_seed(0)
     x = torch.randn(3, *shape)
     handles = watch_statistics(layer)
@@ -57,16 +62,55 @@ def test_opacus_own_check_of_layers(layer: nn.Module, shape: tuple[int, ...]) ->
         handle.remove()
 
 
-@pytest.mark.parametrize("norm", ["kernel", "group", "layer", "local_context", "positional", "none"])
-def test_opacus_own_check_of_a_network(norm: Any) -> None:
+def test_opacus_own_check_of_a_network():
+    """With all layers at once."""
     torch.manual_seed(0)
-    net = models.resnet8(num_classes=3, norm=norm, dropout_p=0.0).double()
+    net = models.resnet8(num_classes=3, norm="kernel", dropout_p=0.0).double()
     watch_statistics(net)
-    assert check_per_sample_gradients_are_correct(torch.rand(2, 3, 16, 17, dtype=torch.float64), net)
+    assert check_per_sample_gradients_are_correct(torch.rand(2, 3, 8, 9, dtype=torch.float64), net)
+
+
+IMPORT_ALONE = """
+from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
+
+tables = GradSampleModule.GRAD_SAMPLERS, GradSampleModuleFastGradientClipping.NORM_SAMPLERS
+before = [dict(table) for table in tables]
+import knlightning.privacy, knlightning.privacy.audit
+assert [dict(table) for table in tables] == before, "importing knlightning.privacy changes Opacus' rules"
+knlightning.privacy.register_opacus_rules()
+from torch import nn
+from knlightning.nn import KNConv2d
+for table, known in zip(tables, before):
+    assert KNConv2d in table and table[nn.Conv2d] != known.get(nn.Conv2d)
+"""
+
+
+def test_importing_the_package_leaves_opacus_as_it_is():
+    subprocess.run([sys.executable, "-c", IMPORT_ALONE], check=True, cwd=PROJECT)
+
+
+@pytest.mark.filterwarnings("ignore:Secure RNG turned off:UserWarning", "ignore:Optimal order is the largest")
+def test_opacus_privacy_engine_takes_one_call():
+    torch.manual_seed(0)
+    net = nn.Sequential(KNConv2d(3, 4, 3, dropout_p=0.0), nn.Mish(), nn.Flatten(), nn.Linear(36, 2)).double()
+    x, expected = torch.rand(6, 3, 5, 5, dtype=torch.float64), copy.deepcopy(net)
+    expected(x).square().sum(1).mean().backward()
+    watch_statistics(net)
+    engine = PrivacyEngine(accountant="rdp")
+    private, optimizer, loader = engine.make_private(
+        module=net, optimizer=torch.optim.SGD(net.parameters(), lr=1.0), data_loader=DataLoader(TensorDataset(x), 6),
+        noise_multiplier=1e-9, max_grad_norm=100.0, poisson_sampling=False,
+    )  # fmt: skip
+    private.train()
+    ((images,),) = loader
+    private(images).square().sum(1).mean().backward()
+    optimizer.step()
+    for parameter, wanted in zip(net.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, wanted.grad)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_scale_of_convnext_blocks(reduction: Any) -> None:
+def test_scale_of_convnext_blocks(reduction):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), CNBlock(4, 0.3, 0.0))
     watch_statistics(net, reduction)
@@ -78,17 +122,18 @@ def test_scale_of_convnext_blocks(reduction: Any) -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
 
 
-def test_scale_of_a_block_that_is_the_first_layer() -> None:
+def test_scale_of_a_block_that_is_the_first_layer():
     block = CNBlock(4, 0.3, 0.0)
     hooks = GradSampleHooks(block)
     watch_statistics(block)
-    with pytest.raises(RuntimeError, match="where all layers before the block are frozen"):
+    with pytest.raises(RuntimeError, match="Where all layers before the block are frozen"):
         block(torch.rand(3, 4, 5, 6)).sum().backward()
     hooks.remove_hooks()
 
 
-def both(net: nn.Module, x: Tensor, ghost: bool) -> None:
+def both(net, x, ghost):
     """Compare Opacus with these rules to micro-batches with the same masks."""
+    register_opacus_rules()  # the hooks come before the statistics are watched
     loss, masks = loss_with(torch.rand(len(x), dtype=x.dtype) + 0.5), Masks()
     hooks = (GradSampleHooksFastGradientClipping if ghost else GradSampleHooks)(net, loss_reduction="sum")
     handles = watch_statistics(net, "sum")
@@ -108,69 +153,36 @@ def both(net: nn.Module, x: Tensor, ghost: bool) -> None:
 @pytest.mark.parametrize("ghost", [False, True])
 @pytest.mark.parametrize("batch", [0, 3])
 @pytest.mark.parametrize("activation", ["relu", "mish"])
-def test_masks_are_those_of_the_forward_pass(activation: Any, batch: int, ghost: bool) -> None:
+def test_masks_are_those_of_the_forward_pass(activation, batch, ghost):
     torch.manual_seed(0)
     net = models.knresnet8(num_classes=3, dropout_p=0.2, activation=activation).double()
     both(net, torch.rand(batch, 3, 17, 18, dtype=torch.float64), ghost)
 
 
 @pytest.mark.parametrize("ghost", [False, True])
-def test_linear_layers_on_images(ghost: bool) -> None:
+def test_linear_layers_on_images(ghost):
     """Of which Opacus' own rule gives the norms of another pass."""
     torch.manual_seed(0)
     both(nn.Linear(4, 3).double(), torch.randn(2, 3, 5, 4, dtype=torch.float64), ghost)
 
 
 @pytest.mark.parametrize("ghost", [False, True])
-def test_channels_last_images(ghost: bool) -> None:
+def test_channels_last_images(ghost):
     """Of which Opacus' own rule gives wrong gradients."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     both(nn.Conv2d(3, 4, 3, padding=1).double(), x, ghost)
 
 
-def test_layers_used_twice_recall_the_last_pass_first() -> None:
+def test_layers_used_twice_recall_the_last_pass_first():
     torch.manual_seed(0)
     conv = KNConv2d(3, 3, 3, padding=1, dropout_p=0.3)
     both(nn.Sequential(conv, nn.Tanh(), conv).double(), torch.randn(3, 3, 5, 6, dtype=torch.float64), False)
 
 
-def test_statistics_that_were_not_noted_are_missed() -> None:
+def test_statistics_that_were_not_noted_are_missed():
     conv = KNConv2d(3, 4, 2)
     hooks = GradSampleHooks(conv)
     with pytest.raises(RuntimeError, match=r"0 forward passes through KNConv2d.*watch_statistics"):
         conv(torch.rand(2, 3, 5, 5)).sum().backward()
     hooks.remove_hooks()
-
-
-class OwnConv(nn.Conv2d):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("layer", "problem"),
-    [
-        (
-            nn.BatchNorm2d(3),
-            r"0 \(BatchNorm2d\): there is no rule .* Freeze its parameters, or use one of CNBlock, Conv1d",
-        ),
-        (OwnConv(3, 3, 1), r"0 \(OwnConv\): there is no rule"),
-        (nn.InstanceNorm2d(3, affine=True, track_running_stats=True), r"0 \(InstanceNorm2d\): running statistics mix"),
-    ],
-)
-def test_layers_without_a_rule(layer: nn.Module, problem: str) -> None:
-    (found,) = check_rules(nn.Sequential(layer))
-    with pytest.raises(ValueError, match=problem):
-        raise ValueError(found)
-    assert check_rules(nn.Sequential(layer.requires_grad_(False))) == []
-
-
-@pytest.mark.parametrize("name", [name for name in models.__all__ if "resne" in name.lower() and name != "KNResNet"])
-def test_backbones_have_rules(name: str) -> None:
-    for norm in ("kernel", "layer", "instance", "positional", "none"):
-        assert check_rules(getattr(models, name)(num_classes=3, norm=norm)) == []
-
-
-@pytest.mark.parametrize("name", ["convnext_tiny", "knconvnext_tiny"])
-def test_convnexts_have_rules(name: str) -> None:
-    assert check_rules(getattr(models, name)(num_classes=3)) == []

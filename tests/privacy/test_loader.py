@@ -11,12 +11,14 @@ from knlightning.privacy.randomness import SecretRandom, known_key
 SAMPLES = 60
 
 
-def loader(dataset=None, *, rate=0.2, steps=5, pieces=3, views=1, ranks=1, rank=0, first=0, poisson=True, **kwargs):
+def private(loader, first=0, **kwargs):
+    settings = {"batch_size": 12, "steps_per_epoch": 5, "micro_batches": 3, "views": 1, "world_size": 1, "rank": 0}
+    return PrivateLoader(loader, random=SecretRandom(known_key(0)), next_step=lambda: first, **(settings | kwargs))
+
+
+def loader(dataset=None, sampler=None, num_workers=0, **kwargs):
     dataset = dataset or TensorDataset(torch.arange(SAMPLES), torch.rand(SAMPLES, 2))
-    return PrivateLoader(
-        DataLoader(dataset, 12, **kwargs), rate, steps, pieces, views, SecretRandom(known_key(0)), ranks, rank,
-        lambda: first, poisson,
-    )  # fmt: skip
+    return private(DataLoader(dataset, 12, sampler=sampler, num_workers=num_workers), **kwargs)
 
 
 def numbers(batches):
@@ -24,18 +26,18 @@ def numbers(batches):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pieces_of_all_ranks_are_the_steps_samples(workers):
-    pieces = [numbers(loader(ranks=2, rank=rank, num_workers=workers)) for rank in range(2)]
-    assert all(len(each) == len(loader()) == 15 for each in pieces)
+def test_micro_batches_of_all_ranks_are_the_steps_samples(workers):
+    batches = [numbers(loader(world_size=2, rank=rank, num_workers=workers)) for rank in range(2)]
+    assert all(len(each) == len(loader()) == 15 for each in batches)
     for step in range(5):
-        cells = [cell for each in pieces for cell in each[3 * step : 3 * step + 3]]
+        cells = [cell for each in batches for cell in each[3 * step : 3 * step + 3]]
         chosen = SecretRandom(known_key(0)).chosen(SAMPLES, 0.2, step)
         assert sorted(i for cell in cells for i in cell) == sorted(chosen.tolist())
         assert max(map(len, cells)) - min(map(len, cells)) <= 1
 
 
-def test_empty_pieces_have_the_shape_of_others():
-    batches = list(loader(rate=0.0))
+def test_empty_micro_batches_have_the_shape_of_others():
+    batches = list(loader(batch_size=0))
     assert [(len(a), tuple(b.shape), b.dtype) for a, b in batches] == [(0, (0, 2), torch.float32)] * 15
 
 
@@ -45,27 +47,42 @@ def test_goes_on_where_it_was_with_the_steps_that_were_to_come():
     iterator = iter(first)
     seen = [next(iterator)[0].tolist() for _ in range(6)]
     state = first.state_dict()
-    assert state == {"steps": 2, "part": 0}
+    assert state == {"num_steps": 2, "micro_batch": 0}
     second = loader(first=2)
     second.load_state_dict(state)
     assert second.state_dict() == state
     assert seen + numbers(second) == whole
     assert len(numbers(second)) == 15  # the next epoch is a whole one
     done = loader(first=5)
-    done.load_state_dict({"steps": 5, "part": 0})
+    done.load_state_dict({"num_steps": 5, "micro_batch": 0})
     assert len(numbers(done)) == 15
 
 
-def test_other_pieces_after_a_resume_are_no_hindrance():
-    second = loader(first=2, pieces=2)
-    second.load_state_dict({"steps": 2, "part": 0})
+def test_other_micro_batches_after_a_resume_are_no_hindrance():
+    second = loader(first=2, micro_batches=2)
+    second.load_state_dict({"num_steps": 2, "micro_batch": 0})
     assert len(numbers(second)) == 6
+
+
+def test_positions_in_earlier_checkpoints():
+    for old, new in (
+        ({"steps": 2, "part": 0}, {"num_steps": 2, "micro_batch": 0}),
+        ({"steps": 1, "part": 2}, {"num_steps": 1, "micro_batch": 2}),
+    ):
+        second = loader(first=2)
+        second.load_state_dict(old)
+        assert second.state_dict() == new
+
+
+def test_reads_samples_by_their_numbers():
+    numbers, _ = loader().batch_of([3, 1])
+    assert numbers.tolist() == [3, 1]
 
 
 def test_cannot_go_on_within_a_step():
     second = loader()
-    second.load_state_dict({"steps": 1, "part": 2})
-    with pytest.raises(ValueError, match="written within a step, after 2 of its 3 pieces"):
+    second.load_state_dict({"num_steps": 1, "micro_batch": 2})
+    with pytest.raises(ValueError, match="written within a step, after 2 of its 3 micro-batches"):
         next(iter(second))
 
 
@@ -94,10 +111,10 @@ def test_each_showing_has_random_numbers_of_its_own():
 
 
 def test_shuffled_batches_of_equal_size():
-    steps = numbers(loader(pieces=1, poisson=False))
+    steps = numbers(loader(micro_batches=1, poisson_sampling=False))
     assert [len(step) for step in steps] == [12] * 5
     assert Counter(i for step in steps for i in step) == Counter(range(SAMPLES))  # each once in an epoch
-    assert numbers(loader(pieces=1, poisson=False, first=5)) != steps
+    assert numbers(loader(micro_batches=1, poisson_sampling=False, first=5)) != steps
 
 
 def test_what_cannot_be_taken_over():
@@ -110,4 +127,4 @@ def test_what_cannot_be_taken_over():
         (DataLoader(Stream()), "with __getitem__ and __len__"),
     ):
         with pytest.raises(ValueError, match=message):
-            PrivateLoader(given, 0.1, 1, 1, 1, SecretRandom(known_key(0)), 1, 0, lambda: 0)
+            private(given)

@@ -1,4 +1,3 @@
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -7,17 +6,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from privacy.micro_batches import Masks, loss_with, micro_batches, norms_of
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.convnext import CNBlock, LayerNorm2d
 
 from knlightning import models
 from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, LocalContextNorm2d, PositionalNorm2d
-from knlightning.privacy import PerSampleGradients, rules
+from knlightning.privacy import PerSampleGradients, product, rules
 
 
-def check(
-    net: nn.Module, x: Tensor, reduction: rules.LossReduction = "mean", rtol: float = 1e-9, views: int = 1
-) -> None:
+def check(net, x, reduction="mean", rtol=1e-9, views=1):
     """Compare norms and weighted sums with micro-batches that have the same masks."""
     net.train()
     trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
@@ -52,14 +49,14 @@ def check(
 class Around(nn.Module):
     """A kernel normalized convolution with what is fused into it."""
 
-    def __init__(self, conv: nn.Module, relu_input: bool, after: str) -> None:
+    def __init__(self, conv, relu_input, after):
         super().__init__()
         self.before = nn.Linear(conv.inner[-1], conv.inner[-1])  # so that a gradient goes through the layer
         self.conv, self.relu_input, self.after = conv, relu_input, after
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = self.before(x)
-        kwargs: dict[str, Any] = {"relu_input": self.relu_input, "relu_output": self.after == "relu"}
+        kwargs = {"relu_input": self.relu_input, "relu_output": self.after == "relu"}
         if self.after == "residual":
             with torch.no_grad():
                 kwargs["residual"] = torch.zeros_like(self.conv(x, **kwargs)) + 0.5
@@ -67,15 +64,15 @@ class Around(nn.Module):
 
 
 @st.composite
-def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
+def layers(draw):
     spatial = draw(st.integers(1, 3))
     groups = draw(st.integers(1, 2))
     channels, filters = (groups * draw(st.integers(1, 3)) for _ in range(2))
     kernel = draw(st.tuples(*[st.integers(1, 3)] * spatial))
-    stride: Any = draw(st.tuples(*[st.integers(1, 2)] * spatial))
+    stride = draw(st.tuples(*[st.integers(1, 2)] * spatial))
     dilation = draw(st.integers(1, 2))
     size = [dilation * (k - 1) + 1 + draw(st.integers(0, 3)) for k in kernel]
-    padding: Any = draw(st.sampled_from([0, 1, 2, "same", "valid"]))
+    padding = draw(st.sampled_from([0, 1, 2, "same", "valid"]))
     padding_mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
     kind = draw(st.sampled_from(["kn", "kn", "conv"]))
     torch.manual_seed(draw(st.integers(0, 2**31)))
@@ -91,7 +88,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     if padding_mode in ("reflect", "circular") and min(size) <= 2:  # it would be too small for some of these paddings
         padding_mode = "replicate"
     if kind == "conv":
-        cls: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial]
+        cls = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[spatial]
         return cls(channels, filters, kernel, stride, padding, dilation, groups, bias, padding_mode).double(), x
     cls = {1: KNConv1d, 2: KNConv2d, 3: KNConv3d}[spatial]
     p = draw(st.sampled_from([0.0, 0.2]))
@@ -116,17 +113,17 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, Tensor]:
     temporary=st.sampled_from([1, 2**20]),
     views=st.sampled_from([1, 2]),
 )
-def test_layers_of_any_shape_equal_micro_batches(case, reduction, ghost, small, temporary, views) -> None:
+def test_layers_of_any_shape_equal_micro_batches(case, reduction, ghost, small, temporary, views):
     """Whichever way is taken to a norm, and in however small parts."""
     net, x = case
-    with mock.patch.dict(rules._TEMPORARY, cpu=temporary), pytest.MonkeyPatch.context() as patch:
+    with mock.patch.dict(product.TEMPORARY_BYTES, cpu=temporary), pytest.MonkeyPatch.context() as patch:
         for name, choice in (("_ghost", ghost), ("small", small)):
             if choice is not None:
-                patch.setattr(rules.Product, name, lambda self, choice=choice: choice)
+                patch.setattr(product.Product, name, lambda self, choice=choice: choice)
         check(net, x, reduction, views=1 if len(x) % views else views)
 
 
-NORMS: list[tuple[nn.Module, tuple[int, ...]]] = [
+NORMS = [
     (nn.GroupNorm(2, 4), (4, 3, 5)),
     (nn.LayerNorm(5), (4, 3, 5)),
     (nn.LayerNorm([3, 5]), (4, 3, 5)),
@@ -146,16 +143,16 @@ NORMS: list[tuple[nn.Module, tuple[int, ...]]] = [
 @pytest.mark.parametrize("temporary", [1, 2**20])
 @pytest.mark.parametrize("batch", [0, 3])
 @pytest.mark.parametrize(("layer", "shape"), NORMS, ids=lambda v: str(v) if isinstance(v, tuple) else type(v).__name__)
-def test_norms_and_linear_layers(layer: nn.Module, shape: tuple[int, ...], batch: int, temporary: int) -> None:
+def test_norms_and_linear_layers(layer, shape, batch, temporary):
     torch.manual_seed(0)
     batch = batch or int(isinstance(layer, rules.InstanceNorm))  # for which torch takes no empty batches
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
-    with mock.patch.dict(rules._TEMPORARY, cpu=temporary):
+    with mock.patch.dict(product.TEMPORARY_BYTES, cpu=temporary):
         check(layer.double(), torch.randn(batch, *shape, dtype=torch.float64))
 
 
-def small(name: str, **kwargs: Any) -> nn.Module:
+def small(name, **kwargs):
     torch.manual_seed(0)
     net = getattr(models, name)(
         num_classes=3, **({"low_resolution": True} if "resnet" in name else {}), **kwargs
@@ -168,68 +165,46 @@ def small(name: str, **kwargs: Any) -> nn.Module:
 
 
 QUICK = [
-    *(("resnet8", {"norm": norm}) for norm in ("layer", "group", "instance", "positional", "local_context", "none")),
-    ("resnet8", {"norm": "kernel"}),
-    ("knresnet8", {}),
-    ("knresnet8", {"activation": "mish"}),
-    ("knresnet13", {}),
+    *(("resnet8", {"norm": norm}) for norm in ("layer", "none", "kernel")),  # the other norms are layers above
+    *(("knresnet8", {"activation": activation}) for activation in ("relu", "mish")),
 ]
 SLOW = [
     *(("knresnet18", {"activation": activation}) for activation in ("relu", "mish")),
-    *((name, {}) for name in ("knresnet34", "knresnet50", "convnext_tiny", "knconvnext_tiny")),
+    *((name, {}) for name in ("knresnet13", "knresnet34", "knresnet50", "convnext_tiny", "knconvnext_tiny")),
     *((name, {"norm": "kernel"}) for name in ("resnet18", "resnet50", "preact_resnet18", "preact_resnet50")),
     *((name, {"norm": "group"}) for name in ("resnet18", "resnet50", "preact_resnet18")),
 ]
 
 
 @pytest.mark.parametrize(("name", "kwargs"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
-def test_networks_equal_micro_batches(name: str, kwargs: dict[str, Any]) -> None:
-    x = torch.rand(2, 3, 33, 34, dtype=torch.float64)
+def test_networks_equal_micro_batches(name, kwargs):
+    x = torch.rand(2, 3, *((17, 18) if name.endswith("net8") else (33, 34)), dtype=torch.float64)
     check(small(name, **kwargs), x, rtol=1e-7)
 
 
-def test_stochastic_depth_is_that_of_the_forward_pass() -> None:
-    torch.manual_seed(0)
-    block = CNBlock(4, 0.3, 0.5).double()
-    x = torch.randn(6, 4, 5, 5, dtype=torch.float64)
-    torch.manual_seed(1)
-    block(x).square().sum().backward()
-    expected = {p: p.grad.clone() for p in block.parameters()}
-    block.zero_grad()
-    gradients = PerSampleGradients(block, "sum")
-    gradients.attach()
-    torch.manual_seed(1)
-    block(x).square().sum().backward()
-    norms = gradients.norms()
-    assert 0 < (norms == 0).sum() < 6  # the samples whose block was skipped
-    gradients.accumulate(torch.ones(6))
-    for parameter, grad in expected.items():
-        torch.testing.assert_close(parameter.summed_grad, grad)
-
-
 class Twice(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv, self.norm, self.unused = KNConv2d(3, 3, 3, padding=1), nn.GroupNorm(1, 3), nn.Linear(2, 2)
         self.tied = nn.Conv2d(3, 3, 3, padding=1)
         self.tied.weight = self.conv.weight
         self.frozen = nn.Conv2d(3, 3, 1).requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x = self.norm(self.conv(x))
         return self.tied(self.frozen(self.norm(self.conv(x).tanh())))
 
 
 @pytest.mark.parametrize("small", [False, True])
-def test_layers_used_twice_ties_and_parameters_that_take_no_part(small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_used_twice_ties_and_parameters_that_take_no_part(small, monkeypatch):
     """The contributions are added before the norm, even of weights whose gradients of samples are not kept else."""
-    monkeypatch.setattr(rules.Product, "small", lambda self: small)
+    monkeypatch.setattr(product.Product, "small", lambda self: small)
     torch.manual_seed(0)
     net = Twice().double()
     check(net, torch.randn(3, 3, 5, 6, dtype=torch.float64))
 
 
-def run(net: nn.Module, x: Tensor) -> PerSampleGradients:
+def run(net, x):
     gradients = PerSampleGradients(net, "sum")
     gradients.attach()
     with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.float32):
@@ -238,7 +213,7 @@ def run(net: nn.Module, x: Tensor) -> PerSampleGradients:
     return gradients
 
 
-def test_norms_hold_under_autocast() -> None:
+def test_norms_hold_under_autocast():
     """The sum of one sample alone has the norm that was told, to the precision of float32."""
     torch.manual_seed(0)
     net = models.knresnet8(num_classes=3, activation="mish")
@@ -256,7 +231,7 @@ def test_norms_hold_under_autocast() -> None:
             parameter.summed_grad = None
 
 
-def test_samples_that_are_not_finite_take_no_part() -> None:
+def test_samples_that_are_not_finite_take_no_part():
     torch.manual_seed(0)
     net = models.knresnet8(num_classes=3, dropout_p=0.0, activation="mish").double()
     x = torch.rand(3, 3, 16, 16, dtype=torch.float64)
@@ -275,7 +250,7 @@ def test_samples_that_are_not_finite_take_no_part() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_sums_of_several_batches_add_up_and_detaching_leaves_nothing() -> None:
+def test_sums_of_several_batches_add_up_and_detaching_leaves_nothing():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2)).double()
     x = torch.rand(4, 3, 3, 3, dtype=torch.float64)
@@ -287,7 +262,7 @@ def test_sums_of_several_batches_add_up_and_detaching_leaves_nothing() -> None:
         gradients.norms()
     for part in (x[:1], x[1:]):
         net(part).square().sum().backward()
-        with pytest.raises(RuntimeError, match="the norms come first"):
+        with pytest.raises(RuntimeError, match=r"call norms\(\) first"):
             gradients.accumulate(torch.ones(len(part)))
         gradients.norms()
         with pytest.raises(ValueError, match=r"weights must have shape \(\d,\), got \(7,\)"):
@@ -303,7 +278,7 @@ def test_sums_of_several_batches_add_up_and_detaching_leaves_nothing() -> None:
     gradients.attach()
 
 
-def test_a_failed_forward_pass_leaves_parameters_trainable() -> None:
+def test_a_failed_forward_pass_leaves_parameters_trainable():
     net = nn.Conv2d(3, 4, 3)
     PerSampleGradients(net).attach()
     with pytest.raises(RuntimeError, match="channels"):
@@ -311,7 +286,7 @@ def test_a_failed_forward_pass_leaves_parameters_trainable() -> None:
     assert all(p.requires_grad for p in net.parameters())
 
 
-def test_gradients_from_elsewhere_are_refused() -> None:
+def test_gradients_from_elsewhere_are_refused():
     net = nn.Linear(3, 2)
     PerSampleGradients(net).attach()
     with pytest.raises(RuntimeError, match="weight got a gradient from outside of its layer, such as a penalty"):
@@ -319,7 +294,7 @@ def test_gradients_from_elsewhere_are_refused() -> None:
     assert net.weight.grad is None
 
 
-def test_changes_in_place_and_a_second_backward_pass_are_refused() -> None:
+def test_changes_in_place_and_a_second_backward_pass_are_refused():
     net = nn.Sequential(nn.Tanh(), nn.Linear(3, 2))
     PerSampleGradients(net).attach()
     x = net[0](torch.rand(4, 3))
@@ -333,14 +308,14 @@ def test_changes_in_place_and_a_second_backward_pass_are_refused() -> None:
         y.sum().backward()
 
 
-def test_samples_must_come_first() -> None:
+def test_samples_must_come_first():
     net = nn.Sequential(nn.Linear(3, 2), nn.Flatten(0), nn.Linear(8, 1))
     PerSampleGradients(net).attach()
     with pytest.raises(RuntimeError, match=r"0 \(Linear\) was given 4 samples, and other layers 8"):
         net[2](net[0](torch.rand(4, 3)).flatten().expand(8, 8)).sum().backward()
 
 
-def test_inputs_must_come_by_position() -> None:
+def test_inputs_must_come_by_position():
     net = nn.Linear(3, 2)
     PerSampleGradients(net).attach()
     with pytest.raises(TypeError, match="Linear must be called with its input as the first positional argument"):
@@ -348,8 +323,8 @@ def test_inputs_must_come_by_position() -> None:
     assert net.weight.requires_grad
 
 
-def test_unknown_layers_are_named() -> None:
-    with pytest.raises(ValueError, match=r"cannot be had:\n1 \(BatchNorm2d\): there is no rule .*Freeze"):
+def test_unknown_layers_are_named():
+    with pytest.raises(ValueError, match=r"cannot be computed:\n1 \(BatchNorm2d\): there is no rule .*Freeze"):
         PerSampleGradients(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    with pytest.raises(ValueError, match='loss_reduction must be "mean" or "sum", got \'none\''):
-        PerSampleGradients(nn.Linear(1, 1), "none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="loss_reduction must be one of mean, sum, got 'none'"):
+        PerSampleGradients(nn.Linear(1, 1), "none")

@@ -1,0 +1,61 @@
+"""What is refused before any data is read."""
+
+import pytest
+from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
+from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
+from standins import RandomData
+from torch import nn
+
+from knlightning.data import Sampling
+from knlightning.privacy.refusals import check_data, check_run
+
+REFUSED = {
+    "batch normalization": (
+        {"net": Net(nn.BatchNorm2d(4))},
+        {},
+        r"backbone.1 \(BatchNorm2d\) mixes the samples .* Use norm kernel, group, layer",
+    ),
+    "a subclass of it without parameters": (
+        {"net": Net(nn.SyncBatchNorm(4, affine=False))},
+        {},
+        r"backbone.1 \(SyncBatchNorm\)",
+    ),
+    "running statistics": ({"net": Net(nn.InstanceNorm2d(4, track_running_stats=True))}, {}, "keeps statistics"),
+    "a layer without a rule": ({"net": Net(nn.PReLU())}, {}, r"backbone.1 \(PReLU\): there is no rule"),
+    "mixup": ({"mixup_alpha": 0.2}, {}, "mixup and cutmix put two samples into one"),
+    "compiled": ({"compile": True}, {}, "is compiled"),
+    "gradient clipping": ({}, {"gradient_clip_val": 1.0}, "clips the noisy sum"),
+    "half precision": ({}, {"precision": "bf16-true"}, "precision bf16-true is too coarse"),
+    "overfitting": ({}, {"overfit_batches": 1}, "not drawn at random"),
+    "a finder": ({}, {"callback": LearningRateFinder()}, "LearningRateFinder takes steps that are not counted"),
+    "averaging": ({}, {"callback": StochasticWeightAveraging(0.1)}, "use knlightning.callbacks.EMA"),
+}
+
+
+@pytest.mark.parametrize(("of_task", "of_trainer", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_private_training_cannot_be_combined_with(tmp_path, of_task, of_trainer, message):
+    settings = dict(of_trainer)
+    run = trainer(tmp_path, *filter(None, [settings.pop("callback", None)]), **settings)
+    with pytest.raises(ValueError, match=message):
+        check_run(run, task(**of_task))
+
+
+def test_repeated_augmentation_is_refused():
+    data = RandomData(SAMPLES, 5)
+    check_data(data)
+    check_data(None)
+    data.sampling = Sampling(repeats=4)
+    with pytest.raises(ValueError, match=r"repeated_augmentation to 1, and views"):
+        check_data(data)
+
+
+def test_refused_before_any_data_is_read(tmp_path):
+    """By `knl fit`, which asks at once, and by a trainer."""
+    data = RandomData(SAMPLES, 5)
+    data.train_dataloader = None
+    callback, module = privacy(), task(Net(nn.BatchNorm2d(4)))
+    run = trainer(tmp_path, callback)
+    with pytest.raises(ValueError, match=r"BatchNorm2d\) mixes the samples"):
+        callback.check_before(run, module, data)
+    with pytest.raises(ValueError, match=r"BatchNorm2d\) mixes the samples"):
+        run.fit(module, data)
