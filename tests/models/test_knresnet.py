@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from knlightning.analysis.measure import bytes_kept
-from knlightning.models import fcn_knresnet8, fcn_knresnet50, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
+from knlightning.models import KNResNet, fcn_knresnet8, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
+from knlightning.models.layers import Layers, Options, Stage
 from knlightning.models.norm_torch import norm_torch_names
 from knlightning.nn import KNConv2d, kernel_norm, kn_conv
 
@@ -100,9 +101,13 @@ class SeparateKNConv2d(KNConv2d):
     """A convolution that leaves the activations beside it and the sum to other layers."""
 
 
-@pytest.mark.parametrize("make", [knresnet8, knresnet50, fcn_knresnet8, fcn_knresnet50])
+def bottlenecks():
+    return KNResNet((Stage(8, 1, 6), Stage(12, 1, 6)), Layers(Options(num_classes=5)), bottleneck=True)
+
+
+@pytest.mark.parametrize("make", [knresnet8, fcn_knresnet8, bottlenecks])
 def test_fused_blocks_compute_what_the_separate_layers_do(make):
-    model = make(num_classes=5, low_resolution=True).double()
+    model = make().double()
     x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     called, results = [], []
     for module in model.modules():
