@@ -97,7 +97,7 @@ def counting_steps(trainer: Trainer, micro_batches: int) -> Iterator[None]:
 
 
 def _counting_steps(bar: type[ProgressBar], micro_batches: int) -> type[ProgressBar]:
-    """Derive a class of progress bars that is told of steps; `Trainer` takes no other bar once it is made."""
+    """Derive a class of progress bars that counts steps; `Trainer` takes no other bar once it is made."""
     base: Any = bar
 
     class StepProgressBar(base):

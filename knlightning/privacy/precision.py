@@ -1,4 +1,4 @@
-"""Products of float32 matrices that are held to float32."""
+"""Products of float32 matrices in full float32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ _BACKENDS: tuple[Any, ...] = (
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Keep torch from rounding the factors of float32 products to TF32 or bfloat16, whatever it was told.
+    """Keep torch from rounding the factors of float32 products to TF32 or bfloat16, whatever its settings are.
 
-    With cuDNN it does so in convolutions unless it is told otherwise, and in matrix products after
+    With cuDNN it does so in convolutions by default, and in matrix products after
     `torch.set_float32_matmul_precision("high")` or `"medium"`. A sum of gradients then differs from the gradients whose
     norms were taken, by more than what is allowed for rounding.
     """

@@ -1,7 +1,7 @@
-"""Random numbers that nobody can foresee or repeat: which samples a step takes, and the noise it adds.
+"""Random numbers that cannot be foreseen or repeated: which samples a step takes, and the noise it adds.
 
-They are functions of a key, of what they are for, and of the number of the step, and have nothing to do with the
-global seed: a run whose noise could be computed again from its seed would have no privacy.
+They are functions of a key, of their purpose, and of the number of the step. They do not depend on the global seed: a
+run whose noise could be computed again from its seed would have no privacy.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ class SecretRandom:
     """Draws from a secret key.
 
     Args:
-        key: 32 bytes; `fresh_key()` in earnest, `known_key(seed)` where runs must be repeatable and no secret is kept.
-        secure: draw by a cryptographic generator (SHAKE-256 in counter mode) in place of a fast one (Philox), and sum
+        key: 32 bytes; `fresh_key()` for private runs, `known_key(seed)` for runs that are to be repeatable, which have
+            no privacy.
+        secure: Draw by a cryptographic generator (SHAKE-256 in counter mode) in place of a fast one (Philox), and sum
             four normal variates for each value, against attacks on the rounding of floating point noise (Holohan and
             Braghin, 2021). On the CPU, about 0.2 s for a million values.
     """
@@ -31,13 +32,13 @@ class SecretRandom:
         """Draw standard normal variates.
 
         Args:
-            count: how many.
-            purpose: what they are for; other purposes get other numbers.
-            step: number of the step, likewise.
-            device: where the tensor lies.
+            count: Number of values.
+            purpose: What they are for; other purposes get other numbers.
+            step: Number of the step; other steps get other numbers.
+            device: Device of the tensor.
 
         Returns:
-            float32 `(count,)`.
+            Float32 tensor [count].
         """
         if not self.secure:
             if device.type == "cpu":
@@ -52,8 +53,13 @@ class SecretRandom:
             total += np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
         return torch.from_numpy(total / 2.0).float().to(device)
 
-    def chosen(self, count: int, rate: float, step: int) -> Tensor:
-        """Choose each of `count` samples with probability `rate`, independently: Poisson sampling.
+    def chosen(self, count: int, probability: float, step: int) -> Tensor:
+        """Choose each sample with the same probability, independently: Poisson sampling.
+
+        Args:
+            count: Number of samples to choose from.
+            probability: Probability of each to be chosen.
+            step: Number of the step.
 
         Returns:
             Numbers of the chosen samples in random order, int64.
@@ -61,7 +67,7 @@ class SecretRandom:
         draws = (
             self._uniform(count, "sampling", step) if self.secure else self._generator("sampling", step).random(count)
         )
-        chosen = torch.from_numpy((draws < rate).nonzero()[0])
+        chosen = torch.from_numpy((draws < probability).nonzero()[0])
         return chosen[self.permutation(len(chosen), "order", step)]
 
     def permutation(self, count: int, purpose: str, step: int) -> Tensor:
@@ -69,7 +75,7 @@ class SecretRandom:
         return torch.from_numpy(self._generator(purpose, step).permutation(count))
 
     def _generator(self, purpose: str, step: int) -> np.random.Generator:
-        """Return numpy's; torch's own on the CPU heeds 32 bits of its seed, few enough to be tried out, or to recur."""
+        """Return numpy's; torch's own on the CPU uses 32 bits of its seed, few enough to be tried out, or to recur."""
         return np.random.Generator(np.random.Philox(key=int.from_bytes(self._bytes(16, purpose, step), "little")))
 
     def _uniform(self, count: int, purpose: str, step: int) -> np.ndarray:
@@ -87,5 +93,5 @@ def fresh_key() -> bytes:
 
 
 def known_key(seed: int) -> bytes:
-    """Make a key from a seed; what it is used for is repeatable, and therefore not private."""
+    """Make a key from a seed, for runs that are repeatable, and therefore not private."""
     return hashlib.sha256(f"known {seed}".encode()).digest()

@@ -72,7 +72,7 @@ def test_killed_private_run_has_spent_what_a_whole_one_has(tmp_path, seed):
     finished(knl("fit", "--config", "a.yaml", "--run_dir", "killed", "--ckpt_path", "last", cwd=tmp_path))
     whole, killed = (json.loads((tmp_path / run / "privacy.json").read_text()) for run in ("whole", "killed"))
     assert killed["epsilon"] == whole["epsilon"] <= 6.0
-    assert killed["history"] == whole["history"] == [[whole["plan"]["noise"], 64 / 1437, 110]]
+    assert killed["history"] == whole["history"] == [[whole["plan"]["noise_multiplier"], 64 / 1437, 110]]
     same = all(
         torch.equal(a, b)
         for a, b in zip(
@@ -92,7 +92,7 @@ def guesses(tmp_path, noise, runs):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(40, 3, 4, 4, generator=generator)
     labels = (images.mean((1, 2, 3)) > 0.5).long()
-    images[:, 0] = 0.0  # what the canary leaves in the weights is in nobody's way
+    images[:, 0] = 0.0  # the weights of this channel are the canary's alone
     canary = torch.zeros(1, 3, 4, 4)
     canary[:, 0] = 1.0
     losses = []

@@ -40,7 +40,7 @@ def test_gradients_that_are_clipped_too_little(tmp_path, monkeypatch):
 
 
 def test_samples_that_share_statistics(tmp_path):
-    """What the trial step is told to pass over shows here."""
+    """The audit finds what a run without trial steps does not."""
     from privacy.private_runs import Net
 
     class Centring(torch.nn.Module):

@@ -9,13 +9,14 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks.progress import TQDMProgressBar
 from privacy.private_runs import SAMPLES, Net, naive, privacy, task, trainer
 from standins import RandomData
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from knlightning.callbacks import EMA
 from knlightning.checks import ArgumentError
 from knlightning.data import DigitsDataModule
-from knlightning.models import knresnet8
+from knlightning.nn import KNConv2d
 from knlightning.privacy import DifferentialPrivacy
 from knlightning.privacy.ledger import OLD_PLAN_KEYS
 from knlightning.tasks import ClassificationTask
@@ -173,7 +174,7 @@ def test_a_checkpoint_within_a_step_is_refused(tmp_path):
 
 
 def test_steps_of_later_checkpoints_count_too(tmp_path):
-    """They are out in the world, and what is trained in their place is released as well."""
+    """They were released, and so is what is trained in their place."""
     data = RandomData(SAMPLES, 5)
     run = trainer(tmp_path, privacy(), max_epochs=1)
     run.fit(task(), data)
@@ -249,14 +250,17 @@ def test_a_sample_that_is_not_finite_contributes_nothing(tmp_path):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_digits_are_learned(tmp_path, precision):
-    module = ClassificationTask(
-        knresnet8(low_resolution=False), optimizer=lambda params: torch.optim.SGD(params, lr=2.0)
-    )
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.AvgPool2d(4), KNConv2d(3, 16, 3, 1, 1), nn.Mish(), KNConv2d(16, 16, 3, 2, 1), nn.Mish(), nn.Flatten(),
+        nn.Linear(256, 10),
+    )  # fmt: skip
+    module = ClassificationTask(net, optimizer=lambda params: torch.optim.SGD(params, lr=1.0))
     data = DigitsDataModule(batch_size=256, eval_batch_size=360, augment=False)
     callback = DifferentialPrivacy(20.0, 1e-4, accountant="rdp", seed=0)
     run = trainer(tmp_path, callback, EMA(0.5), max_epochs=2, limit_val_batches=None, precision=precision)
     run.fit(module, data)
-    assert run.callback_metrics["val/acc"] > 0.4  # 0.1 by guessing
+    assert run.callback_metrics["val/acc"] > 0.6  # 0.1 by guessing
     assert run.callback_metrics["privacy/epsilon"] <= 20.0
 
 

@@ -58,7 +58,7 @@ def test_goes_on_where_it_was_with_the_steps_that_were_to_come():
     assert len(numbers(done)) == 15
 
 
-def test_other_micro_batches_after_a_resume_are_no_hindrance():
+def test_a_resume_with_other_micro_batches():
     second = loader(first=2, micro_batches=2)
     second.load_state_dict({"num_steps": 2, "micro_batch": 0})
     assert len(numbers(second)) == 6
@@ -92,7 +92,7 @@ def test_views_follow_one_another():
 
 
 class Showings(Dataset):
-    """A dataset that varies its samples itself, by what it is told of the showing."""
+    """A dataset that varies its samples itself, by the seed, step and view it is given."""
 
     def __len__(self):
         return SAMPLES

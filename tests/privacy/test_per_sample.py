@@ -214,7 +214,7 @@ def run(net, x):
 
 
 def test_norms_hold_under_autocast():
-    """The sum of one sample alone has the norm that was told, to the precision of float32."""
+    """The sum of one sample alone has the norm that was computed, to the precision of float32."""
     torch.manual_seed(0)
     net = models.knresnet8(num_classes=3, activation="mish")
     x = torch.rand(3, 3, 16, 16)

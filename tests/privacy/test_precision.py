@@ -12,7 +12,7 @@ from knlightning.privacy.precision import _BACKENDS, full_float32
 from knlightning.privacy.product import Product
 
 
-def told():
+def precisions():
     return [backend.fp32_precision for backend in _BACKENDS]
 
 
@@ -20,12 +20,12 @@ def told():
 def coarse(request):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(request.param)
-    yield told()
+    yield precisions()
     torch.set_float32_matmul_precision(before)
 
 
 class Precisions(TorchDispatchMode):
-    """Note what torch is told about precision whenever it multiplies matrices or convolves."""
+    """Note the precision that torch is set to whenever it multiplies matrices or convolves."""
 
     def __init__(self):
         super().__init__()
@@ -33,18 +33,18 @@ class Precisions(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(name in str(func) for name in ("mm", "mv", "convolution", "dot", "einsum")):
-            self.seen.append((str(func), told()))
+            self.seen.append((str(func), precisions()))
         return func(*args, **(kwargs or {}))
 
 
-def test_what_torch_was_told_holds_again_afterwards(coarse):
+def test_the_settings_of_torch_hold_again_afterwards(coarse):
     assert "ieee" not in coarse
     with full_float32():
-        assert told() == ["ieee"] * 4
-    assert told() == coarse
+        assert precisions() == ["ieee"] * 4
+    assert precisions() == coarse
     with pytest.raises(ZeroDivisionError), full_float32():
         raise ZeroDivisionError
-    assert told() == coarse
+    assert precisions() == coarse
 
 
 @pytest.mark.parametrize("ghost", [True, False])
@@ -75,4 +75,4 @@ def test_norms_and_sums_of_a_network(coarse, ghost, monkeypatch):
         gradients.accumulate(torch.ones(4))
     assert len(watched.seen) - norms_seen >= 6  # weights, and vectors of samples
     assert all(precisions == ["ieee"] * 4 for _, precisions in watched.seen), watched.seen
-    assert told() == coarse
+    assert precisions() == coarse

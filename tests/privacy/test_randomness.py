@@ -47,7 +47,7 @@ def test_poisson_sampling(secure):
 
 
 def test_the_whole_key_counts(monkeypatch):
-    """A generator that heeds 32 bits of its seed would give the same noise to two of some ten thousand steps."""
+    """A generator that uses 32 bits of its seed would give the same noise to two of some ten thousand steps."""
     drawn = []
     for last in (b"\0", b"\1"):
         monkeypatch.setattr(SecretRandom, "_bytes", lambda self, count, *args, last=last: bytes(count - 1) + last)
