@@ -3,7 +3,7 @@
     python experiments/private_cost.py
 
 A private step clips the gradient of each sample and adds noise to their sum. It is taken in the ways of Opacus and in
-that of :class:`knlightning.privacy.PerSampleGradients`; each network is compared with its own step without privacy.
+that of `knlightning.privacy.PerSampleGradients`; each network is compared with its own step without privacy.
 They run one after the other, so that a machine that becomes slower slows all; ratios are taken within a round. Memory
 is what torch's allocator hands out, less that before the step: at the peak of the step, and still in use after the
 forward pass.

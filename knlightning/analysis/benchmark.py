@@ -89,7 +89,7 @@ def run_setting(settings: Sequence[Case], rounds: int, device: str, channels_las
         channels_last: Memory format of images and weights.
 
     Returns:
-        For each case its settings, its "status", the costs of :meth:`knlightning.analysis.measure.Probe.costs`, and
+        For each case its settings, its "status", the costs of `knlightning.analysis.measure.Probe.costs`, and
         "step_ms" and "evaluation_ms", medians over the rounds. Each of these also with the ending "_over_floor",
         medians of the ratios within a round, and "kept_over_batch", relative to the variant "batch". What could not be
         measured is None.

@@ -126,8 +126,8 @@ class Probe:
             "step_peak" and "evaluation_peak", the most bytes in use: on a GPU those allocated, on a CPU the growth of
             the process's resident set since before the network was built, which for a step is at least that of the
             evaluation; "evaluation_maps", the peak of the evaluation without the weights, in units of the largest
-            output of a layer; "kept", see :func:`bytes_kept`; "flops", see
-            :func:`knlightning.analysis.variants.count_flops`.
+            output of a layer; "kept", see `bytes_kept`; "flops", see
+            `knlightning.analysis.variants.count_flops`.
         """
         peaks: dict[str, float] = {}
         for which in PASSES[::-1]:  # a step needs more memory than an evaluation: the later peak is its own

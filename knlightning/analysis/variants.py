@@ -78,7 +78,7 @@ class Case:
 class AlgorithmOneConv2d(KNConv2d):
     """KNConv as published: the windows are unfolded for their statistics, and dropout is on in evaluation too.
 
-    Arguments and shapes as in :class:`knlightning.nn.KNConv2d`. Source: Nasirigerdeh et al. (TMLR 2024), Algorithm 1.
+    Arguments and shapes as in `knlightning.nn.KNConv2d`. Source: Nasirigerdeh et al. (TMLR 2024), Algorithm 1.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override] # none of the operations around it
@@ -177,7 +177,7 @@ def count_flops(net: nn.Module, images: Tensor) -> int:
     """Count the floating point operations of one forward pass in training.
 
     A multiplication and an addition are two. Convolutions and linear layers are counted by torch, normalization by
-    :func:`normalization_flops`; activations, pooling and additions of residuals are left out.
+    `normalization_flops`; activations, pooling and additions of residuals are left out.
 
     Args:
         net: The network.

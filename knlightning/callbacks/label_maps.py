@@ -34,7 +34,7 @@ def coloured(label_map: Tensor, palette: Tensor) -> Tensor:
 
     Args:
         label_map: Classes (..., H, W), integers.
-        palette: From :func:`palette_of`.
+        palette: From `palette_of`.
 
     Returns:
         RGB, uint8 (..., H, W, 3).

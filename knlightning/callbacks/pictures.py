@@ -34,7 +34,7 @@ class Pictures(Callback):
     The validation step of the task must return the logits (N, classes), and batches must be (images, labels). For
     segmentation the logits are (N, classes, H, W) and the labels (N, H, W); labels that are the task's `ignore_index`
     do not count. Then each image is shown with its true and its predicted classes in colours, and the intersection
-    over union of each class is drawn too. What is known of the data (:class:`knlightning.protocols.DescribedScenes`:
+    over union of each class is drawn too. What is known of the data (`knlightning.protocols.DescribedScenes`:
     names and colours of the classes, how to undo the scaling) comes from the datamodule.
 
     Args:
@@ -199,7 +199,7 @@ def scenes_figure(scenes: Sequence[tuple[Tensor, Tensor, Tensor]], palette: Tens
 
     Args:
         scenes: Image (C, H, W) in [0, 1], labels (H, W) and predicted classes (H, W) of each.
-        palette: From :func:`knlightning.callbacks.label_maps.palette_of`.
+        palette: From `knlightning.callbacks.label_maps.palette_of`.
     """
     from matplotlib.figure import Figure
 

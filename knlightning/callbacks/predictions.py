@@ -28,7 +28,7 @@ class PredictionWriter(Callback):
     and `label_ids` holds their numbers, as a benchmark server reads them. A picture has the same path in these folders
     as its image in `predict_dir`, with `.png` appended if the image has another format.
 
-    Batches must be (images, paths). What is known of the data (:class:`knlightning.protocols.DescribedScenes`: names,
+    Batches must be (images, paths). What is known of the data (`knlightning.protocols.DescribedScenes`: names,
     colours and numbers of the classes, `predict_dir`, how to undo the scaling) comes from the datamodule.
 
     Args:

@@ -91,7 +91,7 @@ def run_search(
     patience: int = 1,
     max_halvings: int = 12,
 ) -> Search:
-    """Search the learning rate of a configuration, as :func:`knlightning.analysis.search.search` does, with real runs.
+    """Search the learning rate of a configuration, as `knlightning.analysis.search.search` does, with real runs.
 
     Runs that an earlier search in `out` has finished are not repeated; one that it has left unfinished goes on.
 

@@ -44,7 +44,7 @@ def knconvnext_tiny(
         num_classes: Number of classes.
         dropout_p: Dropout probability of KNConv in [0, 1).
         eps: Added to the variance in KNConv.
-        eval_statistics: The moments that KNConv uses in evaluation, as in :class:`knlightning.nn.KNConv2d`.
+        eval_statistics: The moments that KNConv uses in evaluation, as in `knlightning.nn.KNConv2d`.
 
     Raises:
         ArgumentError: If an argument is out of its range.

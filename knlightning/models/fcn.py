@@ -115,7 +115,7 @@ def _fcn_resnet(block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int
 @register(task="segmentation")
 @with_arguments_of(Options, num_classes=11, norm="batch", low_resolution=True, dropout_p=0.1)
 def fcn_resnet8(options: Options) -> FCN:
-    """Make a fully convolutional :func:`knlightning.models.resnet8` of half its width, with logits for 4x4 pixels.
+    """Make a fully convolutional `knlightning.models.resnet8` of half its width, with logits for 4x4 pixels.
 
     Not in the paper; a laptop trains it on small scenes in minutes.
     """

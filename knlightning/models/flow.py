@@ -1,4 +1,4 @@
-"""Where the results of a network's convolutions and normalizations go, found by :mod:`torch.fx`."""
+"""Where the results of a network's convolutions and normalizations go, found by `torch.fx`."""
 
 import copy
 import inspect

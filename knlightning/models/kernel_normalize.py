@@ -45,7 +45,7 @@ def kernel_normalize(
     they are. KNConv takes its statistics over all channels of the window, also where the convolution is depthwise or
     grouped. The new network computes another function than the given one, so it must be trained.
 
-    The flow of data is found by :mod:`torch.fx`, in training and in evaluation, with the defaults of optional
+    The flow of data is found by `torch.fx`, in training and in evaluation, with the defaults of optional
     arguments. If a module cannot be traced, the pairs inside its children are still found, and the layers between them
     are left and reported. Where a removed normalization came before its convolution, the activations behind it no
     longer work in place, because they would change the normalization's input. Layer normalizations over the channels
@@ -55,7 +55,7 @@ def kernel_normalize(
     Args:
         model: Network of convolutions, such as those of torchvision and timm; it is not changed.
         dropout_p: Dropout probability of the new layers in [0, 1).
-        eval_statistics: Evaluation statistics of the new layers, as in :class:`~knlightning.nn.KNConv2d`.
+        eval_statistics: Evaluation statistics of the new layers, as in `knlightning.nn.KNConv2d`.
         eps: Added to the variance in the new layers.
 
     Returns:

@@ -18,7 +18,7 @@ class Options:
 
     Args:
         num_classes: Number of classes.
-        norm: Name of the normalization, as in :data:`knlightning.nn.normalization.NORMS`. "kernel" makes each
+        norm: Name of the normalization, as in `knlightning.nn.normalization.NORMS`. "kernel" makes each
             convolution, together with the norm beside it, a KNConv. Any other builds the same network of plain
             convolutions and norms. The groups of "group" and of "local_context" do not divide the channels of all
             networks.
@@ -29,7 +29,7 @@ class Options:
             the classifier is five times as high, at most 0.25, and for segmentation at most 0.5.
         eps: Added to the variance.
         eval_statistics: The moments that kernel normalized layers use in evaluation, as in
-            :class:`knlightning.nn.KNConv2d`.
+            `knlightning.nn.KNConv2d`.
 
     Raises:
         ArgumentError: If an argument is out of its range.

@@ -83,7 +83,7 @@ _MODELS: dict[str, Model] = {}
 def register(
     *, task: Task = "classification", weights: str = "", tables: Sequence[str] = ()
 ) -> Callable[[Factory], Factory]:
-    """Put the function that is decorated on the list of networks; arguments as in :class:`Model`."""
+    """Put the function that is decorated on the list of networks; arguments as in `Model`."""
 
     def decorate(make: Factory) -> Factory:
         _MODELS[make.__name__] = Model(make.__name__, make, task, weights, tuple(tables))
@@ -108,7 +108,7 @@ def with_arguments_of(
 ) -> Callable[[Callable[[Options], Network]], Callable[P, Network]]:
     """Give a function that takes an object of options their names as its own arguments.
 
-    The parser of configurations, the type checker and :func:`help` see these, each described where the options are.
+    The parser of configurations, the type checker and `help` see these, each described where the options are.
 
     Args:
         options: Class of the options, with arguments by keyword only.

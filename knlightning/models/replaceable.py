@@ -25,7 +25,7 @@ def knconv_of(conv: Conv, *, dropout_p: float, eps: float = 1e-5, eval_statistic
         conv: Convolution of torch, or of a subclass that computes the same.
         dropout_p: Dropout probability of the new layer in [0, 1).
         eps: Added to the variance.
-        eval_statistics: Evaluation statistics of the new layer, as in :class:`~knlightning.nn.KNConv2d`.
+        eval_statistics: Evaluation statistics of the new layer, as in `knlightning.nn.KNConv2d`.
 
     Returns:
         The new layer, with the very parameters of the convolution.

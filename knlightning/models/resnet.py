@@ -137,5 +137,5 @@ def resnet8_layers(width: int, layers: Layers, ceil_mode: bool = False) -> list[
 @register()
 @with_arguments_of(Options, num_classes=10, norm="batch", low_resolution=True)
 def resnet13(options: Options) -> KNResNet:
-    """Make a :func:`knlightning.models.knresnet13` with another norm by default."""
+    """Make a `knlightning.models.knresnet13` with another norm by default."""
     return knresnet13(**vars(options))

@@ -26,7 +26,7 @@ class Settings:
         window: The windows.
         groups: Number of blocked connections between channels.
         dropout_p: Probability with which an element is dropped, if there is a mask.
-        inflation: The factor of :func:`~knlightning.nn.statistics.inflate`.
+        inflation: The factor of `knlightning.nn.statistics.inflate`.
         eps: Added to the variance.
         relu_input: Whether the ReLU of the input is convolved.
         relu_output: Whether the output is followed by a ReLU.
@@ -42,7 +42,7 @@ class Settings:
 
 
 class Saved(NamedTuple):
-    """The tensors that :class:`KNConvFunction` keeps for its backward pass.
+    """The tensors that `KNConvFunction` keeps for its backward pass.
 
     Args:
         input: Its input [N, C, *spatial], before `relu_input`.
@@ -84,7 +84,7 @@ def kn_conv_composite(
     mask: Tensor | None,
     settings: Settings,
 ) -> Tensor:
-    """Compute a kernel normalized convolution by differentiable operations; see :func:`knlightning.nn.kn_conv`."""
+    """Compute a kernel normalized convolution by differentiable operations; see `knlightning.nn.kn_conv`."""
     if settings.relu_input:
         input = input.relu()
     pixels = pixel_moments(input, mask, settings.dropout_p)
@@ -191,7 +191,7 @@ class KNConvFunction(torch.autograd.Function):
 def _gradients(
     grad: Tensor, saved: Saved, needs: tuple[bool, ...], kept_output: bool, settings: Settings
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Compute the gradients of input, weight and bias from a slice of the samples; see :class:`KNConvFunction`.
+    """Compute the gradients of input, weight and bias from a slice of the samples; see `KNConvFunction`.
 
     Temporaries of the output's size share one tensor.
     """

@@ -84,7 +84,7 @@ class _KNConv(KernelNormalized):
 
 
 class KNConv1d(_KNConv):
-    """Kernel normalized convolution of sequences [N, C, L]; see :class:`KNConv2d`."""
+    """Kernel normalized convolution of sequences [N, C, L]; see `KNConv2d`."""
 
     spatial = 1
 
@@ -94,7 +94,7 @@ class KNConv2d(_KNConv):
 
     Maps [N, in_channels, H, W] to [N, out_channels, p_h, p_w], where
     p = floor((size + padding - dilation * (k - 1) - 1) / stride + 1). It replaces a convolution and its normalization,
-    needs no batch, and its state dict is that of :class:`torch.nn.Conv2d`. Source: Nasirigerdeh et al. (TMLR 2024),
+    needs no batch, and its state dict is that of `torch.nn.Conv2d`. Source: Nasirigerdeh et al. (TMLR 2024),
     equation 5 and Algorithm 1.
 
     Args:
@@ -114,7 +114,7 @@ class KNConv2d(_KNConv):
             what training sees) or "sampled" (a new mask at each call, as in the published code).
         dilation: Step between the elements of a window, one number or one for each dimension.
         padding_mode: What stands around the input: "zeros", "reflect", "replicate" or "circular", as in
-            :class:`torch.nn.Conv2d`. It is part of the windows.
+            `torch.nn.Conv2d`. It is part of the windows.
 
     Raises:
         ArgumentError: If an argument is out of its range.
@@ -124,6 +124,6 @@ class KNConv2d(_KNConv):
 
 
 class KNConv3d(_KNConv):
-    """Kernel normalized convolution of volumes [N, C, D, H, W]; see :class:`KNConv2d`."""
+    """Kernel normalized convolution of volumes [N, C, D, H, W]; see `KNConv2d`."""
 
     spatial = 3

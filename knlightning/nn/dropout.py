@@ -49,7 +49,7 @@ def pixels_of(positions: Tensor, input: Tensor) -> Tensor:
     """Find the pixels of elements of the input.
 
     Args:
-        positions: Places of the elements in memory, as by :func:`draw_dropped`.
+        positions: Places of the elements in memory, as by `draw_dropped`.
         input: Tensor [N, C, *spatial], contiguous in the usual or the channels-last format.
 
     Returns:

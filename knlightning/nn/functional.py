@@ -51,7 +51,7 @@ def kernel_norm(
         kernel_size: Window size, one number or one for each spatial dimension.
         stride: Step between windows, one number or one for each spatial dimension.
         padding: Elements around the input: one number, one for each spatial dimension, for images
-            (left, right, top, bottom), "same" or "valid", as in :class:`torch.nn.Conv2d`.
+            (left, right, top, bottom), "same" or "valid", as in `torch.nn.Conv2d`.
         dropout_p: Probability in [0, 1) with which an element is left out of the statistics.
         training: Whether a dropout mask is drawn.
         eval_statistics: The moments used when not training: "clean", of the unit itself; "expected", the
@@ -60,7 +60,7 @@ def kernel_norm(
         mask: Bool tensor to use in place of a drawn mask, true where an element is kept. It has the input's shape, or
             that of the padded input if the padding is not with zeros.
         dilation: Step between the elements of a window, one number or one for each spatial dimension.
-        padding_mode: "zeros", "reflect", "replicate" or "circular", as in :class:`torch.nn.Conv2d`.
+        padding_mode: "zeros", "reflect", "replicate" or "circular", as in `torch.nn.Conv2d`.
 
     Returns:
         Tensor [N, C, *(k * floor((size + padding - dilation * (k - 1) - 1) / stride + 1))].
@@ -108,7 +108,7 @@ def kn_conv(
 ) -> Tensor:
     """Convolve the kernel normalized windows of the input: (conv(x, W) - mean * sum(W)) / sqrt(var + eps) + b.
 
-    The statistics are those of :func:`kernel_norm`, over all channels whatever the groups. Under autocast the
+    The statistics are those of `kernel_norm`, over all channels whatever the groups. Under autocast the
     convolution runs in the lower precision and the statistics in float32.
 
     For backward an input and a convolution's result are kept. A network whose layers follow one another needs only
@@ -124,19 +124,19 @@ def kn_conv(
         weight: Filters [O, C / groups, *kernel].
         bias: Tensor [O], or None.
         stride: Step between windows, one number or one for each spatial dimension.
-        padding: As in :func:`kernel_norm`.
+        padding: As in `kernel_norm`.
         groups: Number of blocked connections from input to output channels.
-        dropout_p: As in :func:`kernel_norm`.
-        training: As in :func:`kernel_norm`.
-        eval_statistics: As in :func:`kernel_norm`.
+        dropout_p: As in `kernel_norm`.
+        training: As in `kernel_norm`.
+        eval_statistics: As in `kernel_norm`.
         eps: Added to the variance.
-        mask: As in :func:`kernel_norm`.
+        mask: As in `kernel_norm`.
         relu_input: Take relu(input) in place of the input.
         relu_output: Return the ReLU of the output; implies keep_output, excludes a residual.
         residual: Tensor of the output's shape to add to the output; implies keep_output.
         keep_output: Keep the output for backward.
-        dilation: As in :func:`kernel_norm`.
-        padding_mode: As in :func:`kernel_norm`.
+        dilation: As in `kernel_norm`.
+        padding_mode: As in `kernel_norm`.
 
     Returns:
         Tensor [N, O, *floor((size + padding - dilation * (k - 1) - 1) / stride + 1)].

@@ -9,7 +9,7 @@ from knlightning.nn.windows import Window
 
 
 class Normalization(NamedTuple):
-    """What a call of :func:`~knlightning.nn.kn_conv` convolved, and how it normalized it.
+    """What a call of `knlightning.nn.kn_conv` convolved, and how it normalized it.
 
     Args:
         input: The input of the convolution, before `relu_input` and after a padding that is not with zeros:
@@ -17,8 +17,8 @@ class Normalization(NamedTuple):
         mean: Means of the windows after dropout: [N, 1, *positions], float32 or float64.
         rstd: 1 / sqrt(var + eps) of the windows, of the same shape.
         window: The windows of that input; their padding is with zeros.
-        relu_input: As in :func:`~knlightning.nn.kn_conv`.
-        relu_output: As in :func:`~knlightning.nn.kn_conv`.
+        relu_input: As in `knlightning.nn.kn_conv`.
+        relu_output: As in `knlightning.nn.kn_conv`.
     """
 
     input: Tensor
@@ -30,7 +30,7 @@ class Normalization(NamedTuple):
 
 
 def normalization_of(output: Tensor) -> Normalization:
-    """Look up what a call of :func:`~knlightning.nn.kn_conv` keeps for its backward pass, without computing or copying.
+    """Look up what a call of `knlightning.nn.kn_conv` keeps for its backward pass, without computing or copying.
 
     Args:
         output: The tensor that it returned, not a view of it, before its backward pass.

@@ -70,7 +70,7 @@ def local_context_norm(
 
 
 def check_local_context(channels: int, groups: int, window: int | Sequence[int]) -> tuple[int, ...]:
-    """Check the arguments of :func:`local_context_norm`; return the sides of the window.
+    """Check the arguments of `local_context_norm`; return the sides of the window.
 
     Raises:
         ArgumentError: If the groups do not divide the channels, or an argument is out of its range.
@@ -94,7 +94,7 @@ class LocalContextNorm2d(nn.GroupNorm):
     """Normalize each group of channels at each position by its moments in a window around it.
 
     Maps [N, C, H, W] to the same shape and scales and shifts each channel. As group normalization, but in windows,
-    which are clipped at the borders; see :func:`local_context_norm`. Source: Ortiz et al. (2020).
+    which are clipped at the borders; see `local_context_norm`. Source: Ortiz et al. (2020).
 
     Args:
         channels: Number of channels of the input.

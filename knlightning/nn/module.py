@@ -11,7 +11,7 @@ from knlightning.nn.windows import PaddingMode, Window
 
 
 class KernelNormalized(nn.Module):
-    """Base of the layers that normalize windows; see :class:`~knlightning.nn.KNConv2d` for the arguments."""
+    """Base of the layers that normalize windows; see `knlightning.nn.KNConv2d` for the arguments."""
 
     spatial: ClassVar[int]
 

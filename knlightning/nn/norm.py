@@ -40,7 +40,7 @@ class _KernelNorm(KernelNormalized):
 
 
 class KernelNorm1d(_KernelNorm):
-    """Normalize the windows of a sequence [N, C, L]; see :class:`KernelNorm2d`."""
+    """Normalize the windows of a sequence [N, C, L]; see `KernelNorm2d`."""
 
     spatial = 1
 
@@ -54,14 +54,14 @@ class KernelNorm2d(_KernelNorm):
     Args:
         kernel_size: Window size, one number or one for each dimension.
         stride: Step between windows, one number or one for each dimension.
-        padding: As in :class:`~knlightning.nn.KNConv2d`.
+        padding: As in `knlightning.nn.KNConv2d`.
         dropout_p: Probability in [0, 1) with which an element is left out of the statistics in training. The
             paper's networks use 0.25 in their head for classification and 0.5 for segmentation.
         eps: Added to the variance.
         eval_statistics: The moments used in evaluation: "clean" (of the window itself), "expected" (averages of
             what training sees) or "sampled" (a new mask at each call, as in the published code).
-        dilation: As in :class:`~knlightning.nn.KNConv2d`.
-        padding_mode: As in :class:`~knlightning.nn.KNConv2d`.
+        dilation: As in `knlightning.nn.KNConv2d`.
+        padding_mode: As in `knlightning.nn.KNConv2d`.
 
     Raises:
         ArgumentError: If an argument is out of its range.
@@ -71,6 +71,6 @@ class KernelNorm2d(_KernelNorm):
 
 
 class KernelNorm3d(_KernelNorm):
-    """Normalize the windows of a volume [N, C, D, H, W]; see :class:`KernelNorm2d`."""
+    """Normalize the windows of a volume [N, C, D, H, W]; see `KernelNorm2d`."""
 
     spatial = 3

@@ -1,8 +1,8 @@
 """Every normalization by name, with the settings of the paper's experiments.
 
-A new normalization takes two files: its layer, and its row in the table :data:`NORMS`. From the table follow the names
+A new normalization takes two files: its layer, and its row in the table `NORMS`. From the table follow the names
 that networks take, what private training allows, the weight decay of norms, and what
-:func:`knlightning.models.kernel_normalize` replaces.
+`knlightning.models.kernel_normalize` replaces.
 """
 
 from collections.abc import Callable
@@ -111,11 +111,11 @@ PRIVATE_NORMS = tuple(spec.name for spec in NORMS.values() if spec.private)
 
 
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
-    """Make a normalization of images [N, channels, H, W], by its name in :data:`NORMS`.
+    """Make a normalization of images [N, channels, H, W], by its name in `NORMS`.
 
     Args:
         norm: Any name but "kernel", which normalizes in the convolutions: these are
-            :class:`knlightning.nn.KNConv2d`.
+            `knlightning.nn.KNConv2d`.
         channels: Channels of the images.
         eps: Added to the variance.
 

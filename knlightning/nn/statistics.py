@@ -46,13 +46,13 @@ def pixel_moments(input: Tensor, mask: Tensor | None, dropout_p: float) -> tuple
 
 
 def pixel_moments_by_sums(input: Tensor, dropped: Tensor | None, dropout_p: float) -> tuple[Tensor, Tensor]:
-    """Compute what :func:`pixel_moments` does from sums and sums of squares, which torch reads fastest on a CPU.
+    """Compute what `pixel_moments` does from sums and sums of squares, which torch reads fastest on a CPU.
 
     Not differentiable. The pixels at which the difference of the two sums would cancel are computed again.
 
     Args:
         input: Tensor [N, C, *spatial], contiguous in the usual or the channels-last format.
-        dropped: Positions of the dropped elements in memory, as by :func:`~knlightning.nn.dropout.draw_dropped`, or
+        dropped: Positions of the dropped elements in memory, as by `knlightning.nn.dropout.draw_dropped`, or
             None.
         dropout_p: The other elements are scaled by 1 / (1 - dropout_p).
 
@@ -151,6 +151,6 @@ def inflate(mean: Tensor, var: Tensor, factor: float) -> tuple[Tensor, Tensor]:
     Args:
         mean: Tensor [N, 1, *positions].
         var: Tensor [N, 1, *positions].
-        factor: The factor of :func:`expected_inflation`; 1 changes nothing.
+        factor: The factor of `expected_inflation`; 1 changes nothing.
     """
     return (mean, var) if factor == 1.0 else (mean, factor * var + (factor - 1.0) * mean.square())

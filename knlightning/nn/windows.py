@@ -16,7 +16,7 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 class Window:
     """Windows of one size at regular positions on a padded input, with one value for each spatial dimension.
 
-    Make it with :meth:`of` from what a user may write.
+    Make it with `of` from what a user may write.
 
     Args:
         kernel_size: Number of elements of a window.
@@ -76,7 +76,7 @@ class Window:
 
     @property
     def pads(self) -> tuple[int, ...]:
-        """The padding in the order of :func:`torch.nn.functional.pad`: the last dimension first."""
+        """The padding in the order of `torch.nn.functional.pad`: the last dimension first."""
         return tuple(p for pair in reversed(self.padding) for p in pair)
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -116,7 +116,7 @@ class Window:
 
         Args:
             input: Tensor [N, C, *spatial].
-            padding_mode: What stands around the input; one of :data:`PaddingMode`.
+            padding_mode: What stands around the input; one of `PaddingMode`.
 
         Returns:
             The input, and its windows, which are padded with zeros or not at all.

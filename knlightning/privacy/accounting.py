@@ -14,7 +14,7 @@ from opacus.accountants import create_accountant
 from knlightning.checks import check_choice
 
 Accountant = Literal["rdp", "prv", "gdp"]
-"""How epsilon is computed; see :func:`epsilon`."""
+"""How epsilon is computed; see `epsilon`."""
 GDP_WARNING = (
     "accountant gdp: an approximation by the central limit theorem, which understates epsilon (8.43 where it says 8, in"
     " the setting of the paper's Table 4); for a guarantee use prv or rdp"

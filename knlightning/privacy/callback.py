@@ -64,7 +64,7 @@ class DifferentialPrivacy(Callback):
         views: Number of augmented views of each sample, whose gradients are averaged before they are clipped; at
             least 1 (augmentation multiplicity; De et al., 2022). At 1, samples are augmented as without privacy.
         secure_mode: Draw sampling and noise by a cryptographic generator, and guard the noise against attacks on
-            its rounding; see :class:`knlightning.privacy.randomness.SecretRandom`.
+            its rounding; see `knlightning.privacy.randomness.SecretRandom`.
         seed: Makes sampling and noise repeatable, for tests. None for secret ones, anew at every start; anything else
             gives no privacy against those who know it.
         check: Take trial steps before training, on random pixels. They find layers and losses that mix samples, and

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from knlightning.privacy.per_sample import PerSampleGradients
 
 Clipping = Literal["flat", "automatic"]
-"""How the norm of a sample's gradient is bounded; see :func:`clipping_weights`."""
+"""How the norm of a sample's gradient is bounded; see `clipping_weights`."""
 MARGIN = 1e-4
 """By how much of itself a gradient is clipped below the bound, for the rounding of its norm."""
 
@@ -33,13 +33,13 @@ def clipping_weights(norms: Tensor, max_grad_norm: float, clipping: Clipping) ->
 class ClippedSum:
     """Sum the clipped gradients of the samples of a step, one micro-batch after the other.
 
-    Watches the network from now on; see :class:`knlightning.privacy.PerSampleGradients`. Their gradients do not reach
-    the parameters' `grad` until :meth:`set_gradients`.
+    Watches the network from now on; see `knlightning.privacy.PerSampleGradients`. Their gradients do not reach
+    the parameters' `grad` until `set_gradients`.
 
     Args:
         module: The network, with its trainable parameters as they are to be trained.
         max_grad_norm: Bound on the norm of a sample's gradient, above 0.
-        clipping: As in :func:`clipping_weights`.
+        clipping: As in `clipping_weights`.
         views: Number of views of each sample, whose gradients are averaged before they are clipped.
 
     Raises:

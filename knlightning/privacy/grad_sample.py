@@ -2,7 +2,7 @@
 
 Opacus' own rules work in the precision of autocast, are wrong for convolutions of channels-last images, have no norms
 of convolutions, and for linear layers on images give the norms of another pass. KNConv and the blocks of ConvNeXt need
-more than Opacus' hooks tell a rule. :func:`watch_statistics` notes it, and registers the rules. It is the one call that
+more than Opacus' hooks tell a rule. `watch_statistics` notes it, and registers the rules. It is the one call that
 Opacus needs before it is used as ever:
 
     watch_statistics(network)
@@ -32,7 +32,7 @@ def register_opacus_rules() -> None:
     """Let Opacus use the rules of this module, from now on and everywhere in this process.
 
     They take the place of Opacus' own for linear layers, convolutions and normalizations. Importing the package
-    registers nothing: :func:`watch_statistics` calls this, and :class:`knlightning.privacy.DifferentialPrivacy` does
+    registers nothing: `watch_statistics` calls this, and `knlightning.privacy.DifferentialPrivacy` does
     without Opacus' rules. Call it before Opacus' hooks are attached to a network that has neither KNConv nor blocks of
     ConvNeXt, to have exact gradients there, too.
     """
@@ -48,7 +48,7 @@ def watch_statistics(model: nn.Module, loss_reduction: LossReduction = "mean") -
 
     Args:
         model: The network. Call this before Opacus' hooks are attached; afterwards only if
-            :func:`register_opacus_rules` was called before.
+            `register_opacus_rules` was called before.
         loss_reduction: That of Opacus' hooks.
 
     Returns:
@@ -115,7 +115,7 @@ def grad_samples(layer: nn.Module, activations: list[Tensor], backprops: Tensor)
 
 
 def norm_samples(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Compute the norms [N] of what :func:`grad_samples` does, without it where that is less work.
+    """Compute the norms [N] of what `grad_samples` does, without it where that is less work.
 
     Args:
         layer: The layer.

@@ -31,7 +31,7 @@ class Ledger:
 
     Args:
         target_delta: Probability with which the guarantee may fail.
-        accountant: How epsilon is computed; see :func:`knlightning.privacy.accounting.epsilon`.
+        accountant: How epsilon is computed; see `knlightning.privacy.accounting.epsilon`.
 
     Attributes:
         history: The steps taken, in phases.

@@ -27,7 +27,7 @@ class Budget:
         target_delta: Probability with which the guarantee may fail, above 0 and below 1.
         noise_multiplier: Standard deviation of the noise over the clipping bound, at least 0; None to calibrate it for
             target_epsilon.
-        accountant: How epsilon is computed; see :func:`knlightning.privacy.accounting.epsilon`.
+        accountant: How epsilon is computed; see `knlightning.privacy.accounting.epsilon`.
 
     Raises:
         ArgumentError: If an argument is out of its range.

@@ -93,7 +93,7 @@ def loss_reduction(task: LightningModule, batch: Any) -> LossReduction:
     """Find out whether the loss of a task is the mean or the sum over the samples of a batch.
 
     Args:
-        task: As in :func:`check_independence`.
+        task: As in `check_independence`.
         batch: As there.
 
     Raises:
@@ -117,7 +117,7 @@ def check_gradients(task: LightningModule, batch: Any) -> None:
     """Check that the gradients of the samples add up to the gradient of their batch.
 
     Args:
-        task: As in :func:`check_independence`.
+        task: As in `check_independence`.
         batch: As there.
 
     Raises:

@@ -1,7 +1,7 @@
 """Which layers have exact gradients of single samples, and what a pass of each contributes to them.
 
 Small parameters get the gradient of each sample itself; weights get it in factors, as a
-:class:`knlightning.privacy.product.Product`. A new layer is added to :data:`TYPES` and to :func:`parts_of`.
+`knlightning.privacy.product.Product`. A new layer is added to `TYPES` and to `parts_of`.
 """
 
 from collections.abc import Callable, Iterable
@@ -49,7 +49,7 @@ def parts_of(
     """Find what a pass of a layer contributes to the gradients of its parameters, sample by sample.
 
     Args:
-        layer: A layer of one of the :data:`TYPES` except the last.
+        layer: A layer of one of the `TYPES` except the last.
         x: What it was given: [N, ...].
         grad: Gradient at what it returned; for a KNConv that applies a ReLU to its output, before this ReLU.
         normalization: For a KNConv, how it normalized.

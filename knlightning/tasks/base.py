@@ -286,7 +286,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the parameters of a module by their weight decay.
 
-    Normalization layers are those of :data:`knlightning.nn.normalization.NORM_TYPES`, and every other module with
+    Normalization layers are those of `knlightning.nn.normalization.NORM_TYPES`, and every other module with
     "Norm" in the name of its class, as torch, torchvision and timm call theirs. Biases are the parameters whose name
     ends in "bias".
 

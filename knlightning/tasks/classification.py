@@ -68,7 +68,7 @@ class ClassificationTask(Task):
         cutmix_alpha: Training pastes a rectangle of the neighbour into each image, with an area drawn likewise, and
             mixes the labels by area; at least 0, and 0 for no cutmix. Source: Yun et al. (ICCV 2019). With mixup as
             well, each batch gets one of the two at random.
-        **kwargs: Further arguments of :class:`Task`.
+        **kwargs: Further arguments of `Task`.
 
     Raises:
         ArgumentError: If an argument is out of its range.

@@ -84,7 +84,7 @@ class SegmentationMetrics(Metrics):
         """Add a batch.
 
         Args:
-            loss_sum: Sum of the losses, from :func:`knlightning.tasks.losses.pixel_cross_entropy`.
+            loss_sum: Sum of the losses, from `knlightning.tasks.losses.pixel_cross_entropy`.
             divisor: Its divisor, from there too.
             logits: Logits (N, classes, H, W).
             labels: Classes (N, H, W).
@@ -127,7 +127,7 @@ class SegmentationTask(Task):
 
     Validation, test and prediction average the logits of the image at each of `eval_scales`; with `eval_flip` also
     mirrored; with `eval_window` window by window instead of the whole image. See
-    :func:`knlightning.tasks.inference.averaged_logits`.
+    `knlightning.tasks.inference.averaged_logits`.
 
     Args:
         backbone: Network, from images (N, C, H, W) of any size to logits (N, classes, H, W).
@@ -144,7 +144,7 @@ class SegmentationTask(Task):
         eval_stride: Vertical and horizontal step from window to window, at most the window; None for half of it.
         eval_flip: Whether evaluation sees mirrored images too.
         eval_scales: Factors of height and width at which evaluation sees images.
-        **kwargs: Further arguments of :class:`Task`.
+        **kwargs: Further arguments of `Task`.
 
     Raises:
         ArgumentError: If an argument is out of its range.
