@@ -56,7 +56,7 @@ def test_every_name_is_tested() -> None:
 def test_channels_that_the_groups_do_not_divide() -> None:
     with pytest.raises(ValueError, match="multiple of 32 channels, got 48 channels"):
         make_norm("group", 48)
-    with pytest.raises(ValueError, match="2 groups for 5 channels"):
+    with pytest.raises(ValueError, match="groups must be a divisor of the number of channels, 5, got 2"):
         make_norm("local_context", 5)
 
 
