@@ -1,7 +1,7 @@
 """The networks that `knl benchmark` compares: one architecture, several ways to normalize it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -82,11 +82,12 @@ class AlgorithmOneConv2d(KNConv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override] # none of the operations around it
-        padded = F.pad(input, Window.of(2, self.kernel_size, padding=self.padding).pads)
+        window = Window.of(2, self.kernel_size, self.stride, self.padding, self.dilation)
+        padded = F.pad(input, window.pads, "constant" if self.padding_mode == "zeros" else self.padding_mode)
         units = F.dropout(padded, self.dropout_p)
-        units = Window.of(2, self.kernel_size, self.stride).unfold(units)  # [N, C, p_h, p_w, k_h, k_w]
+        units = replace(window, padding=((0, 0), (0, 0))).unfold(units)  # [N, C, p_h, p_w, k_h, k_w]
         var, mean = (m.unsqueeze(1) for m in torch.var_mean(units, (1, 4, 5), correction=0))
-        output = F.conv2d(padded, self.weight, None, self.stride, groups=self.groups)
+        output = F.conv2d(padded, self.weight, None, self.stride, 0, self.dilation, self.groups)
         output = output - mean * self.weight.sum((1, 2, 3)).view(-1, 1, 1)
         output = output / torch.sqrt(var + self.eps)
         return output if self.bias is None else output + self.bias.view(-1, 1, 1)

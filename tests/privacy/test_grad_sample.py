@@ -29,6 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing:Use
 LAYERS = [
     (KNConv1d(4, 6, 3, 2, 1, groups=2, dropout_p=0.0), (4, 7)),
     (KNConv2d(3, 4, 2, padding=(1, 0, 2, 0), dropout_p=0.0), (3, 5, 6)),
+    (KNConv2d(3, 4, 3, padding="same", dropout_p=0.0, dilation=2, padding_mode="reflect"), (3, 5, 6)),
+    (nn.Conv2d(3, 4, 3, padding=2, padding_mode="circular"), (3, 5, 6)),
     (KNConv2d(4, 4, (2, 3), (2, 1), groups=2, bias=False, dropout_p=0.0), (4, 5, 6)),
     (KNConv3d(2, 3, 2, dropout_p=0.0), (2, 3, 4, 5)),
     (nn.Conv1d(4, 6, 3, 2, 1, groups=2), (4, 7)),
