@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "callbacks": {"tasks"},
     "privacy": {"nn", "models", "data", "tasks"},
     "export": set(),
+    "cli": {"commands"},
     "analysis": {"nn", "models", "data", "tasks", "callbacks", "privacy"},
     "commands": {"nn", "models", "data", "tasks", "callbacks", "privacy", "analysis", "export"},
 }

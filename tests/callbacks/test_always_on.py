@@ -1,8 +1,8 @@
-from knlightning.cli import run
 from lightning.pytorch import Callback
 from standins import tiny_config, write_config
 
 from knlightning.callbacks import CONFIGURED
+from knlightning.commands.main import run
 
 
 class Extra(Callback):

@@ -1,4 +1,4 @@
-"""Every shipped configuration: what it is composed to, and from training to predictions on few images."""
+"""Every shipped configuration: what it is composed to, a step of its training, and all commands with few images."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from PIL import Image
 from standins import PROJECT, write_cifar10, write_cifar100, write_cityscapes, write_imagenet, write_imagenet32
 
 from knlightning.analysis.paper import BATCH_SIZE, DROPOUT, LEARNING_RATE, NORM, ROWS
-from knlightning.commands.main import main
+from knlightning.commands.main import main, run
 
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
 COSINE = {"class_path": "knlightning.tasks.CosineLR", "init_args": {"final": 0.01}}
@@ -30,6 +30,9 @@ PUBLISHED = [c for c in CONFIGS if c.stem.split("_")[0] in RECIPES and c.stem no
 FEW = ["--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.accelerator=cpu", "--trainer.devices=1"]
 FEW += [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test")]
 FEW += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+NO_PICTURES = "--pictures.every_n_epochs=0"
+# Those that differ from these in the depth of the network alone, and in numbers, train for a step.
+KINDS = [config for config in CONFIGS if not config.stem.endswith(("net34", "net50"))]
 SMALL = {  # by the beginning of the configuration's name
     "imagenet": [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")] + ["--data.num_workers=0"],
     "cityscapes": ["--data.crop_size=[16, 24]", "--data.num_workers=0"],
@@ -53,30 +56,47 @@ def data(tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_trains_resumes_tests_and_predicts(config, data, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def few(config, data, tmp_path, monkeypatch):
+    """Options of a run with few images, in a folder with the data."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(data)
+    return ["--config", str(config), *FEW, *SMALL.get(config.stem.split("_")[0], [])]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_trains_for_a_step(config, few, tmp_path):
+    cli = run(["fit", *few, "--trainer.fast_dev_run=true", "--run_dir=tried"])
+    assert cli.trainer.global_step == 1
+    assert cli.trainer.callback_metrics["val/loss"].isfinite()
+
+
+def test_each_kind_has_a_configuration_that_does_it_all():
+    deeper = {config.stem[:-2] for config in CONFIGS if config not in KINDS}
+    assert deeper <= {config.stem[:-2] for config in KINDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", KINDS, ids=lambda path: path.stem)
+def test_trains_resumes_tests_and_predicts(config, few, tmp_path, capsys):
     (tmp_path / "images").mkdir()
     Image.new("RGB", (40, 30), "white").save(tmp_path / "images" / "white.png")
-    few = ["--config", str(config), *FEW, *SMALL.get(config.stem.split("_")[0], [])]
-    main(["fit", *few, "--trainer.max_epochs", "1"])
-    # the first run has spent all of its budget
-    more = ["--trainer.callbacks.target_epsilon", "20"] if config.stem.endswith("_dp") else []
-    main(["fit", *few, "--trainer.max_epochs", "2", "--ckpt_path", "last", *more])
-    run = f"runs/{config.stem}/0"
-    assert (tmp_path / run / "checkpoints" / "best.ckpt").is_file()
+    if config.stem.endswith("_dp"):  # with a budget, the first run would spend it all
+        few += ["--trainer.callbacks.target_epsilon=null", "--trainer.callbacks.noise_multiplier=1"]
+    main(["fit", *few, "--trainer.max_epochs", "1", "--pictures.images=1"])
+    main(["fit", *few, "--trainer.max_epochs", "2", "--ckpt_path", "last", NO_PICTURES])
+    where = f"runs/{config.stem}/0"
+    assert (tmp_path / where / "checkpoints" / "best.ckpt").is_file()
     main(["test", *few, "--ckpt_path", "best"])
     capsys.readouterr()
     main(["predict", *few, "--ckpt_path", "last", "--data.predict_dir", "images"])
     if "_fcn_" in config.stem:
-        assert f"Predictions of 1 images: {run}/predictions\n" in capsys.readouterr().out
-        assert (tmp_path / run / "predictions" / "label_ids" / "white.png").is_file()
+        assert f"Predictions of 1 images: {where}/predictions\n" in capsys.readouterr().out
+        assert (tmp_path / where / "predictions" / "label_ids" / "white.png").is_file()
     else:
-        assert f"Predictions of 1 images: {run}/predictions.csv" in capsys.readouterr().out
-        assert "white.png" in (tmp_path / run / "predictions.csv").read_text()
-    shutil.rmtree(tmp_path / run)  # checkpoints of hundreds of megabytes
+        assert f"Predictions of 1 images: {where}/predictions.csv" in capsys.readouterr().out
+        assert "white.png" in (tmp_path / where / "predictions.csv").read_text()
+    shutil.rmtree(tmp_path / where)  # checkpoints of hundreds of megabytes
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)

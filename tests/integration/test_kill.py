@@ -10,6 +10,8 @@ from collections import Counter
 import pytest
 from standins import assert_same_weights, knl, tiny_config, write_config
 
+from knlightning.commands.main import main
+
 KILLS = int(os.environ.get("KNL_TEST_KILLS", "3"))
 EPOCHS = 4 * KILLS  # enough for the last kill to come before the end
 
@@ -25,24 +27,23 @@ def kill_at_some_moment(process, checkpoint, moments):
 
 
 @pytest.mark.slow
-def test_killed_run_ends_like_one_left_alone(tmp_path):
+def test_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = tiny_config(max_epochs=EPOCHS, limit_val_batches=1)
     config["last_checkpoint"] = {"every_n_steps": 5}
     config["pictures"] = {"every_n_epochs": 0}
     write_config(tmp_path / "a.yaml", config)
-    whole = knl("fit", "--config", "a.yaml", "--run_dir", "whole", cwd=tmp_path)
-    output, _ = whole.communicate()
-    assert whole.returncode == 0, output
+    main(["fit", "--config", "a.yaml", "--run_dir", "whole"])
 
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     moments = random.Random()
-    for kill in range(KILLS + 1):
+    for kill in range(KILLS):
         resume = ["--ckpt_path", "last"] if kill else []
         process = knl("fit", "--config", "a.yaml", "--run_dir", "killed", *resume, cwd=tmp_path)
-        if kill < KILLS:
-            kill_at_some_moment(process, last, moments)
+        kill_at_some_moment(process, last, moments)
         output, _ = process.communicate()
-        assert process.returncode == (-signal.SIGKILL if kill < KILLS else 0), output
+        assert process.returncode == -signal.SIGKILL, output
+    main(["fit", "--config", "a.yaml", "--run_dir", "killed", "--ckpt_path", "last"])
     assert_same_weights(last, tmp_path / "whole" / "checkpoints" / "last.ckpt")
     with (tmp_path / "killed" / "metrics.csv").open(newline="") as file:
         logged = Counter((row["step"], name) for row in csv.DictReader(file) for name, value in row.items() if value)
