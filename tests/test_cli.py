@@ -412,7 +412,7 @@ def test_predict_writes_a_table(folder, capsys):
         (["--config", "tiny.yaml", "--last_checkpoint.every_n_steps", "0"], "every_n_steps"),
         (["--config", "tiny.yaml", "--best_checkpoint.mode", "most"], "mode"),
         (["--config", "tiny.yaml", "--model.backbone.num_classes", "7"], "num_classes to 10"),
-        (["--config", "tiny.yaml", "--trainer.max_epochs", "-1"], "trainer.max_epochs"),
+        (["--config", "tiny.yaml", "--trainer.max_epochs", "-1"], "the trainer's max_epochs"),
         ([], "model"),
     ],
 )
