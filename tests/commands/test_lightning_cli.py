@@ -51,7 +51,7 @@ def test_checkpoint_of_another_network_is_an_error_without_traceback(folder, cap
         (["--config", "tiny.yaml", "--last_checkpoint.every_n_steps", "0"], "every_n_steps"),
         (["--config", "tiny.yaml", "--best_checkpoint.mode", "most"], "mode"),
         (["--config", "tiny.yaml", "--model.backbone.num_classes", "7"], "num_classes to 10"),
-        (["--config", "tiny.yaml", "--trainer.max_epochs", "-1"], "trainer.max_epochs"),
+        (["--config", "tiny.yaml", "--trainer.max_epochs", "-1"], "the trainer's max_epochs"),
         ([], "model"),
     ],
 )
