@@ -41,11 +41,13 @@ def knconv_of(conv: Conv, *, dropout_p: float, eps: float = 1e-5, eval_statistic
             conv.out_channels,
             conv.kernel_size,
             conv.stride,
-            _padding(conv),
+            conv.padding,
             conv.groups,
             dropout_p=dropout_p,
             eps=eps,
             eval_statistics=eval_statistics,
+            dilation=conv.dilation,
+            padding_mode=conv.padding_mode,
         )
     layer.weight = conv.get_parameter("weight")
     if conv.bias is None:
@@ -64,13 +66,6 @@ def conv_obstacle(conv: nn.Module) -> str | None:
     base = _torch_class(conv)
     if not convolves_as(conv, base):
         return f"{type(conv).__name__} computes something else than {base.__name__}"
-    if any(d > 1 and k > 1 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)):
-        return f"KNConv has no dilation, and its is {conv.dilation}"
-    padding = _padding(conv)
-    if conv.padding_mode != "zeros" and any(padding):
-        return f"KNConv pads with zeros, and its padding mode is {conv.padding_mode}"
-    if len(padding) > len(conv.kernel_size) and len(padding) != 4:
-        return f"its padding is uneven: {conv.padding!r} for a kernel of {conv.kernel_size}"
     return _attachments(conv)
 
 
@@ -91,16 +86,3 @@ def _attachments(module: nn.Module) -> str | None:
 
 def _torch_class(conv: Conv) -> type[Conv]:
     return next(base for base in _KN_CONVS if isinstance(conv, base))
-
-
-def _padding(conv: Conv) -> tuple[int, ...]:
-    """Return the padding of each dimension; if it is uneven, before and after each, the last dimension first."""
-    sizes = conv.kernel_size
-    if conv.padding == "valid":
-        return (0,) * len(sizes)
-    if conv.padding == "same":
-        if all(k % 2 for k in sizes):
-            return tuple(k // 2 for k in sizes)
-        return tuple(p for k in reversed(sizes) for p in ((k - 1) // 2, k // 2))
-    assert not isinstance(conv.padding, str)  # torch knows no others
-    return conv.padding

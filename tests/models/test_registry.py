@@ -1,16 +1,10 @@
 import inspect
-import os
 import pickle
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
-import knlightning
 from knlightning import models
 from knlightning.analysis.paper import ROWS
 from knlightning.models import list_models
@@ -105,33 +99,3 @@ def test_configurations_see_the_arguments():
 def test_wrong_configurations(wrong, message):
     with pytest.raises(ArgumentError, match=message):
         parse("--network=knlightning.models.resnet18", wrong)
-
-
-NETWORK = '''
-from torch import nn
-from knlightning.models.layers import Layers, Options
-from knlightning.models.registry import register, with_arguments_of
-
-
-@register(tables=("new",))
-@with_arguments_of(Options, norm="layer")
-def new_network(options: Options) -> nn.Module:
-    """Make a new network."""
-    layers = Layers(options)
-    return nn.Sequential(layers.conv(3, 6, 3), layers.norm_act(6), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-'''
-USES = """
-from knlightning.models import list_models
-
-(model,) = [model for model in list_models() if model.tables == ("new",)]
-assert (model.name, model.norm, model.num_parameters) == ("new_network", "layer", 180)
-assert "group" not in model.norms and "kernel" in model.norms
-"""
-
-
-def test_a_new_network_takes_one_file(tmp_path):
-    package = tmp_path / "knlightning"
-    shutil.copytree(Path(knlightning.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "models" / "new.py").write_text(NETWORK)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", USES], check=True, env=environment, cwd=tmp_path)

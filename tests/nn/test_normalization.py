@@ -142,6 +142,7 @@ torch.testing.assert_close(gradients.norms().double(), torch.stack(expected), rt
 """
 
 
+@pytest.mark.slow
 def test_a_new_norm_takes_its_layer_and_a_row_of_the_table(tmp_path):
     """Everything else follows: configurations, weight decay, conversion, and exact private training."""
     package = tmp_path / "knlightning"

@@ -13,7 +13,7 @@ REFUSED = {
     "batch normalization": (
         {"net": Net(nn.BatchNorm2d(4))},
         {},
-        r"backbone.1 \(BatchNorm2d\) mixes the samples .* Use norm kernel, group, layer",
+        r"backbone.1 \(BatchNorm2d\) mixes the samples .* Use norm layer, group, .*, kernel",
     ),
     "a subclass of it without parameters": (
         {"net": Net(nn.SyncBatchNorm(4, affine=False))},
