@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.models import knresnet18, resnet18
-from knlightning.privacy import PerSampleGradients, watch_statistics
+from knlightning.privacy import PerSampleGradients, register_opacus_rules, watch_statistics
 
 Way = Literal["plain", "hooks", "ghost", "book-keeping"]
 
@@ -37,6 +37,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "KNResNet-18": partial(knresnet18, num_classes=10, low_resolution=True, activation="mish"),
     "ResNet-18 GroupNorm": partial(resnet18, num_classes=10, norm="group", low_resolution=True, activation="mish"),
 }
+
+register_opacus_rules()  # before the hooks of any network, and for those of KNConv below
 
 
 class OpacusHooks(GradSampleHooks):
