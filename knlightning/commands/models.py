@@ -1,4 +1,4 @@
-"""The command `knl models`: lists the networks, and the normalizations that they can be built with.
+"""List the networks, and the normalizations that they can be built with.
 
 Both are tables in Markdown, so that the documentation can show them as they are.
 """
