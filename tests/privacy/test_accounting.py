@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from opacus.accountants import create_accountant
 from privacy.accountants import independent
 
 from knlightning.checks import ArgumentError
@@ -50,3 +51,11 @@ def test_an_unknown_accountant():
 def test_steps_are_counted():
     assert total_steps([]) == 0
     assert total_steps([(1.0, 0.1, 5), (2.0, 0.1, 2)]) == 7
+
+
+def test_rdp_is_that_of_opacus():
+    """Which computes the divergences of a step anew each time."""
+    for history in ([(1.0, 0.1, 40)], [(2.0, 0.5, 10), (0.7, 0.5, 3)]):
+        accountant = create_accountant(mechanism="rdp")
+        accountant.history = history
+        assert epsilon(history, 1e-5, "rdp") == accountant.get_epsilon(delta=1e-5)
