@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from knlightning.checks import ArgumentError, check, check_choice, check_number
 from knlightning.data.datasets import LabelledImages, TensorImages
 from knlightning.data.folder import FolderImages, abbreviated
-from knlightning.data.loader import EvalLoader, ResumableLoader
+from knlightning.data.loader import EvalLoader, ResumableLoader, drops_last
 from knlightning.data.samplers import EvalSampler, Sampling
 from knlightning.data.splitting import stratified_split
 
@@ -47,6 +47,8 @@ class BaseDataModule(LightningDataModule, ABC):
         split_seed: Seed of that split; independent of the run's seed, so that runs share the split.
         num_workers: Processes that read image files, for each device; None for the number of processors, 16 at most.
         pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
+        drop_last: Whether a last training batch that is not full is left out; None for what `sampling` says, but a
+            single image is left out if the network has batch normalization, which needs more.
         predict_dir: Folder of images to predict on; see `FolderImages`. Read when predicting only.
 
     Attributes:
@@ -77,6 +79,7 @@ class BaseDataModule(LightningDataModule, ABC):
         split_seed: int = 0,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
+        drop_last: bool | None = None,
         predict_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
@@ -97,6 +100,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.split_seed = split_seed
         self.num_workers = num_workers
         self.pin_memory = pin_memory
+        self.drop_last = drop_last
         self.predict_dir = predict_dir
         self._train_images: LabelledImages | None = None
         self._eval_images: dict[str, LabelledImages] = {}  # by their split
@@ -178,8 +182,9 @@ class BaseDataModule(LightningDataModule, ABC):
         workers = self._workers(dataset)
         sampling = self.sampling
         sampler = dataset.train_sampler(len(dataset), seed, *self._ranks(), current_epoch, sampling.repeats)
+        drop_last = drops_last(self.drop_last, sampling, len(sampler), self.batch_size, trainer)
         check(
-            not sampling.drop_last or self.batch_size <= len(sampler),
+            not drop_last or self.batch_size <= len(sampler),
             "batch_size",
             self.batch_size,
             f"at most {len(sampler)}, the number of training images for each process",
@@ -189,7 +194,7 @@ class BaseDataModule(LightningDataModule, ABC):
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            drop_last=sampling.drop_last,
+            drop_last=drop_last,
             num_workers=workers,
             collate_fn=dataset.collate,
             pin_memory=self._pin(),

@@ -3,10 +3,32 @@
 from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from knlightning.data.datasets import LabelledImages
-from knlightning.data.samplers import TrainSampler
+from knlightning.data.samplers import Sampling, TrainSampler
+from knlightning.nn.normalization import has_batch_norm
+
+
+def drops_last(
+    drop_last: bool | None, sampling: Sampling, samples: int, batch_size: int, trainer: Trainer | None
+) -> bool:
+    """Say whether the last training batch of an epoch is left out if it is not full.
+
+    Args:
+        drop_last: What is asked for; None for what `sampling` says, except that a single image is left out if the
+            network has batch normalization.
+        sampling: How the dataset is sampled.
+        samples: Number of training images for each process.
+        batch_size: Number of images in a batch.
+        trainer: Trainer of the network; None if there is none.
+    """
+    if drop_last is not None:
+        return drop_last
+    single = samples > batch_size > 1 == samples % batch_size
+    network = trainer.lightning_module if single and trainer is not None else None
+    return sampling.drop_last or (network is not None and has_batch_norm(network))
 
 
 def _reported(dataset: Any, batches: Iterator[Any]) -> Iterator[Any]:

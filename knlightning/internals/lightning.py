@@ -1,11 +1,13 @@
 """What the package uses of Lightning that is not public."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, WeightAveraging
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
@@ -126,3 +128,82 @@ def prepared_batch(trainer: Trainer, task: LightningModule, batch: Any) -> Any:
     batch = trainer.precision_plugin.convert_input(batch)
     batch = task._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+# ---- runs that stop and go on
+
+
+def is_resuming(module: LightningModule) -> bool:
+    """Say whether it is `Trainer.fit` that loads a checkpoint into a module. Tried with lightning 2.6.6.
+
+    Otherwise it is `load_from_checkpoint`, or `Trainer.validate`, `test` or `predict`.
+    """
+    return module._trainer is not None and is_fitting(module._trainer)
+
+
+def is_accumulating(trainer: Trainer) -> bool:
+    """Say whether the latest training batch has left a step of the optimizer unfinished. Tried with lightning 2.6.6."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def num_epochs_trained(trainer: Trainer) -> int:
+    """Count the epochs of which all batches were trained on; to be called when training starts.
+
+    Tried with lightning 2.6.6.
+    """
+    processed = _epochs(trainer).processed
+    return processed + (_batches_begun(trainer) >= trainer.num_training_batches)
+
+
+def num_steps_left(trainer: Trainer) -> float:
+    """Count the steps of the optimizer up to the end of the run; to be called when training starts.
+
+    Epochs to come have as many steps as the training loader of now has, whatever those before had. Infinite if neither
+    the trainer's max_epochs nor its max_steps bounds the run. Tried with lightning 2.6.6.
+    """
+    left, max_epochs = math.inf, trainer.max_epochs
+    if max_epochs is not None and max_epochs != -1:
+        accumulated = trainer.accumulate_grad_batches
+        per_epoch = math.ceil(trainer.num_training_batches / accumulated)
+        epochs, begun = num_epochs_trained(trainer), _batches_begun(trainer)
+        begun = 0 if begun >= trainer.num_training_batches else begun
+        left = (max_epochs - epochs) * per_epoch - begun // accumulated
+    if trainer.max_steps != -1:
+        left = min(left, trainer.max_steps - trainer.global_step)
+    return max(left, 0)
+
+
+def _batches_begun(trainer: Trainer) -> int:
+    """Count the batches of the epoch in which a run resumes; 0 if it resumes between epochs."""
+    epochs = _epochs(trainer)
+    return num_batches_started(trainer) if epochs.started > epochs.processed else 0
+
+
+def _epochs(trainer: Trainer) -> _ProcessedTracker:
+    counts = trainer.fit_loop.epoch_progress.current
+    assert isinstance(counts, _ProcessedTracker)
+    return counts
+
+
+def rewind_unfinished_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let a checkpoint say that its epoch is not over if the run was stopped within it.
+
+    At the end of a run that max_steps, max_time or early stopping ends, Lightning counts the epoch as a whole one, and
+    the rest of it would be left out when the run goes on. The counters become those of a checkpoint that was written
+    after the last batch. Tried with lightning 2.6.6.
+
+    Args:
+        trainer: In `fit`, or after it.
+        checkpoint: What is about to be written.
+    """
+    epochs, epoch_loop = _epochs(trainer), trainer.fit_loop.epoch_loop
+    counted = 0 < epochs.started == epochs.processed
+    if not counted or not epoch_loop.done or epoch_loop._num_ready_batches_reached():
+        return
+    loops = checkpoint["loops"]["fit_loop"]
+    for count in loops["epoch_progress"].values():
+        count["processed"] = count["completed"] = count["started"] - 1
+    for kind in ("total", "current"):
+        loops["epoch_loop.batch_progress"][kind]["completed"] -= 1
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    checkpoint["epoch"] = epochs.started - 1

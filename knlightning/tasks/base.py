@@ -1,7 +1,5 @@
 """What all tasks share: the backbone, the optimizer and the schedule, which they are given."""
 
-import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal
@@ -16,9 +14,10 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from knlightning.checks import check_number
-from knlightning.nn.normalization import NORM_TYPES
+from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
+from knlightning.nn.normalization import NORM_TYPES, has_batch_norm
 from knlightning.protocols import data_of
-from knlightning.tasks.schedules import RunLR
+from knlightning.tasks.resuming import Stored, compare_optimizers, configuration, start, take_from
 
 
 class Metrics(nn.Module, ABC):
@@ -96,7 +95,9 @@ class Task(LightningModule, ABC):
         self.bias_weight_decay = bias_weight_decay
         self.stop_at_nonfinite = True  # whether a training loss that is not finite ends the run
         self._configured: dict[str, Any] = {}
-        self._configured_before: dict[str, Any] = {}
+        self._stored: Stored | None = None  # of the checkpoint from which the run goes on
+        self._accumulated = 0  # number of batches in the gradient
+        self._stopping = False  # whether the run stops after this step
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule.
@@ -120,18 +121,9 @@ class Task(LightningModule, ABC):
                 "lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have; choose a"
                 " schedule of time such as knlightning.tasks.CosineLR"
             )
-        sizes = [len(group["params"]) for group in optimizer.param_groups]
-        if self._configured_before.get("sizes", sizes) != sizes:
-            raise ValueError(
-                f"norm_weight_decay and bias_weight_decay make groups of {sizes} parameters, and the optimizer of the"
-                f" checkpoint has groups of {self._configured_before['sizes']}: when a run resumes, the value of a"
-                " weight decay may change, but it cannot be added or removed (null)"
-            )
-        self._configured = {
-            "sizes": sizes,
-            "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
-            "schedule": copy.deepcopy(scheduler.state_dict()) if scheduler else {},
-        }
+        self._configured = configuration(optimizer, scheduler, self.lr_scheduler_interval)
+        if self._stored is not None:
+            compare_optimizers(self._stored, self._configured, optimizer)
         if scheduler is None:
             return optimizer
         return {
@@ -156,8 +148,17 @@ class Task(LightningModule, ABC):
 
         Raises:
             FloatingPointError: If the loss is not finite.
+            ValueError: If the batch is a single image, which batch normalization cannot be trained on.
         """
-        loss = self.training_loss(*batch)
+        try:
+            loss = self.training_loss(*batch)
+        except ValueError as error:
+            if len(batch[0]) != 1 or not has_batch_norm(self):
+                raise
+            raise ValueError(
+                f"{error}. Batch normalization cannot be trained on a single image, which batch {batch_idx} is: leave"
+                " out a last batch that is not full (drop_last of the data), or choose another batch_size"
+            ) from error
         if self.stop_at_nonfinite and not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
@@ -224,61 +225,54 @@ class Task(LightningModule, ABC):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what the optimizer and the schedule were configured with."""
+        """Store what the optimizer and the schedule were configured with; a run goes on where it was stopped."""
         checkpoint["configured"] = self._configured
+        rewind_unfinished_epoch(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Read what the optimizer and the schedule of the checkpoint were configured with."""
-        self._configured_before = checkpoint.get("configured", {})
+        """Take from the checkpoint of a resumed run what `on_train_start` compares with the configuration."""
+        if is_resuming(self):
+            self._stored = take_from(checkpoint)
+            checkpoint.get("callbacks", {}).pop("Timer", None)  # max_time is the time of each job
 
     def on_train_start(self) -> None:
         """Give the schedule its length, and apply what the configuration of a resumed run has changed, nothing else.
 
         Raises:
-            ValueError: If the schedule needs the length of a run that has none.
+            ValueError: If the schedule needs the length of a run that has none, or ends before the run.
         """
-        self._set_length()
-        before, self._configured_before = self._configured_before, {}
-        if not before or before == self._configured:
-            return
-        optimizer = self.trainer.optimizers[0]
-        for group, old, new in zip(optimizer.param_groups, before["groups"], self._configured["groups"], strict=True):
-            learning_rate = new["lr"]
-            if self.trainer.lr_scheduler_configs:  # the same place in the schedule, from another initial rate
-                learning_rate = group["lr"] * _ratio(_initial_learning_rate(new), _initial_learning_rate(old))
-            group.update({key: value for key, value in new.items() if key not in old or old[key] != value})
-            group["lr"] = learning_rate
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler, old, new = config.scheduler, before["schedule"], self._configured["schedule"]
-            changed = {key: new[key] for key in new if key in old and old[key] != new[key]}
-            settings = {key: value for key, value in changed.items() if not key.startswith("_")}  # no counters
-            scheduler.load_state_dict(scheduler.state_dict() | settings)
-            if isinstance(scheduler, RunLR):  # its learning rate is a function of time alone
-                for group, learning_rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
-                    group["lr"] = learning_rate
+        stored, self._stored = self._stored, None
+        self._accumulated, self._stopping = 0, False
+        start(self.trainer, self._configured, stored)
 
-    def _set_length(self) -> None:
-        """Give its length to a schedule that lasts as long as the run.
+    def on_after_backward(self) -> None:
+        """Count the batches in the gradient."""
+        self._accumulated += 1
 
-        This must wait until training starts. To count the steps of a run, Lightning makes the training loader, and a
-        loader that is made before a checkpoint is restored would not continue where the checkpoint was written.
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Make the gradient the mean over its batches, also where an epoch ends before there are enough.
+
+        Lightning divides by the trainer's accumulate_grad_batches, even if fewer batches were left.
         """
-        schedule = self._configured["schedule"]
-        for config in self.trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, RunLR) and schedule["total"] is None:
-                config.scheduler.total = schedule["total"] = self._run_length()
+        accumulated, self._accumulated = self._accumulated, 0
+        if accumulated < self.trainer.accumulate_grad_batches:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.trainer.accumulate_grad_batches / accumulated)
 
-    def _run_length(self) -> int:
-        """Return the length of the run in units of the schedule's interval."""
-        by_epoch = self.lr_scheduler_interval == "epoch"
-        length = self.trainer.max_epochs if by_epoch else self.trainer.estimated_stepping_batches
-        if length is None or length < 1 or math.isinf(length):
-            raise ValueError(
-                "the schedule lasts as long as the run, and this run has no end in units of"
-                f" lr_scheduler_interval={self.lr_scheduler_interval!r}: set the trainer's max_epochs, or give the"
-                " length as total of the lr_scheduler"
-            )
-        return int(length)
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let a run that is told to stop take its step first."""
+        self._stop_after_step()
+
+    def on_validation_end(self) -> None:
+        """Let a run that is told to stop take its step first."""
+        self._stop_after_step()
+
+    def _stop_after_step(self) -> None:
+        """Put a stop off to the end of a step: what was accumulated would be lost."""
+        self._stopping |= self.trainer.should_stop
+        self.trainer.should_stop = self._stopping and not is_accumulating(self.trainer)
+        self._stopping &= not self.trainer.should_stop
 
 
 def parameter_groups(
@@ -313,11 +307,3 @@ def parameter_groups(
         {"params": [p for p in every if p in biases], "weight_decay": bias_weight_decay},
     ]
     return [group for group in groups if group["params"]]
-
-
-def _initial_learning_rate(group: dict[str, Any]) -> float:
-    return float(group.get("initial_lr", group["lr"]))
-
-
-def _ratio(new: float, old: float) -> float:
-    return new / old if old else 1.0

@@ -135,6 +135,7 @@ class ClassificationTask(Task):
         """
         logits = self(images)
         self.check_width(logits)
+        _check_labels(labels, *logits.shape)
         targets = labels
         if shares is not None:
             targets = shares.new_zeros(logits.shape).index_add_(1, labels, shares)
@@ -142,3 +143,18 @@ class ClassificationTask(Task):
         loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
         metrics.update(loss, logits, labels)
         return loss, logits
+
+
+def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
+    """Check the labels of a batch: on a GPU the errors of the loss itself end the process, and say little."""
+    if labels.shape != (num_images,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be whole numbers, one for each of the {num_images} images of a batch, got"
+            f" {labels.dtype} of the shape {tuple(labels.shape)}"
+        )
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        raise ValueError(
+            f"an image has the label {int(labels[outside][0])}, and the network has {num_classes} classes: labels must"
+            f" be 0 to {num_classes - 1}. Correct the labels, or set the backbone's num_classes"
+        )

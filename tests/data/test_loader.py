@@ -1,11 +1,15 @@
 """Runs that are stopped and resumed, with a real Trainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from knlightning.data import ImageDataModule, ResumableLoader, TrainSampler
+from knlightning.data.loader import drops_last
+from knlightning.data.samplers import Sampling
 
 # a resumed run goes on in the folder of the first
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -247,3 +251,27 @@ def test_other_ranks_images_seed_or_repeats_are_refused_too(changed):
     other.load_state_dict(begun.state_dict())
     with pytest.raises(ValueError, match=f"{next(iter(changed))}="):
         next(iter(other))
+
+
+# a last batch that is not full
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "norm", "dropped"),
+    [(9, 4, True, True), (9, 4, False, False), (10, 4, True, False), (1, 4, True, False), (3, 1, True, False)],
+)
+def test_single_image_at_the_end_is_left_out_for_batch_normalization(samples, batch_size, norm, dropped):
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1) if norm else torch.nn.GroupNorm(1, 1))
+    trainer = SimpleNamespace(lightning_module=network)
+    assert drops_last(None, Sampling(), samples, batch_size, trainer) == dropped
+    assert not drops_last(None, Sampling(), samples, batch_size, None)
+    assert drops_last(None, Sampling(drop_last=True), samples, batch_size, trainer)
+    for asked in (True, False):
+        assert drops_last(asked, Sampling(drop_last=not asked), samples, batch_size, trainer) == asked
+
+
+@pytest.mark.parametrize(("drop_last", "batches"), [(None, 5), (True, 4)])
+def test_datamodule_leaves_the_last_batch_out_if_asked(drop_last, batches):
+    data = NumberedImages(batch_size=9, drop_last=drop_last)  # 44 images
+    data.setup("fit")
+    assert len(data.train_dataloader()) == batches

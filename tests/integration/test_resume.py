@@ -125,6 +125,41 @@ def test_resumed_run_equals_the_whole_one(tmp_path, monkeypatch, capsys, change,
         assert scores[0][-1] == scores[1][-1]
 
 
+def stop_after(batch):
+    return {"callbacks": [{"class_path": "standins.Stop", "init_args": {"batch": batch}}]}
+
+
+@pytest.mark.parametrize(
+    ("trainer", "stop", "stopped"),
+    [
+        ({}, {"max_steps": 11}, 11),
+        ({}, {"max_steps": 16}, 16),  # between two epochs
+        ({"val_check_interval": 4}, {"max_steps": 12}, 12),  # after a validation within the epoch
+        ({}, stop_after(13), 13),
+        ({"accumulate_grad_batches": 3}, stop_after(10), 4),  # the step is taken first: 3 steps of 8 batches an epoch
+    ],
+    ids=["steps", "end of epoch", "validation", "told", "accumulating"],
+)
+def test_run_stopped_within_an_epoch_goes_on_at_its_next_batch(tmp_path, monkeypatch, trainer, stop, stopped):
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(limit_train_batches=8, limit_val_batches=2, log_every_n_steps=1, **trainer)
+    write_config(tmp_path / "a.yaml", config)
+    main(["fit", "--config", "a.yaml", "--run_dir", "whole"])
+    config["trainer"].update(stop)
+    write_config(tmp_path / "b.yaml", config)
+    main(["fit", "--config", "b.yaml", "--run_dir", "parts"])
+    whole, last = (tmp_path / run / "checkpoints" / "last.ckpt" for run in ("whole", "parts"))
+    assert torch.load(last, weights_only=True)["global_step"] == stopped
+    torch.manual_seed(123)
+    main(["fit", "--config", "a.yaml", "--run_dir", "parts", "--ckpt_path", "last"])
+
+    assert_same_weights(last, whole)
+    one, other = (torch.load(path, weights_only=True) for path in (last, whole))
+    for key in ("optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
 def test_the_network_of_these_tests_draws_random_numbers(tmp_path, monkeypatch):
     """Else equal weights would prove little."""
     monkeypatch.chdir(tmp_path)

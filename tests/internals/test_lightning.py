@@ -14,10 +14,10 @@ from knlightning.tasks import ClassificationTask
 MEND = "Lightning has changed: mend {} in knlightning/internals/lightning.py"
 
 
-def fit(tmp_path, *callbacks, **kwargs):
+def fit(tmp_path, *callbacks, ckpt_path=None, **kwargs):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     run = Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=False, **quiet, **kwargs)
-    run.fit(ClassificationTask(TinyNet(3)), RandomData())
+    run.fit(ClassificationTask(TinyNet(3)), RandomData(), ckpt_path=ckpt_path)
     return run
 
 
@@ -233,3 +233,45 @@ def test_batches_are_prepared_as_in_training(tmp_path):
     for one, other in zip(prepared, trained, strict=True):
         assert one.dtype == other.dtype, MENDING + "precision_plugin.convert_input"
         assert torch.equal(one, other), MENDING + "strategy.batch_to_device does not call on_after_batch_transfer"
+
+
+class Counts(Callback):
+    """Notes what is known when training starts, and while it runs."""
+
+    def __init__(self):
+        self.start, self.accumulating, self.resuming = None, [], []
+
+    def on_train_start(self, trainer, *_):
+        self.start = (internals.num_epochs_trained(trainer), internals.num_steps_left(trainer))
+
+    def on_train_batch_end(self, trainer, *_):
+        self.accumulating.append(internals.is_accumulating(trainer))
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        self.resuming.append(internals.is_resuming(pl_module))
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ({"max_epochs": 1}, (1, 4)),
+        ({"max_steps": 1}, (0, 5)),
+        ({"max_steps": 2}, (1, 4)),
+        ({"max_steps": 3}, (1, 3)),
+    ],
+)
+def test_epochs_and_steps_of_a_run_that_goes_on(tmp_path, stop, expected):
+    """3 batches in 2 steps an epoch, 3 epochs: those that are over, and the steps that are left."""
+    counts = Counts()
+    both = {"accumulate_grad_batches": 2, "max_epochs": 3}
+    fit(tmp_path, counts, **{**both, **stop}).save_checkpoint(tmp_path / "a.ckpt")
+    mend = MEND.format("num_epochs_trained, num_steps_left, rewind_unfinished_epoch")
+    assert counts.start == (0, min(stop.get("max_steps", 9), 2 * stop.get("max_epochs", 3))), mend
+    assert counts.accumulating[:3] == [True, False, False][: len(counts.accumulating)], MEND.format("is_accumulating")
+    run = fit(tmp_path, counts, ckpt_path=tmp_path / "a.ckpt", **both)
+    assert counts.start == expected, mend
+    assert (run.global_step, run.current_epoch) == (6, 3), mend
+    assert counts.resuming == [True], MEND.format("is_resuming")
+    run.validate(run.lightning_module, RandomData(), ckpt_path=tmp_path / "a.ckpt", verbose=False)
+    assert counts.resuming == [True, False], MEND.format("is_resuming")

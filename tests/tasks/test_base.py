@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from standins import RandomData, TinyNet
 from torch import nn
 from torch.optim import SGD, Adagrad, Rprop
@@ -18,7 +18,7 @@ from knlightning.tasks.base import parameter_groups
 FAST = partial(SGD, lr=0.4)
 
 
-def fit(tmp_path, task, ckpt_path=None, **kwargs):
+def fit(tmp_path, task, ckpt_path=None, data=None, **kwargs):
     run = Trainer(
         default_root_dir=tmp_path,
         logger=False,
@@ -28,7 +28,7 @@ def fit(tmp_path, task, ckpt_path=None, **kwargs):
         accelerator="cpu",
         **kwargs,
     )
-    run.fit(task, RandomData(), ckpt_path=ckpt_path)
+    run.fit(task, data or RandomData(), ckpt_path=ckpt_path)
     return run
 
 
@@ -174,6 +174,82 @@ def test_configured_length_wins_over_the_checkpoint(tmp_path, schedule):
 def test_schedule_taken_away_leaves_the_configured_rate(tmp_path):
     _, path = interrupted(tmp_path, lambda o: StepLR(o, 1, gamma=0.5))
     assert rate(fit(tmp_path, task(), path, max_epochs=3)) == 0.4
+
+
+# steps
+
+
+class Whole(RandomData):
+    """All images in their order, in batches that can differ in number and not in size."""
+
+    def __init__(self, batch_size):
+        super().__init__(samples=24, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("clip", [None, 0.1])
+@pytest.mark.parametrize(("batches", "accumulate"), [(3, 8), (8, 3), (4, 2)])
+def test_last_step_of_an_epoch_is_the_mean_of_its_batches(tmp_path, batches, accumulate, clip):
+    data = Whole(24 // batches)
+    network = TinyNet(3, dropout_p=0.0)
+    weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip, "max_epochs": 2}
+    fit(tmp_path, ClassificationTask(network, optimizer=FAST), data=data, **options)
+    reference = TinyNet(3, dropout_p=0.0)
+    reference.load_state_dict(weights)
+    optimizer = FAST(reference.parameters())
+    for _ in range(2):
+        for start in range(0, batches, accumulate):
+            step = slice(start * 24 // batches, (start + accumulate) * 24 // batches)
+            images, labels = (part[step] for part in data.dataset.tensors)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(reference(images), labels).backward()
+            if clip:
+                nn.utils.clip_grad_norm_(reference.parameters(), clip)
+            optimizer.step()
+    torch.testing.assert_close(network.state_dict(), reference.state_dict())
+
+
+class StopAt(Callback):
+    """Tells a run to stop, in one of the hooks in which early stopping and max_time do."""
+
+    def __init__(self, hook, batch):
+        self.hook, self.batch = hook, batch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.hook == "train" and batch_idx == self.batch:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer, pl_module):
+        if self.hook == "val" and not trainer.sanity_checking:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("hook", "batch", "batches"), [("train", 0, 3), ("train", 2, 3), ("train", 6, 8), ("val", 4, 6)]
+)
+def test_run_that_is_told_to_stop_takes_its_step_first(tmp_path, hook, batch, batches):
+    data = Whole(3)  # 8 batches: steps after 3, 6 and 8
+    options = {"accumulate_grad_batches": 3, "max_epochs": 2, "val_check_interval": 4 if hook == "val" else 8}
+    stop = StopAt(hook, batch)
+    run = fit(tmp_path, ClassificationTask(TinyNet(3), optimizer=FAST), data=data, callbacks=[stop], **options)
+    assert run.fit_loop.total_batch_idx + 1 == batches
+    assert run.global_step == -(-batches // 3)
+
+
+def test_time_of_earlier_jobs_does_not_count_for_max_time(tmp_path):
+    run = fit(tmp_path, task(), max_epochs=1, max_time="00:00:00:30")
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    stored = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    stored["callbacks"]["Timer"]["time_elapsed"]["train"] = 40.0
+    torch.save(stored, tmp_path / "a.ckpt")
+    run = fit(tmp_path, task(), tmp_path / "a.ckpt", max_epochs=2, max_time="00:00:00:30")
+    assert run.global_step == 6
+
+
+def test_single_image_and_batch_normalization_are_named(tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match=r"more than 1 value per channel.*single image, which batch 2 is.*drop_last"):
+        fit(tmp_path, ClassificationTask(network), data=RandomData(samples=9), max_epochs=1)
 
 
 # arguments

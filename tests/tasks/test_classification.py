@@ -199,3 +199,22 @@ def test_alpha_out_of_range(name, value):
 def test_label_smoothing_out_of_range(value):
     with pytest.raises(ValueError, match=r"^label_smoothing must be a number at least 0 and at most 1, got"):
         ClassificationTask(TinyNet(3), label_smoothing=value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0, 1, 3, 2]), r"the label 3, and the network has 3 classes: labels must be 0 to 2"),
+        (torch.tensor([0, -1, 1, 2]), r"the label -1, and the network has 3 classes"),
+        (torch.tensor([0.0, 1.0, 1.0, 2.0]), r"labels must be whole numbers, one for each of the 4 images .*float32"),
+        (torch.tensor([[0], [1], [1], [2]]), r"labels must be whole numbers, .* of the shape \(4, 1\)"),
+    ],
+)
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.2])
+def test_labels_that_do_not_fit_the_network_are_named(tmp_path, labels, message, mixup_alpha):
+    data = RandomData(samples=4)
+    data.dataset = torch.utils.data.TensorDataset(data.dataset.tensors[0], labels)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, num_sanity_val_steps=0).fit(ClassificationTask(TinyNet(3), mixup_alpha=mixup_alpha), data)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).validate(ClassificationTask(TinyNet(3)), data, verbose=False)
