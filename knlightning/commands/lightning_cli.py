@@ -27,8 +27,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from knlightning import __version__
 from knlightning.callbacks import CONFIGURED, AtomicCheckpointIO, RunConfig, made_for_every_run
-from knlightning.checks import ArgumentError
-from knlightning.commands.arguments import find_argument, flatten
+from knlightning.commands.arguments import flatten
+from knlightning.commands.errors import locate
 from knlightning.commands.output import say
 from knlightning.commands.quiet import quiet
 from knlightning.internals.jsonargparse import set_titles
@@ -271,13 +271,14 @@ class KNLightningCLI(LightningCLI):
 
     @contextmanager
     def _paths_in_errors(self) -> Iterator[None]:
-        """Let errors of arguments name the key of the configuration."""
+        """Let errors of the configuration name their key."""
         try:
             yield
-        except ArgumentError as error:
-            if not hasattr(self, "config"):
+        except Exception as error:
+            located = locate(error, self._plain(self.config)) if hasattr(self, "config") else error
+            if located is error:
                 raise
-            raise find_argument(error, self._plain(self.config)) from error
+            raise located from error
 
 
 def as_list(value: Any) -> list[Any]:
