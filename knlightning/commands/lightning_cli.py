@@ -31,6 +31,7 @@ from knlightning.commands.arguments import flatten
 from knlightning.commands.errors import locate
 from knlightning.commands.output import say
 from knlightning.commands.quiet import quiet
+from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 from knlightning.internals.jsonargparse import set_titles
 from knlightning.models import KNResNet, load_norm_torch_weights
 from knlightning.run_directory import find_checkpoint, new_run, run_of
@@ -47,6 +48,10 @@ VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, tor
 """Stands above the configuration in a run directory."""
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
+
+
+class RunArgumentParser(NamesFiles, LightningArgumentParser):
+    """LightningArgumentParser whose errors name the file."""
 
 
 class KNLightningCLI(LightningCLI):
@@ -74,6 +79,7 @@ class KNLightningCLI(LightningCLI):
         self.checkpoint: Path | None = None
         self.first_step = 0
         self._published: Path | None = None  # weights alone, as published
+        read_yaml_strictly()
         with quiet(), self._paths_in_errors():
             super().__init__(
                 LightningModule,
@@ -81,6 +87,7 @@ class KNLightningCLI(LightningCLI):
                 save_config_callback=None,  # RunConfig instead
                 seed_everything_default=0,
                 trainer_defaults={"use_distributed_sampler": False},  # would replace a datamodule's own samplers
+                parser_class=RunArgumentParser,
                 parser_kwargs={
                     "prog": f"knl {self.command}",
                     "description": sys.modules[type(self).__module__].__doc__,
