@@ -31,6 +31,7 @@ from knlightning.commands.arguments import flatten
 from knlightning.commands.errors import locate
 from knlightning.commands.output import say
 from knlightning.commands.quiet import quiet
+from knlightning.commands.ranges import check_lightning_arguments
 from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 from knlightning.internals.jsonargparse import set_titles
 from knlightning.models import KNResNet, load_norm_torch_weights
@@ -149,6 +150,7 @@ class KNLightningCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
         self.config = parser.parse_args(args)
+        check_lightning_arguments(self.config.seed_everything, vars(self.config.trainer))
         self.check_own_arguments()
         config = self.config
         launched = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(RUN_DIR_VARIABLE)

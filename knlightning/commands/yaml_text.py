@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
+from jsonargparse.typing import register_type
 
 MOST_ALIASED = 1000
 """Largest number of values that aliases (*name) may add to those that are written."""
@@ -14,8 +15,9 @@ _load = get_loader("yaml")
 
 
 def read_yaml_strictly() -> None:
-    """Let all parsers of jsonargparse in this process read YAML by `load_yaml`."""
+    """Let all parsers of jsonargparse in this process read YAML by `load_yaml`, and refuse paths that are no text."""
     set_loader("yaml", load_yaml, exceptions=(yaml.YAMLError,))
+    register_type(os.PathLike, os.fspath, _path, fail_already_registered=False)
 
 
 def load_yaml(text: str, path: str = "") -> Any:
@@ -39,6 +41,13 @@ def load_yaml(text: str, path: str = "") -> Any:
         return _load(text)
     except yaml.YAMLError as error:
         raise yaml.YAMLError(f"{os.path.abspath(path)}: {error}" if path else str(error)) from error
+
+
+def _path(value: Any) -> Any:
+    """Return a path as it is; jsonargparse itself would make the name `True` of true."""
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError("Expected a path. A name that is a number or a word of YAML needs quotes")
+    return value
 
 
 class NamesFiles:

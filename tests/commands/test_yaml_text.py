@@ -2,8 +2,9 @@ import jsonargparse
 import pytest
 import yaml
 from commands.runs import refused
-from standins import tiny_config
+from standins import tiny_config, write_config
 
+from knlightning.commands.main import run
 from knlightning.commands.yaml_text import DEEPEST, MOST_ALIASED, load_yaml, read_yaml_strictly
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -83,3 +84,26 @@ def test_all_parsers_read_so():
     parser.add_argument("--sizes", type=dict)
     with pytest.raises(jsonargparse.ArgumentError):
         parser.parse_args(["--sizes", "{a: 1, a: 2}"])
+
+
+@pytest.mark.parametrize("value", [True, [], -1, float("nan"), {}])
+def test_paths_are_text(empty, capsys, value):
+    config = tiny_config()
+    config["data"]["init_args"]["predict_dir"] = value
+    write_config(empty / "tiny.yaml", config)
+    message = refused(capsys, "fit", "--config", "tiny.yaml")
+    assert 'Parser key "predict_dir"' in message
+    assert "needs quotes" in message
+
+
+@pytest.mark.parametrize("value", ["true", "2024"])
+def test_names_of_folders_in_quotes_may_be_anything(empty, value):
+    config = tiny_config(fast_dev_run=True)
+    config["data"]["init_args"]["predict_dir"] = value
+    write_config(empty / "tiny.yaml", config)
+    assert run(["fit", "--config", "tiny.yaml"]).datamodule.predict_dir == value
+
+
+def test_names_of_folders_on_the_command_line_need_no_quotes(empty):
+    write_config(empty / "tiny.yaml", tiny_config(fast_dev_run=True))
+    assert run(["fit", "--config", "tiny.yaml", "--data.predict_dir", "2024"]).datamodule.predict_dir == "2024"
