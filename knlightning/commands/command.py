@@ -10,6 +10,11 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from knlightning.checks import ArgumentError
 from knlightning.commands.arguments import find_argument, plain_errors
+from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
+
+
+class CommandArgumentParser(NamesFiles, ArgumentParser):
+    """ArgumentParser whose errors name the file."""
 
 
 def command(function: Callable[..., object], prog: str, args: Sequence[str] | None = None) -> None:
@@ -24,10 +29,11 @@ def command(function: Callable[..., object], prog: str, args: Sequence[str] | No
     Raises:
         SystemExit: If an argument is wrong, with status 2; if interrupted, with status 130.
     """
+    read_yaml_strictly()
     args = sys.argv[1:] if args is None else args
     parameters = inspect.signature(function).parameters
     description = (function.__doc__ or "").partition("Args:")[0]
-    parser = ArgumentParser(prog=prog, description=description, usage=f"{prog} [--key value ...]")
+    parser = CommandArgumentParser(prog=prog, description=description, usage=f"{prog} [--key value ...]")
     if "config" not in parameters:
         parser.add_argument("--config", action="config", help="File with arguments of this command, in YAML.")
     parser.add_function_arguments(function, as_group=False, skip={"overrides"})

@@ -27,10 +27,12 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from knlightning import __version__
 from knlightning.callbacks import CONFIGURED, AtomicCheckpointIO, RunConfig, made_for_every_run
-from knlightning.checks import ArgumentError
-from knlightning.commands.arguments import find_argument, flatten
+from knlightning.commands.arguments import flatten
+from knlightning.commands.errors import locate
 from knlightning.commands.output import say
 from knlightning.commands.quiet import quiet
+from knlightning.commands.ranges import check_lightning_arguments
+from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 from knlightning.internals.jsonargparse import set_titles
 from knlightning.models import KNResNet, load_norm_torch_weights
 from knlightning.run_directory import find_checkpoint, new_run, run_of
@@ -47,6 +49,10 @@ VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, tor
 """Stands above the configuration in a run directory."""
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
+
+
+class RunArgumentParser(NamesFiles, LightningArgumentParser):
+    """LightningArgumentParser whose errors name the file."""
 
 
 class KNLightningCLI(LightningCLI):
@@ -74,6 +80,7 @@ class KNLightningCLI(LightningCLI):
         self.checkpoint: Path | None = None
         self.first_step = 0
         self._published: Path | None = None  # weights alone, as published
+        read_yaml_strictly()
         with quiet(), self._paths_in_errors():
             super().__init__(
                 LightningModule,
@@ -81,6 +88,7 @@ class KNLightningCLI(LightningCLI):
                 save_config_callback=None,  # RunConfig instead
                 seed_everything_default=0,
                 trainer_defaults={"use_distributed_sampler": False},  # would replace a datamodule's own samplers
+                parser_class=RunArgumentParser,
                 parser_kwargs={
                     "prog": f"knl {self.command}",
                     "description": sys.modules[type(self).__module__].__doc__,
@@ -142,6 +150,7 @@ class KNLightningCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
         self.config = parser.parse_args(args)
+        check_lightning_arguments(self.config.seed_everything, vars(self.config.trainer))
         self.check_own_arguments()
         config = self.config
         launched = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(RUN_DIR_VARIABLE)
@@ -271,13 +280,14 @@ class KNLightningCLI(LightningCLI):
 
     @contextmanager
     def _paths_in_errors(self) -> Iterator[None]:
-        """Let errors of arguments name the key of the configuration."""
+        """Let errors of the configuration name their key."""
         try:
             yield
-        except ArgumentError as error:
-            if not hasattr(self, "config"):
+        except Exception as error:
+            located = locate(error, self._plain(self.config)) if hasattr(self, "config") else error
+            if located is error:
                 raise
-            raise find_argument(error, self._plain(self.config)) from error
+            raise located from error
 
 
 def as_list(value: Any) -> list[Any]:

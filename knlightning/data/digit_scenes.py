@@ -14,6 +14,9 @@ from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.splitting import stratified_split
 from knlightning.data.transforms import random_crop
 
+MOST_SCENES = 100_000
+"""Largest number of scenes of a kind: they lie in memory, 1.6 GB at their default size."""
+
 
 class DigitScenesDataModule(SegmentationDataModule):
     """Light digits of various sizes, colours and angles on a cloudy, unevenly lit background: 11 classes.
@@ -29,8 +32,8 @@ class DigitScenesDataModule(SegmentationDataModule):
 
     Args:
         image_size: `(height, width)` of the scenes, 32 or more each; there is about one digit to 1000 pixels.
-        train_scenes: Number of training scenes.
-        eval_scenes: Number of validation scenes, and of test scenes.
+        train_scenes: Number of training scenes, up to 100,000.
+        eval_scenes: Number of validation scenes, and of test scenes, likewise.
         augment: Whether training scenes are shifted.
         batch_size: Training scenes in a batch, on each device.
         num_workers: Processes that read the files in `predict_dir`; scenes in memory need none.
@@ -76,8 +79,8 @@ class DigitScenesDataModule(SegmentationDataModule):
         super().__init__(batch_size=batch_size, num_workers=num_workers, **kwargs)
         size_ok = len(image_size) == 2 and min(image_size) >= 32
         check(size_ok, "image_size", image_size, "a height and a width of at least 32")
-        check_number("train_scenes", train_scenes, at_least=1, integer=True)
-        check_number("eval_scenes", eval_scenes, at_least=1, integer=True)
+        check_number("train_scenes", train_scenes, at_least=1, at_most=MOST_SCENES, integer=True)
+        check_number("eval_scenes", eval_scenes, at_least=1, at_most=MOST_SCENES, integer=True)
         self.image_size = image_size
         self.train_scenes, self.eval_scenes = train_scenes, eval_scenes
         self.augment = augment

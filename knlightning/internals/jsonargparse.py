@@ -1,6 +1,8 @@
 """What is used of jsonargparse that is not documented. Tried with release 4.53."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -17,3 +19,20 @@ def set_titles(parser: ArgumentParser, titles: Mapping[str, str]) -> None:
     groups = parser.groups or {}
     for key, title in titles.items():
         groups[key].title = title
+
+
+def made_by(frame: FrameType) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+    """Return what makes an object of a configuration in a frame of a traceback, and with which arguments.
+
+    It is a class or a function. Optimizers and schedules pass the same frame, though they are made later. The function
+    `default_class_instantiator` and its parameters are not documented. Tried with jsonargparse 4.53.
+
+    Args:
+        frame: The frame.
+
+    Returns:
+        Class or function, and its arguments; None if it is another frame.
+    """
+    if frame.f_code.co_name != "default_class_instantiator":
+        return None
+    return frame.f_locals["class_type"], frame.f_locals["kwargs"]

@@ -13,10 +13,11 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from knlightning.checks import check_number
+from knlightning.checks import check, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
 from knlightning.nn.normalization import NORM_TYPES, has_batch_norm
 from knlightning.protocols import data_of
+from knlightning.tasks.optimizer_settings import check_settings
 from knlightning.tasks.resuming import Stored, compare_optimizers, configuration, start, take_from
 
 
@@ -103,24 +104,26 @@ class Task(LightningModule, ABC):
         """Make the optimizer and its schedule.
 
         Raises:
-            ValueError: If the schedule follows a metric, if the optimizer has no weight decay although one is given
-                for norms or biases, or if the groups of parameters are not those of the checkpoint.
+            ArgumentError: If a setting of the optimizer is not finite, or if the optimizer has no weight decay although
+                one is given for norms or biases.
+            ValueError: If the schedule follows a metric, or if the groups of parameters are not those of the
+                checkpoint.
         """
         grouped = self.norm_weight_decay is not None or self.bias_weight_decay is not None
         optimizer = self.make_optimizer(
             parameter_groups(self, self.norm_weight_decay, self.bias_weight_decay) if grouped else self.parameters()
         )
-        if grouped and "weight_decay" not in optimizer.defaults:
-            raise ValueError(
-                f"optimizer: {type(optimizer).__name__} has no weight decay; set norm_weight_decay and"
-                " bias_weight_decay to null, or choose another optimizer"
-            )
+        if "weight_decay" not in optimizer.defaults:
+            allowed = f"null for the optimizer {type(optimizer).__name__}, which has no weight decay"
+            check(self.norm_weight_decay is None, "norm_weight_decay", self.norm_weight_decay, allowed)
+            check(self.bias_weight_decay is None, "bias_weight_decay", self.bias_weight_decay, allowed)
         scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError(
                 "lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have; choose a"
                 " schedule of time such as knlightning.tasks.CosineLR"
             )
+        check_settings(optimizer)
         self._configured = configuration(optimizer, scheduler, self.lr_scheduler_interval)
         if self._stored is not None:
             compare_optimizers(self._stored, self._configured, optimizer)
@@ -239,8 +242,15 @@ class Task(LightningModule, ABC):
         """Give the schedule its length, and apply what the configuration of a resumed run has changed, nothing else.
 
         Raises:
-            ValueError: If the schedule needs the length of a run that has none, or ends before the run.
+            ArgumentError: If the schedule has a warm-up that is not shorter than the run.
+            ValueError: If the schedule needs the length of a run that has none, or ends before the run, or if no
+                parameter is trained.
         """
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                "no parameter is trained, since all of them are frozen. The callback BackboneFinetuning freezes the"
+                " task's backbone, which here is the whole network with its last layer: freeze layers of it instead"
+            )
         stored, self._stored = self._stored, None
         self._accumulated, self._stopping = 0, False
         start(self.trainer, self._configured, stored)

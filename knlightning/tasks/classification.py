@@ -12,6 +12,8 @@ from knlightning.checks import check_number
 from knlightning.tasks.base import Metrics, Task
 
 TOP_K = 5
+MOST_ALPHA = 1000
+"""Largest alpha of mixup and cutmix; with it all ratios are a half, with a standard deviation of 0.01."""
 
 
 class ClassificationMetrics(Metrics):
@@ -64,9 +66,9 @@ class ClassificationTask(Task):
         label_smoothing: Share of the target that is spread over all classes in training, in [0, 1]; the losses of
             validation and test do without.
         mixup_alpha: Training mixes the images and labels of each batch with their neighbours', in a ratio drawn from
-            Beta(alpha, alpha); at least 0, and 0 for no mixup. Source: Zhang et al. (ICLR 2018).
+            Beta(alpha, alpha); from 0 to 1000, and 0 for no mixup. Source: Zhang et al. (ICLR 2018).
         cutmix_alpha: Training pastes a rectangle of the neighbour into each image, with an area drawn likewise, and
-            mixes the labels by area; at least 0, and 0 for no cutmix. Source: Yun et al. (ICCV 2019). With mixup as
+            mixes the labels by area; from 0 to 1000, and 0 for no cutmix. Source: Yun et al. (ICCV 2019). With mixup as
             well, each batch gets one of the two at random.
         **kwargs: Further arguments of `Task`.
 
@@ -86,8 +88,8 @@ class ClassificationTask(Task):
         **kwargs: Any,
     ) -> None:
         check_number("label_smoothing", label_smoothing, at_least=0, at_most=1)
-        check_number("mixup_alpha", mixup_alpha, at_least=0)
-        check_number("cutmix_alpha", cutmix_alpha, at_least=0)
+        check_number("mixup_alpha", mixup_alpha, at_least=0, at_most=MOST_ALPHA)
+        check_number("cutmix_alpha", cutmix_alpha, at_least=0, at_most=MOST_ALPHA)
         super().__init__(backbone, **kwargs)
         self.save_hyperparameters("label_smoothing", "mixup_alpha", "cutmix_alpha")
         self.label_smoothing = label_smoothing

@@ -71,6 +71,21 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
     return [*range(0, size - window, stride), size - window]
 
 
+def grid_of_windows(
+    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int] | None
+) -> tuple[list[int], list[int]]:
+    """List the rows and the columns in which windows of an image begin.
+
+    Args:
+        size: Height and width of the image.
+        window: Height and width of the windows.
+        stride: Vertical and horizontal step from window to window; None for half a window.
+    """
+    stride = stride or (-(-window[0] // 2), -(-window[1] // 2))
+    rows, columns = (window_starts(*sides) for sides in zip(size, window, stride, strict=True))
+    return rows, columns
+
+
 def _resized_images(images: Tensor, scale: float) -> Tensor:
     size = [max(1, round(side * scale)) for side in images.shape[-2:]]
     if tuple(size) == images.shape[-2:]:
@@ -87,8 +102,7 @@ def _windowed(
     height, width = images.shape[-2:]
     if window is None or (window[0] >= height and window[1] >= width):
         return network(images)
-    stride = stride or (-(-window[0] // 2), -(-window[1] // 2))
-    rows, columns = (window_starts(*sides) for sides in zip((height, width), window, stride, strict=True))
+    rows, columns = grid_of_windows((height, width), window, stride)
     total: Tensor | None = None
     counts = torch.zeros(height, width, device=images.device)
     for row, column in product(rows, columns):

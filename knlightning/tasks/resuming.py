@@ -117,6 +117,7 @@ def start(trainer: Trainer, configured: dict[str, Any], stored: Stored | None) -
         stored: From the checkpoint; None for a new run.
 
     Raises:
+        ArgumentError: If the schedule has a warm-up that is not shorter than the run.
         ValueError: If the schedule needs the length of a run that has none, or ends before the run.
     """
     before = stored.configured if stored else {}
@@ -165,6 +166,8 @@ def _set_length(
         unchanged = before.get("interval") == interval and old and before.get("length", old) == whole
         # else epochs may have had another number of steps: what is left is counted by those of now
         scheduler.total = schedule["total"] = old if unchanged else max(time + int(left), 1)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined] # set where mypy does not look
+            scheduler.check_total()
     limit = getattr(scheduler, "total_steps", None)  # that of OneCycleLR, which raises an error when it is passed
     if isinstance(limit, int) and not endless and limit < time + left:
         raise ValueError(

@@ -37,6 +37,13 @@ class RunLR(LRScheduler, ABC):
             total: Length; at time 0 it may not be known yet, and is 1 then.
         """
 
+    def check_total(self) -> None:
+        """Compare the arguments with the length, once it is known.
+
+        Raises:
+            ArgumentError: If they do not fit.
+        """
+
     def get_lr(self) -> list[float | Tensor]:
         """Compute the learning rate of each parameter group at the present time.
 
@@ -55,7 +62,7 @@ class CosineLR(RunLR):
 
     lr(t) = initial * (final + (1 - final) * (1 + cos(pi * (t - warmup) / (total - warmup))) / 2), after the end
     initial * final. With a warm-up, the learning rate first rises linearly: initial * (warmup_start +
-    (1 - warmup_start) * t / warmup) up to t = warmup. A run that is shorter than its warm-up ends within it.
+    (1 - warmup_start) * t / warmup) up to t = warmup.
     The paper trains on CIFAR-100 with `final=0.01` (section 4.1), and ConvNeXt with five epochs of warm-up.
 
     Args:
@@ -82,11 +89,22 @@ class CosineLR(RunLR):
         check_number("final", final, at_least=0, at_most=1)
         check_number("warmup_start", warmup_start, at_least=0, at_most=1)
         check_number("warmup", warmup, at_least=0, integer=True)
-        check(total is None or total < 1 or warmup < total, "warmup", warmup, f"below total, which is {total}")
         self.final = final
         self.warmup = warmup
         self.warmup_start = warmup_start
         super().__init__(optimizer, total)
+        if total is not None:
+            self.check_total()
+
+    def check_total(self) -> None:
+        """Compare the warm-up with the length.
+
+        Raises:
+            ArgumentError: If it is not shorter.
+        """
+        assert self.total is not None
+        allowed = f"below the length of the schedule (total, or that of the run), which is {self.total}"
+        check(self.warmup < self.total, "warmup", self.warmup, allowed)
 
     def fraction(self, time: int, total: int) -> float:
         """Compute the learning rate as a fraction of the initial one."""

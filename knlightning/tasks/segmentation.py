@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from knlightning.checks import check, check_choice, check_number
 from knlightning.protocols import data_of
 from knlightning.tasks.base import Metrics, Task
-from knlightning.tasks.inference import averaged_logits
+from knlightning.tasks.inference import averaged_logits, grid_of_windows
 from knlightning.tasks.losses import IGNORED, LossMean, pixel_cross_entropy, quotient
 
 CLASS_WEIGHTS = {
@@ -22,6 +22,11 @@ CLASS_WEIGHTS = {
     )
 }
 """Weights of the classes in the loss, by the name of the dataset."""
+SMALL_WINDOW = 64
+"""Windows with a shorter side, in pixels, are small, and an image may have at most this number of them:"""
+MOST_SMALL_WINDOWS = 1000
+LARGEST_SCALE = 10
+"""Largest factor of height and width at which evaluation sees images."""
 
 
 def class_scores(confusion: Tensor) -> dict[str, Tensor]:
@@ -140,10 +145,11 @@ class SegmentationTask(Task):
             public HRNet code. None for all pixels.
         ohem_min_kept: Number of the hardest pixels, at least 1, that are kept in any case; of a batch, or with
             loss_mean "image" of each image.
-        eval_window: Height and width of windows over the image; None for whole images.
+        eval_window: Height and width of windows over the image; None for whole images. An image may have at most 1000
+            windows that are less than 64 pixels high or wide.
         eval_stride: Vertical and horizontal step from window to window, at most the window; None for half of it.
         eval_flip: Whether evaluation sees mirrored images too.
-        eval_scales: Factors of height and width at which evaluation sees images.
+        eval_scales: Factors of height and width at which evaluation sees images, above 0 and at most 10.
         **kwargs: Further arguments of `Task`.
 
     Raises:
@@ -213,7 +219,20 @@ class SegmentationTask(Task):
         return logits.argmax(dim=1)
 
     def averaged_logits(self, images: Tensor) -> Tensor:
-        """Compute the logits (N, classes, H, W) of images as evaluation does."""
+        """Compute the logits (N, classes, H, W) of images as evaluation does.
+
+        Raises:
+            ArgumentError: If there are so many small windows in an image that the evaluation hardly ends.
+        """
+        if self.eval_window is not None and min(self.eval_window) < SMALL_WINDOW:
+            height, width = (round(side * max(self.eval_scales)) for side in images.shape[-2:])
+            rows, columns = grid_of_windows((height, width), self.eval_window, self.eval_stride)
+            few = len(rows) * len(columns) <= MOST_SMALL_WINDOWS
+            allowed = (
+                f"at least {SMALL_WINDOW} pixels high and wide, or so large that an image has at most"
+                f" {MOST_SMALL_WINDOWS} windows (one of {height} x {width} has {len(rows) * len(columns)})"
+            )
+            check(few, "eval_window", self.eval_window, allowed)
         return averaged_logits(self, images, self.eval_window, self.eval_stride, self.eval_flip, self.eval_scales)
 
     def _count(
@@ -272,11 +291,12 @@ def _check_loss(loss_mean: str, ohem_threshold: float | None, ohem_min_kept: int
 
 def _check_evaluation(window: tuple[int, int] | None, stride: tuple[int, int] | None, scales: Sequence[float]) -> None:
     if window is not None:
-        check(min(window) >= 1, "eval_window", window, "a height and a width of at least 1, or null for whole images")
+        ok = len(window) == 2 and all(isinstance(side, int) and side >= 1 for side in window)
+        check(ok, "eval_window", window, "a height and a width of at least 1, or null for whole images")
     if stride is not None:
         allowed = f"at least 1 and at most eval_window {window}, or null for half of it"
         ok = window is not None and all(1 <= step <= size for step, size in zip(stride, window, strict=True))
         check(ok, "eval_stride", stride, allowed, "Otherwise pixels are left out.")
     check(len(scales) > 0, "eval_scales", scales, "a list of numbers above 0")
     for number, scale in enumerate(scales):
-        check_number(f"eval_scales[{number}]", scale, above=0)
+        check_number(f"eval_scales[{number}]", scale, above=0, at_most=LARGEST_SCALE)

@@ -23,7 +23,14 @@ def everything(loader):
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("image_size", (64, 31)), ("image_size", (31, 64)), ("train_scenes", 0), ("eval_scenes", 0), ("batch_size", 0)],
+    [
+        ("image_size", (64, 31)),
+        ("image_size", (31, 64)),
+        ("train_scenes", 0),
+        ("eval_scenes", 0),
+        ("eval_scenes", 10**30),
+        ("batch_size", 0),
+    ],
 )
 def test_arguments_out_of_range_are_named(argument, value):
     with pytest.raises(ValueError, match=rf"^{argument} must be .*, got "):

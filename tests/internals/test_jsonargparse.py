@@ -1,6 +1,10 @@
+from collections.abc import Callable
+from traceback import walk_tb
+
+import pytest
 from jsonargparse import ArgumentParser
 
-from knlightning.internals.jsonargparse import set_titles
+from knlightning.internals.jsonargparse import made_by, set_titles
 
 MEND = "jsonargparse no longer keeps groups of arguments in `parser.groups`: mend knlightning/internals/jsonargparse.py"
 
@@ -9,7 +13,7 @@ class Engine:
     """Turns."""
 
     def __init__(self, power: int = 1):
-        self.power = power
+        self.share = 1 / power
 
 
 def test_titles_of_groups():
@@ -19,3 +23,21 @@ def test_titles_of_groups():
     assert "engine" in parser.groups, MEND
     set_titles(parser, {"engine": "What drives it"})
     assert "What drives it:" in parser.format_help(), MEND
+
+
+def test_what_is_made_stands_in_the_traceback():
+    mend = "jsonargparse makes objects elsewhere: mend made_by in knlightning/internals/jsonargparse.py"
+    parser = ArgumentParser()
+    parser.add_argument("--engine", type=Engine)
+    parser.add_argument("--maker", type=Callable[[], Engine])
+    parsed = parser.parse_args(
+        [f"--engine={__name__}.Engine", "--engine.power=0", f"--maker={__name__}.Engine", "--maker.power=0"]
+    )
+    with pytest.raises(ZeroDivisionError) as at_once:
+        parser.instantiate_classes(parsed)
+    del parsed["engine"]
+    with pytest.raises(ZeroDivisionError) as later:
+        parser.instantiate_classes(parsed).maker()
+    for error in (at_once.value, later.value):
+        made = [made_by(frame) for frame, _ in walk_tb(error.__traceback__)]
+        assert (Engine, {"power": 0}) in made, mend

@@ -5,6 +5,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning
 from standins import RandomData, TinyNet
 from torch import nn
 from torch.optim import SGD, Adagrad, Rprop
@@ -378,9 +379,30 @@ def test_other_groups_than_those_of_the_checkpoint_are_refused(tmp_path, norm, b
         fit(tmp_path, decaying(norm, bias), tmp_path / "a.ckpt", max_epochs=2)
 
 
+def test_settings_of_an_optimizer_are_finite():
+    made = ClassificationTask(Parts(), optimizer=partial(SGD, lr=0.1, momentum=float("nan")))
+    with pytest.raises(ValueError, match=r"^momentum must be finite in float32 for the optimizer SGD, got nan"):
+        made.configure_optimizers()
+
+
+@pytest.mark.parametrize(("interval", "warmup", "length"), [("epoch", 2, 2), ("step", 6, 6)])
+def test_warmup_as_long_as_the_run_is_refused_before_a_step(tmp_path, interval, warmup, length):
+    made = task(schedule=lambda o: CosineLR(o, warmup=warmup), interval=interval)
+    with pytest.raises(ValueError, match=rf"^warmup must be below the length .* which is {length}, got {warmup}"):
+        fit(tmp_path, made, max_epochs=2)
+    assert made.trainer.global_step == 0
+    fit(tmp_path, task(schedule=lambda o: CosineLR(o, warmup=warmup - 1), interval=interval), max_epochs=2)
+    fit(tmp_path, task(schedule=lambda o: CosineLR(o, warmup=warmup), interval=interval), fast_dev_run=True)
+
+
+def test_network_without_parameters_to_train_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"^no parameter is trained"):
+        fit(tmp_path, task(), max_epochs=1, callbacks=[BackboneFinetuning()])
+
+
 def test_optimizer_without_weight_decay_is_refused():
     made = ClassificationTask(Parts(), optimizer=Rprop, norm_weight_decay=0.0)
-    with pytest.raises(ValueError, match="Rprop has no weight decay"):
+    with pytest.raises(ValueError, match=r"^norm_weight_decay must be null for the optimizer Rprop"):
         made.configure_optimizers()
     ClassificationTask(Parts(), optimizer=Adagrad, norm_weight_decay=0.0).configure_optimizers()
 

@@ -189,9 +189,9 @@ def test_mixed_labels_in_other_precisions(tmp_path, precision):
 
 
 @pytest.mark.parametrize("name", ["mixup_alpha", "cutmix_alpha"])
-@pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [-0.1, 1e308, float("inf"), float("nan"), None])
 def test_alpha_out_of_range(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be a number at least 0, got"):
+    with pytest.raises(ValueError, match=f"^{name} must be a number at least 0 and at most 1000, got"):
         ClassificationTask(TinyNet(3), **{name: value})
 
 

@@ -91,7 +91,7 @@ def test_unchanged_run_keeps_length_and_schedule_wherever_it_was_stopped(tmp_pat
     assert resumed.rates == whole.rates[stopped:]
 
 
-@pytest.mark.parametrize("schedule", [PolyLR, lambda o: CosineLR(o, warmup=2), lambda o: StepLR(o, 2, 0.5)])
+@pytest.mark.parametrize("schedule", [PolyLR, lambda o: CosineLR(o, warmup=1), lambda o: StepLR(o, 2, 0.5)])
 @pytest.mark.parametrize("intervals", [("epoch", "step"), ("step", "epoch")])
 def test_another_interval_keeps_the_place(tmp_path, schedule, intervals):
     path = begun(tmp_path, Rates(schedule, intervals[0]))

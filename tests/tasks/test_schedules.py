@@ -54,7 +54,7 @@ def test_warmup_agrees_with_the_recipe_of_torchvision():
 
 def test_run_shorter_than_the_warmup_ends_within_it():
     scheduler = CosineLR(optimizer(), warmup=5, warmup_start=0.0)
-    scheduler.total = 2  # as the task does
+    scheduler.total = 2  # as the task does; of `fast_dev_run` alone it does not check it
     assert rates(scheduler, 3) == pytest.approx([0.0, 0.08, 0.16])
 
 

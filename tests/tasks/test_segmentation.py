@@ -218,6 +218,8 @@ def test_labels_of_another_shape(tmp_path):
         ({"loss_mean": "pixel"}, "loss_mean must be one of batch, image, got 'pixel'"),
         ({"ohem_threshold": 0.0}, "ohem_threshold must be a number above 0 and at most 1, or null for all pixels"),
         ({"ohem_min_kept": 0}, "ohem_min_kept must be a whole number at least 1"),
+        ({"eval_window": (4, None)}, "eval_window must be a height and a width of at least 1"),
+        ({"eval_scales": [1e308]}, r"eval_scales\[0\] must be a number above 0 and at most 10"),
         ({"eval_window": (0, 4)}, "eval_window must be a height and a width of at least 1"),
         ({"eval_stride": (4, 4)}, "eval_stride must be at least 1 and at most eval_window None"),
         ({"eval_window": (4, 4), "eval_stride": (4, 5)}, r"eval_stride must be .* at most eval_window \(4, 4\)"),
@@ -228,6 +230,14 @@ def test_labels_of_another_shape(tmp_path):
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         SegmentationTask(network(), **arguments)
+
+
+def test_evaluations_by_windows_that_hardly_end_are_refused():
+    task = SegmentationTask(network(), eval_window=(1, 2), eval_scales=[0.5, 1.0])
+    few = torch.zeros(1, 3, 10, 101)
+    task.averaged_logits(few)
+    with pytest.raises(ValueError, match=r"^eval_window must be at least 64 pixels .* 10 x 102 has 1010\)"):
+        task.averaged_logits(torch.zeros(1, 3, 10, 102))
 
 
 def test_a_metric_that_is_not_logged_is_told_before_the_first_epoch(tmp_path):

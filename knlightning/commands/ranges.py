@@ -1,0 +1,51 @@
+"""Ranges of the arguments of a run that are Lightning's, where Lightning takes any number."""
+
+from typing import Any
+
+from knlightning.checks import check, check_number
+
+MOST_BATCHES = 10**9
+"""Largest number of batches that a limit may be; more is no limit."""
+
+
+def check_lightning_arguments(seed_everything: Any, trainer: dict[str, Any]) -> None:
+    """Check the seed of a run, and the trainer's arguments.
+
+    Args:
+        seed_everything: True for any seed; False for none.
+        trainer: Arguments of the trainer. Those that are not there are not checked.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
+    """
+    if not isinstance(seed_everything, bool):
+        none = "no seed"
+        check_number("seed_everything", seed_everything, at_least=0, at_most=2**32 - 1, integer=True, none=none)
+    counts = {
+        "accumulate_grad_batches": (1, ""),
+        "check_val_every_n_epoch": (1, "validation after val_check_interval batches"),
+        "log_every_n_steps": (0, "50"),
+        "max_epochs": (-1, "1000, or as max_steps says"),
+        "max_steps": (-1, ""),
+        "min_epochs": (0, "none"),
+        "min_steps": (0, "none"),
+        "num_nodes": (1, ""),
+        "num_sanity_val_steps": (-1, "2"),
+        "reload_dataloaders_every_n_epochs": (0, ""),
+    }
+    for name in counts.keys() & trainer.keys():
+        least, none = counts[name]
+        check_number(name, trainer[name], at_least=least, integer=True, none=none)
+    check_number("gradient_clip_val", trainer.get("gradient_clip_val"), at_least=0, none="no clipping")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"):
+        _check_batches(name, trainer.get(name))
+    _check_batches("overfit_batches", trainer.get("overfit_batches"))
+    _check_batches("val_check_interval", trainer.get("val_check_interval"))
+
+
+def _check_batches(name: str, value: Any) -> None:
+    """Check a limit of batches. Other than numbers, val_check_interval may be a time, which Lightning checks."""
+    if isinstance(value, int | float):
+        ok = 0 <= value <= 1 or (value % 1 == 0 and 1 < value <= MOST_BATCHES)
+        ok = ok and not isinstance(value, bool) and (value > 0 or name != "val_check_interval")
+        check(ok, name, value, f"a share from 0.0 to 1.0 of the batches, or a number of batches up to {MOST_BATCHES:g}")
