@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from knlightning.checks import check_number
 from knlightning.nn.normalization import NORM_TYPES
-from knlightning.protocols import data_of
+from knlightning.protocols import KeepsLedger, data_of
+from knlightning.run_directory import mark_not_private, report_directory
 from knlightning.tasks.schedules import RunLR
 
 
@@ -97,6 +98,7 @@ class Task(LightningModule, ABC):
         self.stop_at_nonfinite = True  # whether a training loss that is not finite ends the run
         self._configured: dict[str, Any] = {}
         self._configured_before: dict[str, Any] = {}
+        self._private_before = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule.
@@ -224,12 +226,19 @@ class Task(LightningModule, ABC):
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what the optimizer and the schedule were configured with."""
+        """Store what the optimizer and the schedule were configured with; see to a report that no longer holds."""
         checkpoint["configured"] = self._configured
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined] # set where mypy does not look
+        if self._private_before and not any(isinstance(callback, KeepsLedger) for callback in callbacks):
+            directory = report_directory(self.trainer)  # on all devices
+            if self.trainer.is_global_zero:
+                mark_not_private(directory, self.trainer.global_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Read what the optimizer and the schedule of the checkpoint were configured with."""
         self._configured_before = checkpoint.get("configured", {})
+        states = checkpoint.get("callbacks", {}).values()
+        self._private_before = any(isinstance(state, dict) and "max_grad_norm" in state for state in states)
 
     def on_train_start(self) -> None:
         """Give the schedule its length, and apply what the configuration of a resumed run has changed, nothing else.
