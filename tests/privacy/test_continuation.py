@@ -137,13 +137,8 @@ def test_a_run_without_privacy_leaves_the_reports_of_others(tmp_path):
 def test_runs_from_python_do_not_meet(tmp_path, monkeypatch):
     """Each reports beside its checkpoints and its log, and a resumed one finds that."""
     monkeypatch.chdir(tmp_path)
-    quiet = {
-        "log_every_n_steps": 1,
-        "accelerator": "cpu",
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "limit_val_batches": 0,
-    }
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"limit_val_batches": 0, "log_every_n_steps": 1}
     callbacks = [quick(noise_multiplier=noise) for noise in (0.8, 3.0)]
     for callback in callbacks:
         run = Trainer(max_epochs=1, callbacks=[callback], logger=CSVLogger("."), **quiet)
@@ -153,7 +148,9 @@ def test_runs_from_python_do_not_meet(tmp_path, monkeypatch):
     assert [report(folder)["history"][0][0] for folder in folders] == [0.8, 3.0]
     again = quick(noise_multiplier=3.0)
     (first,) = (folders[0] / "checkpoints").glob("*.ckpt")
-    Trainer(max_epochs=2, callbacks=[again], logger=False, **quiet).fit(task(), RandomData(SAMPLES, 5), ckpt_path=first)
+    run = Trainer(max_epochs=2, callbacks=[again], logger=False, enable_checkpointing=False, **quiet)
+    with pytest.warns(UserWarning, match="Be aware that when using `ckpt_path`"):  # of the callback for checkpoints
+        run.fit(task(), RandomData(SAMPLES, 5), ckpt_path=first)
     assert again.ledger.history == [(0.8, 0.25, 4), (3.0, 0.25, 4)]
 
 
