@@ -132,6 +132,18 @@ class IgnoresLabel(Protocol):
 
 
 @runtime_checkable
+class KeepsLedger(Protocol):
+    """A callback that makes a training private, and counts what it spends.
+
+    Attributes:
+        ledger: What was spent.
+    """
+
+    @property
+    def ledger(self) -> Any: ...
+
+
+@runtime_checkable
 class ChecksBefore(Protocol):
     """A callback that can refuse a run before any data are read; `knl fit` calls it."""
 

@@ -1,17 +1,23 @@
 """The directory of a run: its layout, how a new one is named, and how the checkpoints in it are found.
 
 A run directory holds `config.yaml`, `checkpoints/last.ckpt`, `checkpoints/best.ckpt`, `metrics.csv`, the events of
-TensorBoard and, after `knl predict`, `predictions.csv` or the folder `predictions`.
+TensorBoard and, after `knl predict`, `predictions.csv` or the folder `predictions`; of a private run, `privacy.json`.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path("runs")
 CHECKPOINTS = "checkpoints"
 NAMED_CHECKPOINTS = ("last", "best")
+PRIVACY_REPORT = "privacy.json"
+"""What a private run has spent."""
+NOT_PRIVATE = "not_private"
+"""Key of a report beside which there are checkpoints that it does not count, and that are not private."""
 
 
 @contextmanager
@@ -63,6 +69,44 @@ def holds_checkpoints(run: Path) -> bool:
 def run_of(checkpoint: Path) -> Path | None:
     """Return the run directory in which a checkpoint lies, None if it lies elsewhere."""
     return checkpoint.parent.parent if checkpoint.parent.name == CHECKPOINTS else None
+
+
+def report_directory(trainer: Any) -> Path:
+    """Return where a run reports what it has spent: beside its checkpoints, so that no two runs meet.
+
+    Args:
+        trainer: In `fit`, after `setup`. All its processes must ask.
+    """
+    root = Path(trainer.default_root_dir).absolute()
+    written = [Path(c.dirpath).absolute() for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
+    if root / CHECKPOINTS in written:  # a run directory
+        return root
+    if written:
+        return written[0].parent if written[0].name == CHECKPOINTS else written[0]
+    return Path(trainer.log_dir or root).absolute()
+
+
+def mark_not_private(directory: Path, step: int) -> None:
+    """Take its epsilon from the report of a run that goes on without privacy; nothing, if there is no report.
+
+    Args:
+        directory: That of the report.
+        step: From which on steps are not private.
+    """
+    path = directory / PRIVACY_REPORT
+    try:
+        report = json.loads(path.read_text())
+        report[NOT_PRIVATE]  # marked already
+    except FileNotFoundError:
+        pass
+    except KeyError:
+        said = (
+            f"the run went on from step {step} without DifferentialPrivacy: checkpoints written since are not private"
+        )
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({NOT_PRIVATE: said, **report, "epsilon": None}, indent=1) + "\n")
+    except (ValueError, TypeError):
+        path.unlink()  # damaged
 
 
 def find_checkpoint(ckpt_path: str, run: Path | None, name: str) -> Path:

@@ -5,9 +5,9 @@
 The checks are those of `knlightning.privacy.audit`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from knlightning.commands.lightning_cli import KNLightningCLI, as_list
@@ -21,7 +21,7 @@ class AuditPrivacyCLI(KNLightningCLI):
 
     command = "audit-privacy"
     usage = "--config FILE [--samples N] [--key value ...]"
-    own_arguments = ("samples",)
+    own_arguments: ClassVar[tuple[str, ...]] = ("samples",)
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         """Add the size of the audit."""
@@ -32,21 +32,22 @@ class AuditPrivacyCLI(KNLightningCLI):
         if self.config.ckpt_path is not None:
             raise ValueError("--ckpt_path: an audit is of a run from its beginning; leave it out")
         self.audit = PrivacyAudit(self.config.samples)
+        self.ending: Callback = self.audit
 
     def without_checkpoint(self, launched: bool) -> None:
         """Go on: an audit needs none."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make one with the private callback and the audit, and nothing that writes."""
+        """Make one with the private callback and what ends the run, and nothing that writes."""
         trainer = self.config_init.trainer
         self.private = [
             callback for callback in as_list(trainer.callbacks) if isinstance(callback, DifferentialPrivacy)
         ]
         if not self.private:
             raise ValueError(
-                "audit-privacy needs a private run: add knlightning.privacy.DifferentialPrivacy to trainer.callbacks"
+                f"{self.command} needs a private run: add knlightning.privacy.DifferentialPrivacy to trainer.callbacks"
             )
-        settled: dict[str, Any] = {"callbacks": [*self.private, self.audit], "logger": False}
+        settled: dict[str, Any] = {"callbacks": [*self.private, self.ending], "logger": False}
         settled |= {"limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_checkpointing": False}
         settled |= {"enable_progress_bar": False, "enable_model_summary": False}
         return Trainer(**{**trainer.as_dict(), **settled})

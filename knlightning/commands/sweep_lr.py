@@ -12,6 +12,7 @@ from knlightning.commands.command import command
 from knlightning.commands.output import save_figure, say
 from knlightning.commands.trials import BY_TEST, run_search
 from knlightning.nn import Norm
+from knlightning.privacy.search import search_report, search_statement
 from knlightning.run_directory import ROOT
 
 
@@ -31,7 +32,8 @@ def sweep_lr(
 
     The learning rate is halved from --start until the best accuracy on the validation images is passed; the best is
     repeated with several seeds. What counts is the accuracy after the last epoch. Any option of knl fit with a dot in
-    its name, such as --trainer.max_epochs 5, holds for all runs.
+    its name, such as --trainer.max_epochs 5, holds for all runs. Of private runs the epsilon of the whole search is
+    told.
 
     Args:
         config: Configuration file of a run; of segmentation, accuracies are the mean IoU.
@@ -72,6 +74,9 @@ def sweep_lr(
     say(f"Test accuracy:      {found.accuracy} % ({'mean ± SD of ' if seeds > 1 else ''}{seeds} seeds)")
     for note in [*found.notes, *([BY_TEST] if val_split == 0 else [])]:
         say(note)
+    if report := search_report([trial.directory for trial in found.trials]):
+        say(f"Privacy of the whole search: {search_statement(report)}")
+        say("The epsilon of a single run is not all: the learning rate was chosen by all of them.")
     save_figure(draw_learning_rates(found), out / "rates.png")
     say(f"Written: {out}/trials.csv, rates.png")
     return found

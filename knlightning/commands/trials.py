@@ -1,7 +1,7 @@
 """Runs whose accuracies are compared: each with a directory of its own, trained and tested once."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from knlightning.commands.fit import FitCLI
 from knlightning.commands.output import say, write_csv
 from knlightning.commands.test import TestCLI
 from knlightning.commands.validate import ValidateCLI
+from knlightning.privacy.search import write_search_report
 from knlightning.run_directory import checkpoint_in, replacing
 
 FURTHER = ("pixel_acc", "mean_acc")
@@ -125,9 +126,22 @@ def run_search(
         trials.append(trial)
         write_csv(out / "trials.csv", [asdict(trial) for trial in trials])  # after each: what is done is not lost
         say(f"{directory}: {'diverged' if trial.diverged else f'validation {trial.val:.2%}, test {trial.test:.2%}'}")
+        note_privacy(out, trials)
         return trial
 
     return search(train, _guessing, start, seeds, patience, max_halvings)
+
+
+@rank_zero_only
+def note_privacy(out: Path, trials: Sequence[Trial]) -> None:
+    """Say, and write, what the private runs of a search have spent together; nothing if they are not private.
+
+    Args:
+        out: Directory of the search.
+        trials: Its runs so far.
+    """
+    if statement := write_search_report(out, [trial.directory for trial in trials]):
+        say(f"Privacy of the search so far: {statement}")
 
 
 def _plain(config: Path, settings: Mapping[str, Value]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,17 +12,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from knlightning.checks import check_choice, check_number
-from knlightning.internals.lightning import counting_steps, overridden, replaced_train_loader
+from knlightning.internals.lightning import counting_steps, is_fitting, overridden, replaced_train_loader
 from knlightning.privacy.accounting import GDP_WARNING, Accountant
 from knlightning.privacy.batches import count_samples, loss_of
 from knlightning.privacy.clipping import ClippedSum, Clipping
-from knlightning.privacy.ledger import Ledger, read_reports, statement, write_report
+from knlightning.privacy.continuation import plan_run, take_up_history
+from knlightning.privacy.ledger import Ledger, statement, write_report
 from knlightning.privacy.loader import PrivateLoader, check_loader
-from knlightning.privacy.plan import Budget, Plan, check_sampling, count_micro_batches, count_steps_per_epoch, make_plan
+from knlightning.privacy.plan import Budget, Plan, check_sampling, count_micro_batches, count_steps_per_epoch
 from knlightning.privacy.probe import check_by_trial
 from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
 from knlightning.privacy.refusals import check_data, check_run
-from knlightning.run_directory import run_of
+from knlightning.privacy.stored_values import check_monitors, watched_values
+from knlightning.run_directory import report_directory
 
 print_once = rank_zero_only(print)
 
@@ -33,10 +34,10 @@ class DifferentialPrivacy(Callback):
 
     Every step takes each training sample with the same probability, independently (Poisson sampling); bounds the
     norm of each sample's gradient; adds up; and adds Gaussian noise. What is guaranteed is that the checkpoints of the
-    run, taken together, are (epsilon, delta)-differentially private with respect to adding or removing one training
-    sample; the number of samples is taken as public. Not covered are validation and test images, by which the best
-    checkpoint is chosen; the logged training loss and accuracy, which are computed without noise; and the choice of
-    hyperparameters by further runs.
+    run, taken together, are (epsilon, delta)-differentially private in the zero-out relation: a training sample is
+    replaced by one that contributes nothing; the number of samples is public. Not covered are validation and test
+    images, by which the best checkpoint is chosen; the log, whose training losses have no noise and whose throughput
+    tells of the sizes of batches; and the choice of hyperparameters by further runs.
 
     Added to a run by one line, for any task whose loss is a mean (or sum) over the samples of a batch:
 
@@ -54,7 +55,8 @@ class DifferentialPrivacy(Callback):
         target_delta: Probability with which the guarantee may fail, above 0 and below 1 / (number of samples).
         noise_multiplier: Standard deviation of the noise over max_grad_norm; None to calibrate it for the budget.
         max_grad_norm: Bound on the norm of a sample's gradient, above 0.
-        accountant: "prv" (tight, an upper bound), "rdp" (that of the paper) or "gdp" (understates; for comparison).
+        accountant: "prv" (tight, an upper bound), "pld" (the same by dp-accounting), "rdp" (that of the paper) or "gdp"
+            (understates; for comparison).
         poisson_sampling: False for batches of equal size from a shuffled set, as without privacy. What the accountant
             computes does not hold for these, and epsilon is reported as nominal.
         physical_batch_size: Number of images (samples times views) that go through the network at once on each
@@ -124,6 +126,7 @@ class DifferentialPrivacy(Callback):
             ValueError: If the run cannot be private; the message says why and what to do.
         """
         check_run(trainer, task)
+        check_monitors(trainer)
         check_data(data)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -135,6 +138,7 @@ class DifferentialPrivacy(Callback):
         if stage != "fit":
             return
         self.check_before(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined] # set by Lightning
+        self.ledger.restored = {}  # a checkpoint is read after this
         key = trainer.strategy.broadcast(fresh_key()) if self.seed is None else known_key(self.seed)
         self._random = SecretRandom(key, self.secure_mode)
         take_over = replaced_train_loader(trainer, partial(self._private_loader, trainer))
@@ -169,8 +173,10 @@ class DifferentialPrivacy(Callback):
             ValueError: If the budget cannot be kept, or the network or its loss mix samples.
         """
         self._steps_before, self._noisy_steps, self._num_samples = trainer.global_step, 0, 0
-        self._recall(trainer)
-        self.plan = self._make_plan(trainer)
+        self._directory = report_directory(trainer)
+        take_up_history(self.ledger, trainer, pl_module, self._directory)
+        self.plan = plan_run(self.budget, self.ledger, trainer, self.loader)
+        self._stored = self._undo.enter_context(watched_values(trainer, pl_module))
         if self.check:
             self._loss_reduction = check_by_trial(trainer, pl_module, self.loader)
         self.sums = ClippedSum(pl_module, self.max_grad_norm, self.clipping, self.views)
@@ -187,45 +193,20 @@ class DifferentialPrivacy(Callback):
         if self.plan.affordable_steps < self.plan.num_steps:
             step = f"step {self.plan.affordable_steps} of {self.plan.num_steps}"
             print_once(f"Privacy: the budget is spent after {step}; training stops.", flush=True)
-
-    def _recall(self, trainer: Trainer) -> None:
-        """Count the steps of later checkpoints, in the run directory and in that of the checkpoint."""
-        if self.ledger.restored:
-            directories = [Path(trainer.default_root_dir)]
-            if trainer.ckpt_path and (other := run_of(Path(trainer.ckpt_path))):
-                directories.append(other)
-            self.ledger.recall(read_reports(directories))
-        elif trainer.global_step:
-            raise ValueError(
-                "the checkpoint was trained without differential privacy, or without counting it: nothing bounds what"
-                " it tells of the training samples. Start a new run"
-            )
-
-    def _make_plan(self, trainer: Trainer) -> Plan:
-        loader, batches = self.loader, int(trainer.num_training_batches)
-        if batches % loader.micro_batches:
-            raise ValueError(
-                f"the trainer's limit_train_batches leaves {batches} batches in an epoch, which are no whole steps of"
-                f" {loader.micro_batches}: give the number of steps instead"
-            )
-        num_steps, taken = trainer.estimated_stepping_batches, trainer.global_step
-        calibrated = self.ledger.calibrated_noise(self.budget, loader.sampling_probability, num_steps, taken)
-        plan = make_plan(
-            self.budget,
-            num_samples=loader.num_samples,
-            batch_size=loader.batch_size,
-            steps_per_epoch=batches // loader.micro_batches,
-            num_steps=num_steps,
-            steps_taken=taken,
-            spent=self.ledger.history,
-            calibrated_noise=calibrated,
-        )
-        if self.ledger.restored and self.budget.noise_multiplier is None and calibrated is None:
-            before, now = self.ledger.restored["plan"]["noise_multiplier"], plan.noise_multiplier
-            print_once(f"Privacy: the noise changes from {before:.4g} to {now:.4g} for the steps to come.", flush=True)
-        return plan
+            loop = trainer.fit_loop  # a minimum of epochs or steps would have it go on
+            self._undo.enter_context(overridden(loop, "min_epochs", None))
+            self._undo.enter_context(overridden(loop.epoch_loop, "min_steps", None))
 
     # ---- every step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Check that the step before has left nothing of its samples in what a checkpoint holds."""
+        self._stored.check()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the same, after the last step of an epoch."""
+        if is_fitting(trainer) and not trainer.sanity_checking:
+            self._stored.check_last()
 
     def _training_step(self, task: LightningModule, original: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Count the samples of a micro-batch, and let an empty one cost nothing and change nothing."""
@@ -296,6 +277,7 @@ class DifferentialPrivacy(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what is spent."""
+        self._stored.check_last()
         spent = self.ledger.epsilon
         pl_module.log("privacy/epsilon", spent, prog_bar=True, logger=False, rank_zero_only=True)
         for logger in trainer.loggers:  # not by pl_module.log, which writes only after the epoch's checkpoint
@@ -313,7 +295,7 @@ class DifferentialPrivacy(Callback):
             "target_delta": self.budget.target_delta,
             "accountant": self.budget.accountant,
             "sampling": "poisson" if self.poisson_sampling else "shuffled; epsilon is nominal",
-            "relation": "add or remove one training sample; their number and the sampling rate are public",
+            "relation": "zero-out of one training sample; their number and the sampling probability are public",
             "clipping": self.clipping,
             "max_grad_norm": self.max_grad_norm,
             "views": self.views,
@@ -334,7 +316,7 @@ class DifferentialPrivacy(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the report before the checkpoint, so that no checkpoint is ever there which it does not count."""
         if self.plan is not None and trainer.is_global_zero:
-            write_report(Path(trainer.default_root_dir), self.report())
+            write_report(self._directory, self.report())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put everything back."""

@@ -1,17 +1,25 @@
-"""What a private run has spent: its history, the epsilon of it, and the report that lies beside its checkpoints."""
+"""What a private run has spent: its history, the epsilon of it, and the report that lies beside its checkpoints.
+
+A history is kept by segments: the steps that one start of a run has taken with one noise. Each start has a name of its
+own, so that histories can be put together without counting a step twice or not at all: the steps of a segment that two
+histories share are the same steps, and all others are others.
+"""
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import nn
 
 from knlightning.privacy.accounting import Accountant, Phase, epsilon, merged, total_steps
 from knlightning.privacy.plan import Budget, Plan
-from knlightning.run_directory import replacing
+from knlightning.run_directory import NOT_PRIVATE, PRIVACY_REPORT, replacing
 
-REPORT = "privacy.json"
+REPORT = PRIVACY_REPORT
 """Name of the report, which is written into the run directory with every checkpoint."""
 
 OLD_PLAN_KEYS = {
@@ -24,6 +32,26 @@ OLD_PLAN_KEYS = {
     "last_step": "affordable_steps",
 }
 """Names in the plan of earlier reports, and what they are called now."""
+_SEGMENTS = "_private_segments"
+"""Attribute of a module: the segments of the runs that have trained it."""
+
+
+class Segment(NamedTuple):
+    """The steps that one start of a run has taken with one noise; how many there are is kept apart.
+
+    Args:
+        start: Name of the start.
+        noise_multiplier: Standard deviation of the noise over the clipping bound.
+        sampling_probability: Probability of each sample to be in a step.
+    """
+
+    start: str
+    noise_multiplier: float
+    sampling_probability: float
+
+
+Segments = dict[Segment, int]
+"""The number of steps in each segment of a history."""
 
 
 class Ledger:
@@ -34,44 +62,77 @@ class Ledger:
         accountant: How epsilon is computed; see `knlightning.privacy.accounting.epsilon`.
 
     Attributes:
-        history: The steps taken, in phases.
+        segments: The number of steps taken, by segments.
         restored: The report of the checkpoint that the run goes on from; empty for a new run.
     """
 
     def __init__(self, target_delta: float, accountant: Accountant) -> None:
         self.target_delta = target_delta
         self.accountant: Accountant = accountant
-        self.history: list[Phase] = []
+        self.segments: Segments = {}
         self.restored: dict[str, Any] = {}
         self._epsilon: tuple[list[Phase], float] = [], 0.0
+        self.begin()
+
+    @property
+    def history(self) -> list[Phase]:
+        """The steps taken, in phases."""
+        return history_of(self.segments)
 
     @property
     def epsilon(self) -> float:
         """What was spent, at `target_delta`."""
-        if self._epsilon[0] != self.history:  # prv takes half a second
-            self._epsilon = self.history, epsilon(self.history, self.target_delta, self.accountant)
+        history = self.history
+        if self._epsilon[0] != history:  # prv takes half a second
+            self._epsilon = history, epsilon(history, self.target_delta, self.accountant)
         return self._epsilon[1]
+
+    def begin(self) -> None:
+        """Begin a start: the steps that follow are no others' steps."""
+        self._start = secrets.token_hex(8)
 
     def record(self, noise_multiplier: float, sampling_probability: float) -> None:
         """Count a step."""
-        self.history = merged([*self.history, Phase(noise_multiplier, sampling_probability, 1)])
+        segment = Segment(self._start, noise_multiplier, sampling_probability)
+        self.segments[segment] = self.segments.get(segment, 0) + 1
 
     def restore(self, report: dict[str, Any]) -> None:
         """Take up what a checkpoint says was spent."""
         self.restored = current_keys(report)
-        self.history = read_history(report)
+        self.add(read_segments(report))
 
-    def recall(self, reports: Iterable[dict[str, Any]]) -> None:
-        """Count the steps of later checkpoints, too, than that which the run goes on from.
+    def add(self, segments: Mapping[Segment, int]) -> int:
+        """Count the steps of another history, too.
 
-        They have been released, and are now trained again, with other samples and noise.
+        They have been released, and are now trained again with other samples and noise, or belong to another run.
 
         Args:
-            reports: What was written beside these checkpoints.
+            segments: The history.
+
+        Returns:
+            The number of its steps that were not counted yet.
         """
-        for history in map(read_history, reports):
-            if total_steps(history) > total_steps(self.history):
-                self.history = history
+        before = sum(self.segments.values())
+        for segment, steps in segments.items():
+            self.segments[segment] = max(steps, self.segments.get(segment, 0))
+        return sum(self.segments.values()) - before
+
+    def share(self, module: nn.Module) -> int:
+        """Let a network remember what its training has spent, and count what it remembers.
+
+        Its trainable parts remember it too, in another task and in copies.
+
+        Args:
+            module: The network or task that will be trained.
+
+        Returns:
+            The number of steps that were not counted yet.
+        """
+        parts = [part for part in module.modules() if any(p.requires_grad for p in part.parameters())]
+        added = sum([self.add(vars(part).get(_SEGMENTS, {})) for part in parts])
+        for part in parts:
+            vars(part)[_SEGMENTS] = self.segments
+        return added
 
     def calibrated_noise(
         self, budget: Budget, sampling_probability: float, num_steps: int | float, steps_taken: int
@@ -109,6 +170,7 @@ class Ledger:
             **promise,
             "plan": asdict(plan) if plan else {},
             "history": [list(phase) for phase in self.history],
+            "segments": [[*segment, steps] for segment, steps in self.segments.items()],
         }
 
 
@@ -134,9 +196,29 @@ def statement(report: dict[str, Any]) -> str:
     )
 
 
+def history_of(segments: Mapping[Segment, int]) -> list[Phase]:
+    """Return the phases of a history."""
+    return merged([Phase(*segment[1:], steps) for segment, steps in segments.items()])
+
+
 def read_history(report: dict[str, Any]) -> list[Phase]:
     """Read the history of a report."""
     return [Phase(float(noise), float(probability), int(steps)) for noise, probability, steps in report["history"]]
+
+
+def read_segments(report: dict[str, Any]) -> Segments:
+    """Read the segments of a report, with those of other runs in the same directory.
+
+    Earlier reports have none. Their phases are taken for the same steps wherever they stand in the same place of such a
+    history, with the same noise.
+    """
+    if "segments" in report:
+        rows = [*report["segments"], *report.get("other_segments", [])]
+    else:
+        rows = [[f"phase {place}", *phase] for place, phase in enumerate(read_history(report))]
+    return {
+        Segment(str(start), float(noise), float(probability)): int(steps) for start, noise, probability, steps in rows
+    }
 
 
 def current_keys(report: dict[str, Any]) -> dict[str, Any]:
@@ -146,12 +228,33 @@ def current_keys(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(directory: Path, report: dict[str, Any]) -> None:
-    """Write the report of a run into its directory."""
+    """Write the report of a run into its directory; what it tells of other runs that lie there is kept."""
+    try:
+        there = read_report(directory) or {}
+    except ValueError:  # it was said when the run began
+        there = {}
+    own = {(str(start), noise, probability) for start, noise, probability, _ in report["segments"]}
+    found = read_segments(there) if there else {}
+    others = [[*segment, steps] for segment, steps in found.items() if tuple(segment) not in own]
+    kept = {"other_segments": others} if others else {}
+    if NOT_PRIVATE in there:
+        kept[NOT_PRIVATE] = there[NOT_PRIVATE]
     with replacing(directory / REPORT) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        temporary.write_text(json.dumps(report | kept, indent=1) + "\n")
 
 
-def read_reports(directories: Sequence[Path]) -> list[dict[str, Any]]:
-    """Read the reports in some directories, with today's names; those that have one."""
-    paths = [directory / REPORT for directory in directories]
-    return [current_keys(json.loads(path.read_text())) for path in paths if path.is_file()]
+def read_report(directory: Path) -> dict[str, Any] | None:
+    """Read the report in a directory, with today's names; None if there is none.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    path = directory / REPORT
+    try:
+        report = current_keys(json.loads(path.read_text()))
+        read_segments(report)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    return report

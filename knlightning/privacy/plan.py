@@ -7,13 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from knlightning.checks import check_choice, check_number
+from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.privacy.accounting import Accountant, History, Phase, epsilon
 
 TOLERANCE = 1e-3
 """How far below the budget the epsilon of calibrated noise may lie, as a fraction of the budget."""
 LARGEST_NOISE = 1e6
 """The largest noise multiplier that calibration tries."""
+SMALLEST_PROBABILITY = 1e-9
+"""The smallest sampling probability that is tried."""
 ENDLESS = 10**9
 """Number of steps that stands for a run without an end."""
 
@@ -26,7 +28,7 @@ class Budget:
         target_epsilon: The epsilon not to be exceeded, above 0; None for no limit.
         target_delta: Probability with which the guarantee may fail, above 0 and below 1.
         noise_multiplier: Standard deviation of the noise over the clipping bound, at least 0; None to calibrate it for
-            target_epsilon.
+            target_epsilon. At 0 nothing is private, which no target_epsilon allows.
         accountant: How epsilon is computed; see `knlightning.privacy.accounting.epsilon`.
 
     Raises:
@@ -46,6 +48,9 @@ class Budget:
         check_choice("accountant", self.accountant, get_args(Accountant))
         if self.target_epsilon is None and self.noise_multiplier is None:
             raise ValueError("target_epsilon or noise_multiplier is needed: the privacy to keep, or the noise")
+        if self.target_epsilon is not None and self.noise_multiplier == 0:
+            hint = "Without noise epsilon is infinite; leave target_epsilon out to train without privacy"
+            raise ArgumentError("noise_multiplier", self.noise_multiplier, "above 0 with a target_epsilon", hint)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def make_plan(
         noise = calibrated_noise
         if noise is None:
             noise = calibrate_noise(budget, sampling_probability, steps_left, spent)
-    elif budget.target_epsilon is not None and noise > 0:
+    elif budget.target_epsilon is not None:
         affordable = steps_taken + count_affordable_steps(budget, noise, sampling_probability, steps_left, spent)
         if affordable == steps_taken and steps_left > 0:
             past = epsilon(spent, budget.target_delta, budget.accountant)
@@ -183,7 +188,7 @@ def calibrate_noise(budget: Budget, sampling_probability: float, num_steps: int,
         The noise multiplier. Epsilon ends between the budget and a thousandth of it below.
 
     Raises:
-        ValueError: If no noise is enough.
+        ValueError: If no noise up to `LARGEST_NOISE` is enough.
     """
     target, delta, accountant = budget.target_epsilon, budget.target_delta, budget.accountant
     assert target is not None
@@ -196,11 +201,14 @@ def calibrate_noise(budget: Budget, sampling_probability: float, num_steps: int,
         low, high = high, 2 * high
         if high > LARGEST_NOISE:
             past = epsilon(spent, delta, accountant)
+            floor = reached if accountant == "rdp" and not past else 0.0
             raise ValueError(
                 f"target_epsilon {target:g} cannot be reached with target_delta {delta:g}, {num_steps} steps and a"
-                f" sampling probability of {sampling_probability:.3g}, whatever the noise"
+                f" sampling probability of {sampling_probability:.3g}, by accountant {accountant} and noise up to"
+                f" {LARGEST_NOISE:g}"
                 + (f": {past:.3g} is spent already" if past else "")
                 + ". Raise the target, or take fewer steps or smaller batches"
+                + (f"; or use accountant prv or pld: rdp tells of no epsilon below {floor:.2g}" if floor else "")
             )
     while target - reached > TOLERANCE * target and high - low > 1e-6 * high:
         middle = (low + high) / 2
@@ -240,5 +248,41 @@ def count_affordable_steps(
         return num_steps
     while high - low > 1:
         middle = (low + high) // 2
+        low, high = (middle, high) if affordable(middle) else (low, middle)
+    return low
+
+
+def largest_sampling_probability(budget: Budget, noise_multiplier: float, num_steps: int) -> float:
+    """Find the largest sampling probability with which a number of steps stays within a budget.
+
+    Args:
+        budget: What must be kept; its target_epsilon is given.
+        noise_multiplier: Standard deviation of the noise over the clipping bound, above 0.
+        num_steps: Number of steps.
+
+    Returns:
+        A number above 0, at most 1; rounded down, to a thousandth of itself.
+
+    Raises:
+        ValueError: If even one sample in a billion is too many.
+    """
+    target = budget.target_epsilon
+    assert target is not None
+
+    def affordable(probability: float) -> bool:
+        return (
+            epsilon([Phase(noise_multiplier, probability, num_steps)], budget.target_delta, budget.accountant) <= target
+        )
+
+    if affordable(1.0):
+        return 1.0
+    low, high = SMALLEST_PROBABILITY, 1.0
+    if not affordable(low):
+        raise ValueError(
+            f"target_epsilon {target:g} pays for {num_steps} steps with noise_multiplier {noise_multiplier:g} at no"
+            " sampling probability: raise the noise or the target, or take fewer steps"
+        )
+    while high / low > 1 + TOLERANCE:
+        middle = math.sqrt(low * high)
         low, high = (middle, high) if affordable(middle) else (low, middle)
     return low

@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from knlightning.checks import check, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
 from knlightning.nn.normalization import NORM_TYPES, has_batch_norm
-from knlightning.protocols import data_of
+from knlightning.protocols import KeepsLedger, data_of
+from knlightning.run_directory import mark_not_private, report_directory
 from knlightning.tasks.optimizer_settings import check_settings
 from knlightning.tasks.resuming import Stored, compare_optimizers, configuration, start, take_from
 
@@ -99,6 +100,7 @@ class Task(LightningModule, ABC):
         self._stored: Stored | None = None  # of the checkpoint from which the run goes on
         self._accumulated = 0  # number of batches in the gradient
         self._stopping = False  # whether the run stops after this step
+        self._private_before = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule.
@@ -231,9 +233,16 @@ class Task(LightningModule, ABC):
         """Store what the optimizer and the schedule were configured with; a run goes on where it was stopped."""
         checkpoint["configured"] = self._configured
         rewind_unfinished_epoch(self.trainer, checkpoint)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined] # set where mypy does not look
+        if self._private_before and not any(isinstance(callback, KeepsLedger) for callback in callbacks):
+            directory = report_directory(self.trainer)  # on all devices
+            if self.trainer.is_global_zero:
+                mark_not_private(directory, self.trainer.global_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take from the checkpoint of a resumed run what `on_train_start` compares with the configuration."""
+        states = checkpoint.get("callbacks", {}).values()
+        self._private_before = any(isinstance(state, dict) and "max_grad_norm" in state for state in states)
         if is_resuming(self):
             self._stored = take_from(checkpoint)
             checkpoint.get("callbacks", {}).pop("Timer", None)  # max_time is the time of each job

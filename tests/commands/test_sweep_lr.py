@@ -10,6 +10,7 @@ from knlightning.analysis.search import Search, Trial
 from knlightning.commands import sweep_lr as module
 from knlightning.commands import trials
 from knlightning.commands.main import main
+from knlightning.privacy.accounting import epsilon
 
 FEW = ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches", "1"]
 
@@ -101,6 +102,22 @@ def test_choosing_by_test_images_is_said_twice(tiny, capsys):
     )
     assert capsys.readouterr().out.count("ATTENTION: val_split is 0.") == 2
     assert found.trials[0].val == found.trials[0].test
+
+
+def test_the_epsilon_of_the_whole_search_is_told(tiny, capsys):
+    init_args = {"noise_multiplier": 1.0, "target_delta": 1e-4, "accountant": "rdp", "check": False}
+    callback = {"class_path": "knlightning.privacy.DifferentialPrivacy", "init_args": init_args}
+    write_config(tiny / "tiny.yaml", tiny_config(callbacks=[callback], max_epochs=1))
+    main(["sweep-lr", "--config=tiny.yaml", "--start=1e-6", "--seeds=1", "--max_halvings=1", *FEW])
+    printed = capsys.readouterr().out
+    runs = [tiny / "runs" / "sweep-lr" / "tiny" / f"rate{rate}-seed0" for rate in ("1e-06", "5e-07")]
+    histories = [json.loads((run / "privacy.json").read_text())["history"] for run in runs]
+    (noise, probability, steps), _ = [phase for history in histories for phase in history]
+    whole, one = (epsilon([(noise, probability, count)], 1e-4, "rdp") for count in (2 * steps, steps))
+    assert f"Privacy of the whole search: epsilon {whole:.3f} at delta 0.0001 (rdp) for all 2 runs" in printed
+    assert f"up to {one:.3f} for one of them alone" in printed
+    for run in runs:
+        assert "part_of_search" in json.loads((run / "privacy.json").read_text())
 
 
 @pytest.mark.slow

@@ -52,7 +52,9 @@ def test_two_processes_do_what_one_does(tmp_path):
     one, two = (weights(tmp_path / run / "checkpoints" / "last.ckpt") for run in ("one", "two"))
     torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
     reports = [json.loads((tmp_path / run / "privacy.json").read_text()) for run in ("one", "two")]
+    starts = [report.pop("segments")[0][0] for report in reports]
     assert reports[0] == reports[1]
+    assert starts[0] != starts[1]
     assert reports[0]["history"] == [[1.0, 64 / 1437, 6]]
     assert reports[0]["epsilon"] == epsilon([(1.0, 64 / 1437, 6)], 1e-4, "rdp")
 

@@ -121,9 +121,15 @@ def test_the_noise_is_found_for_the_budget(tmp_path):
     assert json.loads(json.dumps(report)) == report
 
 
+def without_segments(report):
+    """Leave out which start of a run has taken its steps."""
+    return {name: value for name, value in report.items() if name != "segments"}
+
+
 def with_earlier_names(checkpoint):
     """Rename in a checkpoint what was renamed since it would have been written."""
     (private,) = (state for state in checkpoint["callbacks"].values() if "history" in state)
+    del private["segments"]
     private["plan"] = {old: private["plan"][new] for old, new in OLD_PLAN_KEYS.items()}
     (loader,) = checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     loader["steps"], loader["part"] = loader.pop("num_steps"), loader.pop("micro_batch")
@@ -145,7 +151,7 @@ def test_resumed_from_a_checkpoint(tmp_path, noise, earlier):
     resumed, again = task(), privacy(**settings)
     trainer(tmp_path, again).fit(resumed, data, ckpt_path=path)
     assert again.ledger.history == callback.ledger.history
-    assert again.report() == callback.report()
+    assert without_segments(again.report()) == without_segments(callback.report())
     for name, value in whole.backbone.state_dict().items():
         assert torch.equal(resumed.backbone.state_dict()[name], value)
 

@@ -1,9 +1,18 @@
+import copy
 import json
 
 import pytest
+from torch import nn
 
 from knlightning.privacy.accounting import epsilon
-from knlightning.privacy.ledger import REPORT, Ledger, read_reports, statement, write_report
+from knlightning.privacy.ledger import (
+    REPORT,
+    Ledger,
+    read_report,
+    read_segments,
+    statement,
+    write_report,
+)
 from knlightning.privacy.plan import Budget, Plan
 
 PROMISE = {
@@ -58,7 +67,8 @@ def test_reports_are_written_and_restored(tmp_path):
     assert report["history"] == [[1.25, 0.1, 7]]
     assert report["plan"]["noise_multiplier"] == 1.25
     write_report(tmp_path / "run", report)
-    (found,) = read_reports([tmp_path, tmp_path / "run"])
+    assert read_report(tmp_path) is None
+    found = read_report(tmp_path / "run")
     assert found == report
     again = ledger()
     again.restore(found)
@@ -68,7 +78,7 @@ def test_reports_are_written_and_restored(tmp_path):
 
 def test_reports_with_earlier_names(tmp_path):
     (tmp_path / REPORT).write_text(json.dumps(EARLIER))
-    (found,) = read_reports([tmp_path])
+    found = read_report(tmp_path)
     assert found["plan"] == ledger().report(PROMISE, PLAN)["plan"]
     again = ledger()
     again.restore(EARLIER)
@@ -77,12 +87,92 @@ def test_reports_with_earlier_names(tmp_path):
     assert again.calibrated_noise(Budget(6.0, 1e-3, accountant="rdp"), 0.1, 50, 7) == 1.25
 
 
-def test_later_checkpoints_count():
-    spent, report = ledger(3), ledger(5).report(PROMISE, PLAN)
-    spent.recall([report, ledger(4).report(PROMISE, PLAN)])
-    assert spent.history == [(1.25, 0.1, 5)]
-    spent.recall([])
-    assert spent.history == [(1.25, 0.1, 5)]
+def continued(report, steps, noise=1.25):
+    """Another start, from a checkpoint."""
+    found = Ledger(1e-3, "rdp")
+    found.restore(report)
+    for _ in range(steps):
+        found.record(noise, 0.1)
+    return found
+
+
+def report_of(found):
+    return json.loads(json.dumps(found.report(PROMISE, PLAN)))
+
+
+def test_later_checkpoints_of_a_run_count_once():
+    run = ledger(3)
+    early = report_of(run)
+    run.record(1.25, 0.1)
+    late = report_of(run)
+    again = continued(early, 0)
+    assert [again.add(read_segments(report)) for report in (late, early, late)] == [1, 0, 0]
+    assert again.history == [(1.25, 0.1, 4)]
+
+
+def test_continuations_of_a_checkpoint_are_added_up():
+    """Each of them was released. None is a prefix of the other, of whatever lengths they are."""
+    start = report_of(ledger(3))
+    one, two = continued(start, 5), continued(start, 2, noise=2.0)
+    assert two.add(read_segments(report_of(one))) == 5
+    assert two.history == [(1.25, 0.1, 8), (2.0, 0.1, 2)]
+    three = continued(report_of(one), 1)
+    assert three.add(read_segments(report_of(two))) == 2
+    assert sum(steps for _, _, steps in three.history) == 3 + 5 + 2 + 1
+
+
+def test_another_run_does_not_replace_a_history():
+    """Also if it has more steps, of less cost."""
+    cheap = Ledger(1e-3, "rdp")
+    for _ in range(100):
+        cheap.record(50.0, 0.1)
+    run = continued(report_of(ledger(7)), 0)
+    run.add(read_segments(report_of(cheap)))
+    assert run.history == [(1.25, 0.1, 7), (50.0, 0.1, 100)]
+    assert run.epsilon > epsilon([(1.25, 0.1, 7)], 1e-3, "rdp")
+
+
+def test_earlier_reports_are_put_together_by_their_phases():
+    """They do not tell of which start a step was."""
+    run = ledger()
+    run.restore(EARLIER)
+    assert run.add(read_segments(EARLIER | {"history": [[1.25, 0.1, 9], [3.0, 0.1, 1]]})) == 3
+    assert run.add(read_segments(EARLIER | {"history": [[50.0, 0.1, 100]]})) == 100
+    assert run.history == [(1.25, 0.1, 9), (3.0, 0.1, 1), (50.0, 0.1, 100)]
+
+
+def test_the_reports_of_two_runs_in_a_directory_are_both_kept(tmp_path):
+    one, two = report_of(ledger(7)), report_of(ledger(2))
+    for report in (one, two, two, one):
+        write_report(tmp_path, report)
+    found = read_report(tmp_path)
+    assert found["history"] == one["history"]
+    assert found["other_segments"] == two["segments"]
+    assert read_segments(found) == read_segments(one) | read_segments(two)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"plan": {}}', '{"plan": {}, "history": [1]}'])
+def test_damaged_reports(tmp_path, text):
+    (tmp_path / REPORT).write_text(text)
+    with pytest.raises(ValueError, match=r"privacy\.json is damaged"):
+        read_report(tmp_path)
+    report = report_of(ledger(1))
+    write_report(tmp_path, report)
+    assert read_report(tmp_path) == report
+
+
+def test_a_network_remembers_what_has_trained_it():
+    """Its trainable parts do, in another task and in copies; parts that are frozen have told nothing."""
+    net, first = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ledger()
+    net[0].requires_grad_(False)
+    assert first.share(net) == 0
+    first.record(1.25, 0.1)
+    for again in (net, nn.Sequential(net[1]), copy.deepcopy(net)):
+        second = ledger()
+        assert second.share(again) == 1
+        assert second.history == [(1.25, 0.1, 1)]
+    assert ledger().share(nn.Sequential(net[0], nn.Linear(2, 2))) == 0
+    assert first.share(net) == 0
 
 
 def test_calibrated_noise_is_kept_for_the_same_run_only():

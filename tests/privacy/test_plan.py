@@ -12,6 +12,7 @@ from knlightning.privacy.plan import (
     count_affordable_steps,
     count_micro_batches,
     count_steps_per_epoch,
+    largest_sampling_probability,
     make_plan,
 )
 
@@ -85,8 +86,27 @@ def test_how_long_a_budget_lasts():
 
 
 def test_a_target_beyond_reach():
-    with pytest.raises(ValueError, match=r"target_epsilon 1e-05 cannot be reached .* Raise the target"):
+    said = (
+        r"1e-05 cannot be reached .* by accountant rdp and noise up to 1e\+06\. Raise the target.* use accountant prv"
+    )
+    with pytest.raises(ValueError, match=said):
         calibrate_noise(Budget(1e-5, 1e-9, accountant="rdp"), 1.0, 10)
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+def test_small_targets_get_no_more_noise_than_they_need(accountant):
+    noise = calibrate_noise(Budget(0.02, 1e-5, accountant=accountant), 0.05, 40)
+    spent, with_less = (independent(n, 0.05, 40, 1e-5, interval=1e-6) for n in (noise, noise * 0.8))
+    assert spent <= 0.02 < with_less
+
+
+def test_the_largest_sampling_probability():
+    budget = Budget(2.0, 1e-5, accountant="rdp")
+    found = largest_sampling_probability(budget, 1.0, 100)
+    assert epsilon([(1.0, found, 100)], 1e-5, "rdp") <= 2.0 < epsilon([(1.0, found * 1.002, 100)], 1e-5, "rdp")
+    assert largest_sampling_probability(budget, 100.0, 100) == 1.0
+    with pytest.raises(ValueError, match=r"pays for 100 steps with noise_multiplier 0\.01 at no sampling probability"):
+        largest_sampling_probability(budget, 0.01, 100)
 
 
 def test_steps_and_delta_that_do_not_fit_the_samples():
@@ -113,7 +133,8 @@ def test_steps_and_micro_batches():
         ({"target_epsilon": math.inf}, "target_epsilon must be a number above 0"),
         ({"target_delta": 1.0}, "target_delta must be a number above 0 and below 1"),
         ({"noise_multiplier": -1.0}, "noise_multiplier must be a number at least 0, or null for what target_epsilon"),
-        ({"accountant": "moments"}, "accountant must be one of rdp, prv, gdp"),
+        ({"noise_multiplier": 0.0}, "noise_multiplier must be above 0 with a target_epsilon, got 0.0"),
+        ({"accountant": "moments"}, "accountant must be one of rdp, prv, pld, gdp"),
     ],
 )
 def test_budgets_out_of_range(argument, message):

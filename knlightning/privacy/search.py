@@ -1,0 +1,110 @@
+"""The privacy of a search over hyperparameters: of all its runs together, for all of them have seen the samples.
+
+The runs are composed, which holds however they were chosen, one after the other or by the results of those before.
+Papernot and Steinke (2022) show that the best of several runs alone costs less, if their number is drawn at random and
+each run draws its hyperparameters at random, independent of the others. A search that halves a learning rate until it
+is passed, repeats the best, and shows the accuracy of every run does neither.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from knlightning.privacy.accounting import Phase, epsilon, merged, total_steps
+from knlightning.privacy.ledger import read_report
+from knlightning.run_directory import NOT_PRIVATE, PRIVACY_REPORT, replacing
+
+SEARCH_REPORT = "search_privacy.json"
+"""Name of the report of a search, in its directory."""
+PART = "part_of_search"
+"""Key of the report of a run that is one of a search."""
+
+
+def search_report(directories: Sequence[Path]) -> dict[str, Any] | None:
+    """Compose what the runs of a search have spent.
+
+    Args:
+        directories: Those of the runs.
+
+    Returns:
+        What all have spent together, in plain values; None if no run is private.
+    """
+    reports = {directory: _read(directory) for directory in directories}
+    private = [report for report in reports.values() if report is not None]
+    if not private:
+        return None
+    history = merged([phase for report in private for phase in _history(report)])
+    accountant = private[0]["accountant"]
+    if accountant == "gdp" and len(history) > 1:  # which it cannot compose
+        accountant = "prv"
+    delta = max(report["target_delta"] for report in private)
+    uncounted = [str(d) for d, report in reports.items() if report is None or NOT_PRIVATE in report]
+    spent = math.inf if uncounted else epsilon(history, delta, accountant)
+    return {
+        "epsilon": spent if math.isfinite(spent) else None,
+        "target_delta": delta,
+        "accountant": accountant,
+        "sampling": next((r["sampling"] for r in private if r["sampling"] != "poisson"), "poisson"),
+        "runs": len(directories),
+        "runs_without_privacy": uncounted,
+        "largest_epsilon_of_a_run": max((report["epsilon"] or 0.0 for report in private), default=0.0),
+        "history": [list(phase) for phase in history],
+    }
+
+
+def search_statement(report: dict[str, Any]) -> str:
+    """Put what a search has spent into a sentence.
+
+    Args:
+        report: That of the search.
+    """
+    if report["runs_without_privacy"]:
+        return f"nothing bounds it: {', '.join(report['runs_without_privacy'])} did not count, or did not keep, privacy"
+    nominal = "" if report["sampling"] == "poisson" else "; NOMINAL: batches were shuffled"
+    spent = report["epsilon"]
+    steps = total_steps([Phase(*phase) for phase in report["history"]])
+    return (
+        f"epsilon {math.inf if spent is None else spent:.3f} at delta {report['target_delta']:g}"
+        f" ({report['accountant']}) for all {report['runs']} runs together, {steps} steps; up to"
+        f" {report['largest_epsilon_of_a_run']:.3f} for one of them alone{nominal}"
+    )
+
+
+def write_search_report(out: Path, directories: Sequence[Path]) -> str | None:
+    """Write what a search has spent, and say in the reports of its runs that theirs is not all.
+
+    Args:
+        out: Directory of the search.
+        directories: Those of its runs so far.
+
+    Returns:
+        A sentence; None if no run is private.
+    """
+    report = search_report(directories)
+    if report is None:
+        return None
+    _write(out / SEARCH_REPORT, report)
+    for directory in directories:
+        if (run := _read(directory)) is not None:
+            said = f"one of the runs of a search; what all of them have spent is in {out / SEARCH_REPORT}"
+            _write(directory / PRIVACY_REPORT, {PART: said, **run})
+    return search_statement(report)
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
+    try:
+        return read_report(directory)
+    except ValueError:  # damaged
+        return None
+
+
+def _history(report: dict[str, Any]) -> list[Phase]:
+    rows = [*report["history"], *(row[1:] for row in report.get("other_segments", []))]
+    return [Phase(float(noise), float(probability), int(steps)) for noise, probability, steps in rows]
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,0 +1,173 @@
+"""Runs that go on, and runs that meet."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
+from standins import RandomData
+
+from knlightning.privacy.accounting import epsilon
+
+
+def fit(folder, module, callback, epochs=1, ckpt_path=None, **settings):
+    """Train, and write a checkpoint at the end; 4 steps an epoch."""
+    run = trainer(folder, *([callback] if callback else []), max_epochs=epochs, **settings)
+    run.fit(module, RandomData(SAMPLES, 5), ckpt_path=ckpt_path)
+    path = Path(folder) / f"{module.__class__.__name__}-{len(list(Path(folder).glob('*.ckpt')))}.ckpt"
+    run.save_checkpoint(path)
+    return path
+
+
+def report(folder):
+    return json.loads((Path(folder) / "privacy.json").read_text())
+
+
+def quick(**settings):
+    return privacy(check=False, **settings)
+
+
+def test_a_cheap_run_in_the_same_directory_replaces_nothing(tmp_path, capsys):
+    costly = fit(tmp_path, task(), quick(noise_multiplier=0.5))
+    fit(tmp_path, task(), quick(noise_multiplier=50.0), epochs=5)
+    assert "tells of another run, which this one does not count" in capsys.readouterr().out
+    again = quick(noise_multiplier=50.0)
+    fit(tmp_path, task(), again, epochs=2, ckpt_path=costly)
+    assert again.ledger.history == [(0.5, 0.25, 4), (50.0, 0.25, 20 + 4)]
+    assert report(tmp_path)["epsilon"] == epsilon(again.ledger.history, 1e-3, "rdp")
+    assert "tells of 20 steps that are not in the checkpoint: they count too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [None, "", "{"])
+def test_a_report_that_is_missing_or_damaged(tmp_path, capsys, text):
+    path = fit(tmp_path, task(), quick())
+    (tmp_path / "privacy.json").unlink()
+    if text is not None:
+        (tmp_path / "privacy.json").write_text(text)
+    again = quick()
+    fit(tmp_path, task(), again, epochs=2, ckpt_path=path)
+    printed = capsys.readouterr().out
+    assert ("there is no privacy.json in" if text is None else "privacy.json is damaged") in printed
+    assert "What the checkpoint itself has spent counts" in printed
+    assert again.ledger.history == [(0.8, 0.25, 8)]
+    assert report(tmp_path)["history"] == [[0.8, 0.25, 8]]
+
+
+def test_a_cell_that_is_run_twice(tmp_path, capsys):
+    """The same network, in whatever task, with a new callback and a new trainer."""
+    net = Net()
+    fit(tmp_path / "1", task(net), quick())
+    second = quick(noise_multiplier=2.0)
+    fit(tmp_path / "2", task(net), second)
+    assert second.ledger.history == [(0.8, 0.25, 4), (2.0, 0.25, 4)]
+    assert "the network was trained privately before: its 4 steps count too" in capsys.readouterr().out
+    assert report(tmp_path / "2")["epsilon"] == epsilon(second.ledger.history, 1e-3, "rdp")
+    new = quick()
+    fit(tmp_path / "3", task(Net()), new)
+    assert new.ledger.history == [(0.8, 0.25, 4)]
+
+
+def test_an_interrupted_cell_that_is_run_again(tmp_path):
+    class HaltedError(Exception):
+        pass
+
+    class Halts(Net):
+        times = 0
+
+        def forward(self, x):
+            Halts.times += 1
+            if Halts.times == 3:
+                raise HaltedError
+            return super().forward(x)
+
+    net = Halts()
+    with pytest.raises(HaltedError):
+        fit(tmp_path, task(net), quick())
+    again = quick()
+    fit(tmp_path, task(net), again)
+    assert again.ledger.history == [(0.8, 0.25, 2 + 4)]
+
+
+def test_a_second_fit_of_the_same_trainer_goes_on(tmp_path):
+    module, callback = task(), quick()
+    run = trainer(tmp_path, callback, max_epochs=1)
+    run.fit(module, RandomData(SAMPLES, 5))
+    run.fit_loop.max_epochs = 3
+    run.fit(module, RandomData(SAMPLES, 5))
+    assert run.global_step == 12
+    assert callback.ledger.history == [(0.8, 0.25, 12)]
+
+
+def test_a_checkpoint_without_privacy_after_a_private_run_is_refused(tmp_path):
+    """What the callback and the network remember is not what the checkpoint was trained with."""
+    plain = fit(tmp_path, task(), None)
+    module, callback = task(), quick()
+    fit(tmp_path, module, callback)
+    with pytest.raises(ValueError, match="trained without differential privacy"):
+        fit(tmp_path, module, callback, epochs=2, ckpt_path=plain)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_going_on_without_the_callback_marks_the_report(tmp_path):
+    path = fit(tmp_path, task(), quick())
+    assert report(tmp_path)["epsilon"] > 0
+    plain = fit(tmp_path, task(), None, epochs=2, ckpt_path=path)
+    marked = report(tmp_path)
+    assert marked["epsilon"] is None
+    assert "went on from step 8 without DifferentialPrivacy" in marked["not_private"]
+    assert marked["history"] == [[0.8, 0.25, 4]]
+    with pytest.raises(ValueError, match="trained without differential privacy"):
+        fit(tmp_path, task(), quick(), epochs=3, ckpt_path=plain)
+    fit(tmp_path, task(), quick(), epochs=2, ckpt_path=path)  # these weights are private; others in the folder not
+    assert report(tmp_path)["epsilon"] > 0
+    assert report(tmp_path)["not_private"] == marked["not_private"]
+
+
+def test_a_run_without_privacy_leaves_the_reports_of_others(tmp_path):
+    fit(tmp_path, task(), quick())
+    before = report(tmp_path)
+    fit(tmp_path, task(), None)
+    assert report(tmp_path) == before
+
+
+def test_runs_from_python_do_not_meet(tmp_path, monkeypatch):
+    """Each reports beside its checkpoints and its log, and a resumed one finds that."""
+    monkeypatch.chdir(tmp_path)
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"limit_val_batches": 0, "log_every_n_steps": 1}
+    callbacks = [quick(noise_multiplier=noise) for noise in (0.8, 3.0)]
+    for callback in callbacks:
+        run = Trainer(max_epochs=1, callbacks=[callback], logger=CSVLogger("."), **quiet)
+        run.fit(task(), RandomData(SAMPLES, 5))
+    folders = [Path("lightning_logs") / f"version_{number}" for number in (0, 1)]
+    assert sorted(path.parent for path in Path().rglob("privacy.json")) == folders
+    assert [report(folder)["history"][0][0] for folder in folders] == [0.8, 3.0]
+    again = quick(noise_multiplier=3.0)
+    (first,) = (folders[0] / "checkpoints").glob("*.ckpt")
+    run = Trainer(max_epochs=2, callbacks=[again], logger=False, enable_checkpointing=False, **quiet)
+    with pytest.warns(UserWarning, match="Be aware that when using `ckpt_path`"):  # of the callback for checkpoints
+        run.fit(task(), RandomData(SAMPLES, 5), ckpt_path=first)
+    assert again.ledger.history == [(0.8, 0.25, 4), (3.0, 0.25, 4)]
+
+
+def test_the_report_lies_beside_the_checkpoints(tmp_path):
+    for name, where in (("run/checkpoints", "run"), ("kept", "kept")):
+        files = ModelCheckpoint(tmp_path / name)
+        trainer(tmp_path / "root", quick(), files, max_epochs=1, enable_checkpointing=True).fit(
+            task(), RandomData(SAMPLES, 5)
+        )
+        assert (tmp_path / where / "privacy.json").is_file()
+    assert not (tmp_path / "root" / "privacy.json").exists()
+
+
+def test_a_minimum_of_epochs_does_not_outlast_the_budget(tmp_path):
+    callback = quick(target_epsilon=8.0)
+    run = trainer(tmp_path, callback, max_epochs=50, min_epochs=40, min_steps=150)
+    run.fit(task(), RandomData(SAMPLES, 5))
+    assert run.global_step == callback.plan.affordable_steps < 150
+    assert (run.min_epochs, run.min_steps) == (40, 150)
+    assert torch.isfinite(torch.tensor(callback.ledger.epsilon))
