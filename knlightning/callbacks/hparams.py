@@ -2,12 +2,15 @@
 
 import inspect
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from knlightning.callbacks.checkpoints import BestCheckpoint
+from knlightning.callbacks.harmless import Harmless
+from knlightning.text import printable
 
 
 class TensorBoardLog(TensorBoardLogger):
@@ -22,6 +25,17 @@ class TensorBoardLog(TensorBoardLogger):
     def __init__(self, directory: str | os.PathLike[str], first_step: int = 0) -> None:
         purge = first_step if first_step > 0 else None
         super().__init__(os.fspath(directory), name="", version="", default_hp_metric=False, purge_step=purge)
+        self._harmless = Harmless()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write metrics; what cannot be written never ends a run."""
+        with self._harmless("the log of TensorBoard"):
+            super().log_metrics(metrics, step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Write hyperparameters; what cannot be written never ends a run."""
+        with self._harmless("the hyperparameters in TensorBoard"):
+            super().log_hyperparams(*args, **kwargs)
 
     def save(self) -> None:
         """Write the events to the disk; not the `hparams.yaml` of the parent, whose content is in `config.yaml`."""
@@ -78,9 +92,9 @@ def readable(config: dict[str, Any]) -> dict[str, str | float | bool]:
             for key, inner in value.items():
                 add(f"{name}.{key}" if name else key, inner)
         elif isinstance(value, (str, int, float, bool)):
-            flat[name] = value
+            flat[name] = printable(value) if isinstance(value, str) else value
         elif value is not None:
-            flat[name] = str(value)
+            flat[name] = printable(str(value))
 
     add("", kept)
     for key in ("callbacks", "logger", "default_root_dir", "plugins"):

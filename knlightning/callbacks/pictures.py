@@ -1,6 +1,7 @@
 """Pictures of the validation in TensorBoard."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,11 +10,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from knlightning.callbacks.harmless import Harmless
 from knlightning.callbacks.label_maps import coloured, palette_of
 from knlightning.checks import check_number
 from knlightning.internals.lightning import is_fitting
 from knlightning.protocols import DataDescription, IgnoresLabel, data_of
 from knlightning.tasks.segmentation import class_scores
+from knlightning.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +25,10 @@ MOST_NAMED_CLASSES = 25
 """With more classes, the confusion matrix has neither names at its axes nor counts in its cells."""
 LARGEST_COUNT = 9999
 """If a count is larger, such as one of pixels, the cells of the confusion matrix show shares of the true class."""
+MOST_CLASSES = 2000
+"""With more classes, there is no confusion matrix: its memory grows with their square."""
+MOST_LETTERS = 40
+"""Longer names are cut."""
 MOST_SCENES = 8
 """Largest number of images on a page for segmentation."""
 SCENE_SIDE = 512
@@ -36,6 +43,9 @@ class Pictures(Callback):
     do not count. Then each image is shown with its true and its predicted classes in colours, and the intersection
     over union of each class is drawn too. What is known of the data (`knlightning.protocols.DescribedScenes`:
     names and colours of the classes, how to undo the scaling) comes from the datamodule.
+
+    What cannot be drawn never ends a run: it is left out, with a warning. With more than 2000 classes there is no
+    confusion matrix.
 
     Args:
         every_n_epochs: Epochs from one drawing to the next; the last epoch is always drawn. 0 for none at all.
@@ -53,6 +63,7 @@ class Pictures(Callback):
         self._confusion: MulticlassConfusionMatrix | None = None
         self._of_pixels = False
         self._page: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._harmless = Harmless()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what the last validation has counted."""
@@ -70,18 +81,26 @@ class Pictures(Callback):
         """Count the predictions, and keep the first images."""
         if not self._due(trainer) or not isinstance(outputs, Tensor) or outputs.ndim not in (2, 4):
             return
-        images, labels = batch
-        self._of_pixels = outputs.ndim == 4
-        predicted = outputs.argmax(dim=1)
-        if self._confusion is None:
+        num_classes = outputs.shape[1]
+        if num_classes > MOST_CLASSES:
+            self._harmless.warn("the confusion matrix", f"{num_classes} classes, at most {MOST_CLASSES} are drawn")
+        elif self._confusion is None:  # before anything that may fail: it is computed by all devices together
             ignored = pl_module.ignore_index if isinstance(pl_module, IgnoresLabel) else None
             # not validated: the task checks the labels
-            made = MulticlassConfusionMatrix(outputs.shape[1], ignore_index=ignored, validate_args=False)
+            made = MulticlassConfusionMatrix(num_classes, ignore_index=ignored, validate_args=False)
             self._confusion = made.to(outputs.device)
-        self._confusion.update(predicted, labels)
+        with self._harmless("pictures of a batch"):
+            images, labels = batch
+            self._of_pixels = outputs.ndim == 4
+            predicted = outputs.argmax(dim=1)
+            if self._confusion is not None:
+                self._confusion.update(predicted, labels)
+            self._keep(images, labels, predicted, outputs)
+
+    def _keep(self, images: Tensor, labels: Tensor, predicted: Tensor, outputs: Tensor) -> None:
         most = min(self.images, MOST_SCENES) if self._of_pixels else self.images
         missing = most - sum(len(kept) for kept, _, _ in self._page)
-        if missing <= 0:
+        if missing <= 0 or not len(labels):
             return
         if self._of_pixels:
             step = max(1, max(labels.shape[1:]) // SCENE_SIDE)  # whole images of streets would take gigabytes
@@ -92,35 +111,49 @@ class Pictures(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
-        if self._confusion is None:
-            return
-        counts = self._confusion.compute().cpu()  # a sum over the devices, so asked of each
+        # a sum over the devices, so asked of each
+        counts = None if self._confusion is None else self._confusion.compute().cpu()
         writers = [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not trainer.is_global_zero or not writers:
             return
-        figures = self._figures(counts, data_of(trainer))
-        for writer in writers:
-            for tag, figure in figures.items():
-                writer.add_figure(tag, figure, trainer.global_step - 1)  # the step of the validation's metrics
+        data = data_of(trainer)
+        for tag, draw in self._figures(counts, data).items():
+            with self._harmless(f"the picture {tag}"), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
+                figure = draw()
+                for writer in writers:
+                    writer.add_figure(tag, figure, trainer.global_step - 1)  # the step of the validation's metrics
 
-    def _figures(self, counts: Tensor, data: DataDescription) -> dict[str, "Figure"]:
-        names = data.names(len(counts))
-        figures = {"val/confusion": confusion_figure(counts, names)}
-        if self._of_pixels:
-            figures["val/iou"] = iou_figure(class_scores(counts)["iou"], names)
-        if self._page and self._of_pixels:
-            page = [part for images, *maps in self._page for part in zip(data.displayable(images), *maps, strict=True)]
-            figures["val/predictions"] = scenes_figure(page, palette_of(data, len(counts)))
-        elif self._page:
-            images, labels, probabilities = (torch.cat(part) for part in zip(*self._page, strict=True))
-            figures["val/predictions"] = predictions_figure(data.displayable(images), labels, probabilities, names)
+    def _figures(self, counts: Tensor | None, data: DataDescription) -> dict[str, Callable[[], "Figure"]]:
+        figures: dict[str, Callable[[], Figure]] = {}
+        if counts is not None:
+            names = data.names(len(counts))
+            figures["val/confusion"] = lambda: confusion_figure(counts, names)
+            if self._of_pixels:
+                figures["val/iou"] = lambda: iou_figure(class_scores(counts)["iou"], names)
+        if self._page:
+            figures["val/predictions"] = lambda: self._predictions(data, counts)
         return figures
+
+    def _predictions(self, data: DataDescription, counts: Tensor | None) -> "Figure":
+        if self._of_pixels:
+            page = [part for images, *maps in self._page for part in zip(data.displayable(images), *maps, strict=True)]
+            highest = max(int(shown.max()) for _, _, shown in self._page)
+            return scenes_figure(page, palette_of(data, highest + 1 if counts is None else len(counts)))
+        images, labels, probabilities = (torch.cat(part) for part in zip(*self._page, strict=True))
+        names = data.names(probabilities.shape[1])
+        return predictions_figure(data.displayable(images), labels, probabilities, names)
 
     def _due(self, trainer: Trainer) -> bool:
         if not self.every_n_epochs or trainer.sanity_checking or not is_fitting(trainer):
             return False
         done = trainer.current_epoch + 1
         return done % self.every_n_epochs == 0 or done == trainer.max_epochs
+
+
+def _label(name: str) -> str:
+    """Write a name for matplotlib, which takes what is between two `$` for a formula."""
+    return printable(name)[:MOST_LETTERS].replace("$", r"\$")
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
@@ -138,8 +171,9 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
     figure.colorbar(axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1), label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true")
     if len(names) <= MOST_NAMED_CLASSES:
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), names)
+        labels = [_label(name) for name in names]
+        axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+        axes.set_yticks(range(len(names)), labels)
         for row, column in counts.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
             share, count = shares[row, column], int(counts[row, column])
@@ -167,7 +201,8 @@ def predictions_figure(images: Tensor, labels: Tensor, probabilities: Tensor, na
         right = predicted == int(label)
         axes = figure.add_subplot(rows, columns, position + 1)
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        title = f"{names[predicted]} ({probability[predicted]:.0%})" + ("" if right else f"\nis {names[int(label)]}")
+        title = f"{_label(names[predicted])} ({probability[predicted]:.0%})"
+        title += "" if right else f"\nis {_label(names[int(label)])}"
         axes.set_title(title, fontsize=8, color="black" if right else "red")
         axes.set_axis_off()
     return figure
@@ -187,7 +222,7 @@ def iou_figure(iou: Tensor, names: Sequence[str]) -> "Figure":
     bars = axes.barh(range(len(names)), iou.nan_to_num().numpy())
     axes.bar_label(bars, ["no pixels" if value.isnan() else f"{value:.3f}" for value in iou], padding=3, fontsize=8)
     axes.axvline(float(iou.nanmean()), color="black", linewidth=0.8, label=f"mean {iou.nanmean():.3f}")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [_label(name) for name in names])
     axes.invert_yaxis()
     axes.set(xlim=(0, 1.1), xlabel="intersection over union")
     figure.legend(loc="outside upper right")

@@ -3,12 +3,13 @@
 import csv
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -17,16 +18,23 @@ from knlightning.callbacks.label_maps import coloured, palette_of
 from knlightning.checks import check_number
 from knlightning.protocols import data_of, describe
 from knlightning.run_directory import replacing
+from knlightning.text import cell
 
 
 class PredictionWriter(Callback):
-    """Write predictions into the run directory.
+    r"""Write predictions into the run directory.
 
     If the predict step of the task returns probabilities (N, classes), they go to `predictions.csv`: file, class and
     probability, then the next most probable classes. If it returns classes (N, H, W), each image gets a PNG in each of
     three folders in `predictions`: `colours` shows the classes in their colours, `overlays` the same over the image,
     and `label_ids` holds their numbers, as a benchmark server reads them. A picture has the same path in these folders
     as its image in `predict_dir`, with `.png` appended if the image has another format.
+
+    The table is UTF-8; bytes of a path that are not, and control characters, are written as escapes such as `\udce9`. A
+    cell that begins with `=`, `+`, `-` or `@` gets a `'` before it, so that no spreadsheet takes it for a
+    formula. Rows are written as they come, into `predictions.partial.csv` (`predictions.partial-1.csv`, ... on further
+    devices). At the end they are sorted, written into `predictions.csv`, and the first file goes. After an error it
+    stays, with what was predicted until then.
 
     Batches must be (images, paths). What is known of the data (`knlightning.protocols.DescribedScenes`: names,
     colours and numbers of the classes, `predict_dir`, how to undo the scaling) comes from the datamodule.
@@ -36,6 +44,7 @@ class PredictionWriter(Callback):
 
     Attributes:
         path: The file, or the folder, that was written last; None before.
+        partial: The file with the rows that came so far; None if there is none.
         rows: The number of images in it.
 
     Raises:
@@ -46,6 +55,7 @@ class PredictionWriter(Callback):
         check_number("top_k", top_k, at_least=1, integer=True)
         self.top_k = top_k
         self.path: Path | None = None
+        self.partial: Path | None = None
         self.rows = 0
         self._rows: list[list[str]] = []
 
@@ -69,11 +79,21 @@ class PredictionWriter(Callback):
             return
         classes = data.names(outputs.shape[1])
         top = outputs.topk(min(self.top_k, outputs.shape[1]))
+        rows = []
         for name, values, indices in zip(names, top.values.tolist(), top.indices.tolist(), strict=True):
             row = [name]
             for value, index in zip(values, indices, strict=True):
                 row += [classes[index], f"{value:.6f}"]
-            self._rows.append(row)
+            rows.append(row)
+        self._append(trainer, rows)
+        self._rows += rows
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say where the rows are that came before an error."""
+        rows, self._rows = self._rows, []
+        if self.partial is not None:
+            rank_zero_warn(f"The predictions stopped after {len(rows)} images, which are in {self.partial}.")
+            self.partial = None
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the images of all devices, and write the table, sorted by file."""
@@ -88,11 +108,31 @@ class PredictionWriter(Callback):
             return
         self.path = Path(trainer.default_root_dir) / "predictions.csv"
         if trainer.is_global_zero:
-            header = ["file", "class", "probability"]
-            for k in range(2, (max(map(len, rows), default=3) - 1) // 2 + 1):
-                header += [f"class_{k}", f"probability_{k}"]
-            with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([header, *sorted(rows)])
+            with replacing(self.path) as temporary:
+                _write(temporary, [_header(rows), *sorted(rows)])
+        if self.partial is not None:
+            self.partial.unlink()
+            self.partial = None
+
+    def _append(self, trainer: Trainer, rows: list[list[str]]) -> None:
+        if self.partial is None:
+            rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
+            self.partial = Path(trainer.default_root_dir) / f"predictions.partial{rank}.csv"
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            _write(self.partial, [_header(rows)])
+        _write(self.partial, rows, "a")
+
+
+def _header(rows: list[list[str]]) -> list[str]:
+    header = ["file", "class", "probability"]
+    for k in range(2, (max(map(len, rows), default=3) - 1) // 2 + 1):
+        header += [f"class_{k}", f"probability_{k}"]
+    return header
+
+
+def _write(path: Path, rows: list[list[str]], mode: Literal["w", "a"] = "w") -> None:
+    with path.open(mode, newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([cell(text) for text in row] for row in rows)
 
 
 def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, datamodule: object) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from knlightning.checks import ArgumentError
+from knlightning.internals.torch import WORKER_HINT, worker_failure
 
 DEBUG_VARIABLE = "KNL_DEBUG"
 """If set, errors come with their traceback."""
@@ -28,6 +29,8 @@ def plain_errors(prog: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
+        if failure := worker_failure(error):  # raised wherever the signal comes
+            error = OSError(f"{failure} {WORKER_HINT}")
         foreign = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)
         if foreign or os.environ.get(DEBUG_VARIABLE):
             raise

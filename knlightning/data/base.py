@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tv
@@ -15,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from knlightning.checks import ArgumentError, check, check_choice, check_number
 from knlightning.data.datasets import LabelledImages, TensorImages
 from knlightning.data.folder import FolderImages, abbreviated
-from knlightning.data.loader import EvalLoader, ResumableLoader, drops_last
+from knlightning.data.loader import READ_TIMEOUT, EvalLoader, ResumableLoader, drops_last
 from knlightning.data.samplers import EvalSampler, Sampling
 from knlightning.data.splitting import stratified_split
 
@@ -120,6 +121,10 @@ class BaseDataModule(LightningDataModule, ABC):
             split: One of the names in `sampling`.
         """
 
+    def _load(self, split: str) -> LabelledImages:
+        """`load` by its earlier name, for programs that call it."""
+        return self.load(split)
+
     def hold_out(self, train: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
         """Split the training images into those to train on and those held out for validation.
 
@@ -161,6 +166,11 @@ class BaseDataModule(LightningDataModule, ABC):
                 train, self._eval_images[self._validation] = self.hold_out(train)
             self._train_images = train
         evaluated = self.sampling.test if stage == "test" else self._validation
+        if stage == "test" and evaluated == self._validation:
+            rank_zero_info(
+                f"Test images: the same as for validation ({evaluated!r}). What was chosen by a score of validation, "
+                "such as the best epoch, was chosen on them."
+            )
         if evaluated not in self._eval_images:
             self._eval_images[evaluated] = self.load(evaluated)
         self._eval_images[evaluated].check_eval_batch_size(self.eval_batch_size)
@@ -202,6 +212,7 @@ class BaseDataModule(LightningDataModule, ABC):
             # workers once more, which may not shift the random numbers of the model
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=workers > 0,
+            timeout=READ_TIMEOUT if workers else 0,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -217,7 +228,7 @@ class BaseDataModule(LightningDataModule, ABC):
         images = self._predict_images
         if images is None:
             raise RuntimeError("There are no images to predict on yet: call setup('predict') first.")
-        return self._ordered(DataLoader, images, 1 if images.size is None else self.eval_batch_size)
+        return self._ordered(images, 1 if images.size is None else self.eval_batch_size)
 
     def prepared(self, images: Tensor, train: bool) -> Tensor:
         """Scale the images of a batch, on the device where they are.
@@ -293,14 +304,12 @@ class BaseDataModule(LightningDataModule, ABC):
     def _eval_dataloader(self, split: str) -> DataLoader[Any]:
         if split not in self._eval_images:
             raise RuntimeError(f"The {split} images are not read yet: call setup('validate' or 'test') first.")
-        return self._ordered(EvalLoader, self._eval_images[split], self.eval_batch_size)
+        return self._ordered(self._eval_images[split], self.eval_batch_size)
 
-    def _ordered(
-        self, loader: type[DataLoader[Any]], dataset: LabelledImages | FolderImages, batch_size: int
-    ) -> DataLoader[Any]:
+    def _ordered(self, dataset: LabelledImages | FolderImages, batch_size: int) -> EvalLoader:
         ranks, rank = self._ranks()
         workers = self._workers(dataset)
-        return loader(
+        return EvalLoader(
             dataset,
             batch_size=batch_size,
             sampler=EvalSampler(len(dataset), ranks, rank) if ranks > 1 else None,
@@ -309,6 +318,7 @@ class BaseDataModule(LightningDataModule, ABC):
             pin_memory=self._pin(),
             generator=torch.Generator(),  # evaluation leaves the global generator alone
             persistent_workers=workers > 0,
+            timeout=READ_TIMEOUT if workers else 0,
         )
 
     def _seed(self) -> int:

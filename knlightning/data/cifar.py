@@ -5,6 +5,8 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
 import os
+import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
 from knlightning.data.unpickling import load_pickle, pixel_rows, require_key
-from knlightning.internals.torchvision import CIFAR10, CIFAR100, download_and_extract_archive
+from knlightning.internals.torchvision import CIFAR10, CIFAR100, check_integrity, download_url
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -27,7 +29,8 @@ class CIFAR10DataModule(ImageDataModule):
 
     Args:
         root: Folder in which the dataset's folder lies.
-        download: Whether to download the dataset (170 MB) if files are missing; the archive's checksum is verified.
+        download: Whether to download the dataset (170 MB) if files are missing or have another checksum than the
+            published ones, which are then replaced; the archive's checksum is verified.
         kwargs: Arguments of `ImageDataModule`.
 
     Raises:
@@ -63,17 +66,19 @@ class CIFAR10DataModule(ImageDataModule):
         return self.root / self.source.base_folder
 
     def prepare_data(self) -> None:
-        """Download the dataset if asked to and files are missing.
+        """Download the dataset if asked to, and files are missing or damaged.
 
         Raises:
             OSError: If the download fails, or its checksum is wrong.
         """
-        if not self.download or not self._missing():
+        if not self.download or not self._differing():
             return
         source = self.source
         try:
-            download_and_extract_archive(source.url, self.root, filename=source.filename, md5=source.tgz_md5)
-        except (OSError, RuntimeError) as error:
+            download_url(source.url, self.root, filename=source.filename, md5=source.tgz_md5)
+            with tarfile.open(self.root / source.filename) as archive:
+                archive.extractall(self.root, filter="data")
+        except (OSError, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
             raise OSError(
                 f"{source.url} could not be downloaded to {self.root.absolute()}: {error}. Get it in another way "
                 "and unpack it there."
@@ -100,6 +105,12 @@ class CIFAR10DataModule(ImageDataModule):
     def augmentation(self, images: Tensor) -> Tensor:
         """Pad each image by 4 pixels and crop at random; mirror half of them."""
         return random_horizontal_flip(random_crop(images, padding=4))
+
+    def _differing(self) -> list[str]:
+        """Return the names of the files that are missing, or not as they were published."""
+        source = self.source
+        sums = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+        return [name for name, md5 in sums if not check_integrity(self.folder / name, md5)]
 
     def _missing(self) -> list[str]:
         source = self.source

@@ -43,6 +43,11 @@ class LabelledImages(Dataset[Any], ABC):
         images, labels = default_collate(samples)
         return images, labels
 
+    def empty_batch(self) -> tuple[Tensor, Tensor]:
+        """Return a batch for evaluation of no images, in the shape of others: for a process that has none."""
+        images, labels = self.collate([self[0]])
+        return images[:0], labels[:0]
+
     def check_eval_batch_size(self, batch_size: int) -> None:
         """Check that evaluation images can share a batch.
 
@@ -107,6 +112,9 @@ class TensorImages(LabelledImages):
         """Return a batch: `(images, labels)`; DataLoader calls this with the indices of a whole batch."""
         chosen = torch.tensor(indices)
         return self.images.index_select(0, self.rows[chosen]), self.labels[chosen]
+
+    def empty_batch(self) -> tuple[Tensor, Tensor]:
+        return self.images[:0], self.labels[:0]
 
     def take(self, indices: Tensor) -> Self:
         subset = copy.copy(self)

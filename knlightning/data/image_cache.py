@@ -1,8 +1,12 @@
 """A cache file of small images that all processes of a machine map into memory and share."""
 
+import fcntl
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,10 @@ from knlightning.data.datasets import TensorImages
 
 RECORD = np.dtype([("image", np.uint8, (3, 32, 32)), ("label", "<u2")])
 """One image in the cache, with its label from 0."""
+PREFIX = ".imagenet32-"
+"""How the names of folders begin in which a cache is written."""
+SWEPT_AFTER = 60
+"""Seconds after which such a folder may be removed if no process holds it."""
 
 
 class MappedImages(TensorImages):
@@ -49,9 +57,43 @@ def mapped(path: Path) -> np.ndarray:
         records = np.load(path, mmap_mode="c", allow_pickle=False)
         if records.dtype != RECORD or records.ndim != 1:
             raise ValueError(f"{records.dtype} of shape {records.shape}")
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header may raise nearly anything
         raise ValueError(f"{path}: a damaged cache ({error}). Delete it; it is written again from the data.") from error
     return records
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for the time of the block, or until this process dies.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote a cache have left; it may be gigabytes.
+
+    Args:
+        folder: Where caches are written.
+    """
+    for left in folder.glob(f"{PREFIX}*"):
+        # that of a living process is held; one that has only just been made is not yet
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > SWEPT_AFTER:
+                with held(left):
+                    shutil.rmtree(left)
 
 
 def write_records(path: Path, blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
@@ -66,8 +108,9 @@ def write_records(path: Path, blocks: Iterator[tuple[np.ndarray, np.ndarray]]) -
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         # a folder of this process's own: another one may be writing the same cache
-        with tempfile.TemporaryDirectory(prefix=".imagenet32-", dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=path.parent) as folder, held(Path(folder)):
             unfinished = Path(folder) / path.name
             with unfinished.open("wb") as file:
                 count = 0

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -12,7 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from knlightning.data.datasets import AugmentedImages
-from knlightning.data.folder import abbreviated, decoded
+from knlightning.data.decoding import UnreadableImageError, decoded, unreadable
+from knlightning.data.folder import warn_of_damaged
+from knlightning.data.samplers import SeededIndex
 
 
 class ImageFiles(AugmentedImages):
@@ -26,7 +27,9 @@ class ImageFiles(AugmentedImages):
         evaluation: The same for evaluation.
         upright: Whether images are turned as their EXIF data say.
         skip_damaged: Whether a file that cannot be decoded is skipped. If not, it is an error. If so, training gets
-            the next file in the list that can be decoded, with the label of that one, and evaluation gets None.
+            the next file in the list that can be decoded, with the label of that one, unless the index says that no
+            other may take its place. Then, and in evaluation, None comes.
+        decode: Decodes a file, given its path and `upright`.
 
     Attributes:
         damaged: bool `(N,)`, which files could not be decoded so far; shared by all processes that read.
@@ -44,13 +47,14 @@ class ImageFiles(AugmentedImages):
         evaluation: Callable[[Image.Image], Tensor],
         upright: bool = True,
         skip_damaged: bool = False,
+        decode: Callable[[str, bool], Image.Image] = decoded,
     ) -> None:
         self.folder = folder
         # One block of memory: forked processes would copy a list of strings as soon as they count references to them
         self.names = np.array([os.fsencode(name) for name in names])
         self.labels = labels
         self.augmentation, self.evaluation = augmentation, evaluation
-        self.upright, self.skip_damaged = upright, skip_damaged
+        self.upright, self.skip_damaged, self.decode = upright, skip_damaged, decode
         self._forget_damaged()
 
     @property
@@ -68,17 +72,26 @@ class ImageFiles(AugmentedImages):
         read = [sample for sample in samples if sample is not None]
         return AugmentedImages.collate(read) if read else (torch.empty(0), torch.empty(0))
 
-    def evaluation_sample(self, index: int) -> tuple[Tensor, int] | None:
-        image = self._decoded(index)
-        return None if image is None else (self.evaluation(image), int(self.labels[index]))
+    def __getitem__(self, index: int | SeededIndex) -> Any:
+        sample = super().__getitem__(index)
+        if sample is not None or not isinstance(index, SeededIndex) or not index.replaceable:
+            return sample
+        for place in range(index.image + 1, index.image + len(self)):
+            with index.random_numbers():  # its own: the other image may be shown in the same epoch
+                sample = self.training_sample(place % len(self))
+            if sample is not None:
+                return sample
+        raise ValueError(f"{self.folder}: none of the {len(self)} images can be read.")
 
-    def training_sample(self, index: int) -> tuple[Tensor, int]:
-        first = index
-        while (image := self._decoded(index)) is None:
-            index = (index + 1) % len(self)
-            if index == first:
-                raise ValueError(f"{self.folder}: none of the {len(self)} images can be read.")
-        return self.augmentation(image), int(self.labels[index])
+    def evaluation_sample(self, index: int) -> tuple[Tensor, int] | None:
+        return self._sample(index, self.evaluation)
+
+    def training_sample(self, index: int) -> tuple[Tensor, int] | None:
+        return self._sample(index, self.augmentation)
+
+    def empty_batch(self) -> tuple[Tensor, Tensor]:
+        blank = self.evaluation(Image.new("RGB", (64, 64)))
+        return blank[None][:0], self.labels[:0]
 
     def path(self, index: int) -> str:
         """Return the path of a file."""
@@ -86,23 +99,26 @@ class ImageFiles(AugmentedImages):
 
     def report(self) -> None:
         """Warn of damaged files, if more were met since the last report."""
-        found = self.damaged.nonzero()[:, 0].tolist()
-        if len(found) > self._reported:
-            self._reported = len(found)
-            warnings.warn(
-                f"{len(found)} of the {len(self)} images could not be read so far, and were left out (in training, "
-                f"others took their places): {abbreviated([self.path(index) for index in found])}.",
-                stacklevel=2,
-            )
+        self._reported = warn_of_damaged(
+            self.damaged,
+            self._reported,
+            self.path,
+            "could not be read so far, and were left out (in training, others took their places)",
+        )
 
     def _forget_damaged(self) -> None:
         self._reported = 0
         self.damaged = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
-    def _decoded(self, index: int) -> Image.Image | None:
+    def _sample(self, index: int, transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, int] | None:
+        path = self.path(index)
         try:
-            return decoded(self.path(index), self.upright)
-        except ValueError:
+            image = self.decode(path, self.upright)
+            try:
+                return transform(image), int(self.labels[index])
+            except MemoryError as error:
+                raise unreadable(path, error) from error
+        except UnreadableImageError:
             if not self.skip_damaged:
                 raise
             self.damaged[index] = True

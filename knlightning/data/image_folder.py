@@ -6,16 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torchvision.transforms import v2
 
 from knlightning.checks import check_number
 from knlightning.data.base import BaseDataModule, Scaling
-from knlightning.data.folder import FolderImages, abbreviated, find_classes, find_images, fitted
+from knlightning.data.decoding import decoded, fitted
+from knlightning.data.folder import (
+    FolderImages,
+    abbreviated,
+    find_classes,
+    find_images_in,
+    is_hidden,
+    list_folders,
+)
 from knlightning.data.image_files import ImageFiles
 from knlightning.data.samplers import Sampling
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TEST_FOLDER = "test"
 
 
 class ImageFolderDataModule(BaseDataModule):
@@ -33,7 +43,8 @@ class ImageFolderDataModule(BaseDataModule):
         root: Folder in which the folders of the splits lie.
         train_folder: Name of the folder to train on.
         val_folder: Name of the folder to validate on; not read if `val_split` is above 0.
-        test_folder: Name of the folder to test on; None to **test on `val_folder`**, as is usual for ImageNet.
+        test_folder: Name of the folder to test on; None for `test` if that has folders of classes. Otherwise
+            **`val_folder` serves for testing too**, as is usual for ImageNet.
         train_size: Height and width of training images.
         eval_resize: Length to which the shorter side of other images is scaled.
         eval_size: Height and width of their centre crop.
@@ -42,8 +53,8 @@ class ImageFolderDataModule(BaseDataModule):
         repeated_augmentation: How many times an epoch shows each of the images that it shows, each time augmented
             differently. The length of the epoch stays, so that it shows fewer different images. See `TrainSampler`.
         skip_damaged: Whether a file that cannot be decoded is skipped, and counted in a warning at the end of an
-            epoch; in training, the next file in the list takes its place, so that batches stay full. If not, it is an
-            error.
+            epoch; in training, the next file in the list takes its place, so that batches stay full. In private
+            training it contributes nothing. If not, it is an error.
         scaling: `unit` divides pixels by 255; `standard` then subtracts ImageNet's mean and divides by its standard
             deviation.
         kwargs: Arguments of `BaseDataModule`. Images that `val_split` holds out take the place of `val_folder`.
@@ -90,7 +101,8 @@ class ImageFolderDataModule(BaseDataModule):
         self.skip_damaged = skip_damaged
         self.image_size = (eval_size, eval_size)
         self.eval_resize = eval_resize
-        self.sampling = Sampling(train_folder, val_folder, test_folder or val_folder, repeats=repeated_augmentation)
+        test_folder = test_folder or (TEST_FOLDER if _has_classes(self.root / TEST_FOLDER) else val_folder)
+        self.sampling = Sampling(train_folder, val_folder, test_folder, repeats=repeated_augmentation)
         # a rectangle of the mean colour is one of zeros once it is scaled by `standard`
         erasing = v2.RandomErasing(random_erasing, value=[round(255 * mean) for mean in self.mean])
         self.augmentation = v2.Compose(
@@ -113,7 +125,7 @@ class ImageFolderDataModule(BaseDataModule):
         return tuple(folders)
 
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
-        return FolderImages(folder, self.image_size, self.eval_resize)
+        return FolderImages(folder, self.image_size, self.eval_resize, self.skip_damaged)
 
     def load(self, split: str) -> ImageFiles:
         """List the files of a split.
@@ -128,14 +140,14 @@ class ImageFolderDataModule(BaseDataModule):
         # without training images, those to evaluate on say which classes there are
         train = self.root / self.sampling.train
         reference = train if train.is_dir() else where
-        classes = find_classes(reference)
+        classes = found if reference == where else find_classes(reference)
         if unknown := sorted({*found} - {*classes}):
             raise ValueError(
                 f"{where.absolute()}: folders of classes that {reference.absolute()} does not have: "
                 f"{abbreviated(unknown)}."
             )
         self.class_names = self.name_classes(classes, reference)
-        files = {name: find_images(where / name) for name in found}
+        files = dict(zip(found, find_images_in(where, found), strict=True))
         if empty := [name for name in found if not files[name]]:
             raise ValueError(
                 f"{where.absolute()}: no images in the folders {abbreviated(empty)}. Fill or remove them; image files "
@@ -150,4 +162,13 @@ class ImageFolderDataModule(BaseDataModule):
             partial(fitted, size=self.image_size, resize=self.eval_resize),
             self.upright,
             self.skip_damaged,
+            decode=_decode,
         )
+
+
+def _has_classes(folder: Path) -> bool:
+    return folder.is_dir() and not all(map(is_hidden, list_folders(folder)))
+
+
+def _decode(path: str, upright: bool) -> Image.Image:
+    return decoded(path, upright)  # looked up when called: a program can put its own decoder in its place

@@ -1,17 +1,20 @@
 """Files of ImageNet at 32x32 pixels: npz files, pickles, or folders of images, and the map of its classes."""
 
+import math
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from knlightning.data.folder import decoded, find_classes, find_images
+from knlightning.data.decoding import decoded
+from knlightning.data.folder import find_classes, find_images_in
 from knlightning.data.imagenet import NUM_CLASSES
 from knlightning.data.unpickling import load_pickle, pixel_rows, require_key
 
 IMAGES_PER_BLOCK = 4096
+MOST_BYTES = 2**31
+"""Most bytes of an array in a file; the largest of the data set has a fifth of it."""
 CLASS_MAP = "map_clsloc.txt"
 
 
@@ -54,7 +57,7 @@ def read_class_map(root: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     lines = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8", errors="backslashreplace").splitlines(), 1):
         match line.split(maxsplit=2):
             case [wnid, place, name] if place.isdecimal():
                 lines.append((int(place), wnid, name))
@@ -82,8 +85,7 @@ def read_blocks(sources: list[Path]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     classes = find_classes(sources[0])
     if len(classes) != NUM_CLASSES:
         raise ValueError(f"{sources[0].absolute()}: {NUM_CLASSES} folders of classes are needed, found {len(classes)}.")
-    for label, name in enumerate(classes):
-        paths = find_images(sources[0] / name)
+    for label, (name, paths) in enumerate(zip(classes, find_images_in(sources[0], classes), strict=True)):
         if not paths:
             raise ValueError(f"{sources[0].absolute()}: no images in the folder {name}.")
         for start in range(0, len(paths), IMAGES_PER_BLOCK):
@@ -114,12 +116,39 @@ def _read_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path):  # np.load takes other formats too
-            pass
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in ("data", "labels") if key in file}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path}: no npz file of plain arrays ({error}). It is damaged or not what it should be; get it again."
-        ) from error
+    """Return the arrays of an npz file by their names; of others than `data` and `labels` nothing but the name.
+
+    Raises:
+        ValueError: If the file is damaged, or an array is larger than those of the dataset; the message names the file.
+        OSError: If the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                content = {name.removesuffix(".npy"): np.empty(0) for name in archive.namelist()}
+                for name in content.keys() & {"data", "labels"}:
+                    content[name] = _read_array(archive, f"{name}.npy")
+                return content
+        except Exception as error:  # a damaged file may raise nearly anything
+            raise ValueError(
+                f"{path}: no npz file of plain arrays ({str(error) or type(error).__name__}). It is damaged or not "
+                "what it should be; get it again."
+            ) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Read an array, after its size is known to be what the file holds, and not too large."""
+    size = archive.getinfo(name).file_size
+    if size > MOST_BYTES:
+        raise ValueError(f"{name} has {size} bytes, at most {MOST_BYTES} are read")
+    with archive.open(name) as file:
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        version = np.lib.format.read_magic(file)
+        if version not in readers:
+            raise ValueError(f"{name} is of version {version} of numpy's format")
+        shape, _, dtype = readers[version](file)
+        if dtype.hasobject or math.prod(shape) * dtype.itemsize > size:
+            raise ValueError(f"{name} cannot be {dtype} of shape {shape}")
+    with archive.open(name) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array

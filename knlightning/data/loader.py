@@ -1,14 +1,19 @@
 """Loaders of labelled images: for evaluation, and for training that can go on in the middle of an epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch.distributed
 from lightning.pytorch import Trainer
+from torch.distributed import get_world_size
 from torch.utils.data import DataLoader
 
-from knlightning.data.datasets import LabelledImages
 from knlightning.data.samplers import Sampling, TrainSampler
+from knlightning.internals.torch import WORKER_HINT, kill_workers, worker_failure, worker_message
 from knlightning.nn.normalization import has_batch_norm
+
+READ_TIMEOUT = 600
+"""Seconds after which a process that reads files and has given no batch is taken for dead."""
 
 
 def drops_last(
@@ -31,19 +36,59 @@ def drops_last(
     return sampling.drop_last or (network is not None and has_batch_norm(network))
 
 
-def _reported(dataset: Any, batches: Iterator[Any]) -> Iterator[Any]:
-    """Leave out batches of which nothing could be read, and let the dataset report when the iteration ends."""
-    if not isinstance(dataset, LabelledImages):
+def read(batches: Iterable[Any]) -> Iterator[Any]:
+    """Pass on the batches of a DataLoader, and say plainly what happened to the processes that read for it.
+
+    Args:
+        batches: A DataLoader, or an iterator of one.
+
+    Raises:
+        ValueError: If a process has raised it; with its message, and without its traceback. OSError likewise.
+        OSError: If such a process has died, or has given no batch for `READ_TIMEOUT` seconds.
+    """
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:
+            if failure := worker_failure(error):
+                kill_workers(iterator)
+                raise OSError(f"{failure} {WORKER_HINT}") from error
+            if isinstance(error, (ValueError, OSError)) and (message := worker_message(error)):
+                raise type(error)(message) from error
+            raise
+        yield batch
+
+
+def _reported(dataset: Any, batches: Iterator[Any], at_least_one: bool = False) -> Iterator[Any]:
+    """Leave out batches of which nothing could be read, and let the dataset report when the iteration ends.
+
+    Args:
+        dataset: With a method `report`, or any other.
+        batches: Its batches.
+        at_least_one: Whether an empty batch comes if there is no other.
+    """
+    if not hasattr(dataset, "report"):
         yield from batches
         return
     try:
-        yield from (batch for batch in batches if len(batch[1]))
+        for batch in batches:
+            if len(batch[1]):
+                at_least_one = False
+                yield batch
+        if at_least_one:
+            yield dataset.empty_batch()
     finally:  # a limit on the number of batches ends an iteration too
         dataset.report()
 
 
 class EvalLoader(DataLoader[Any]):
-    """DataLoader that leaves out empty batches, and lets a dataset of `LabelledImages` report after each iteration.
+    """DataLoader that leaves out empty batches, and lets a dataset that can do so report after each iteration.
+
+    Where several processes evaluate together, one without images gets an empty batch: Lightning would otherwise leave
+    out all that the processes have to do together.
 
     Arguments are those of `torch.utils.data.DataLoader`.
     """
@@ -51,7 +96,14 @@ class EvalLoader(DataLoader[Any]):
     # torch promises one of its private iterators here; Lightning and all others need but an iterator.
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield the batches."""
-        yield from _reported(self.dataset, super().__iter__())
+        yield from _reported(self.dataset, read(super().__iter__()), at_least_one=_several_processes())
+
+    def __len__(self) -> int:
+        return max(super().__len__(), int(_several_processes()))
+
+
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and get_world_size() > 1
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -90,7 +142,7 @@ class ResumableLoader(DataLoader[Any]):
                 self._check(sampler, restored)
                 self._batches = restored["batches"]
             sampler.start = self._batches * (self.batch_size or 1)
-        for batch in super().__iter__():
+        for batch in read(super().__iter__()):
             self._batches += 1
             yield batch
 

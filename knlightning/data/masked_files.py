@@ -15,7 +15,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from knlightning.checks import ArgumentError
 from knlightning.data.datasets import AugmentedImages
-from knlightning.data.folder import abbreviated, decoded, opened
+from knlightning.data.decoding import decoded, opened
+from knlightning.data.folder import abbreviated
 from knlightning.data.segmentation import IGNORED
 
 

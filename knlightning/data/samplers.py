@@ -123,6 +123,11 @@ class SeededIndex(NamedTuple):
     image: int
     repetition: int
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether another image may take the place of one that cannot be read."""
+        return True
+
     @contextmanager
     def random_numbers(self) -> Iterator[None]:
         """Seed torch's global generator on the CPU by this index, for the time of the block.
@@ -134,6 +139,14 @@ class SeededIndex(NamedTuple):
             seed = np.random.SeedSequence(list(self)).generate_state(1, np.uint64)[0]
             torch.default_generator.manual_seed(int(seed))
             yield
+
+
+class ExactIndex(SeededIndex):
+    """SeededIndex of private training, where no other image may take the place, since none may count twice."""
+
+    @property
+    def replaceable(self) -> bool:
+        return False
 
 
 class SeededSampler(TrainSampler):

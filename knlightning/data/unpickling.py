@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from knlightning.text import printable
+
 
 class _Dtype:
     """Stands in for `numpy.dtype` of plain numbers.
@@ -37,6 +39,11 @@ def _reconstruct(array_type: str, shape: tuple[int, ...], dtype: bytes) -> _Arra
     return _Array(0, np.uint8)
 
 
+def _from_buffer(buffer: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+    """Stand in for numpy's function `_frombuffer`, with which protocol 5 writes an array."""
+    return np.frombuffer(buffer, dtype.numpy).reshape(shape, order="F" if order == "F" else "C")
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """Stand in for `_codecs.encode`, with which Python 3 writes bytes into old pickles."""
     if encoding != "latin1":
@@ -49,6 +56,8 @@ _ALLOWED: dict[tuple[str, str], object] = {
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # written by numpy 1
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,  # written by numpy 2
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): bytes,  # called for b"" by Python 3 in old pickles
 }
@@ -102,7 +111,7 @@ def require_key(path: str | os.PathLike[str], content: Any, key: str) -> Any:
     """
     if not isinstance(content, dict) or key not in content:
         found = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: a dict with the key {key!r} is needed, found {found:.200}.")
+        raise ValueError(f"{path}: a dict with the key {key!r} is needed, found {printable(found):.200}.")
     return content[key]
 
 

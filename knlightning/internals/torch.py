@@ -1,5 +1,8 @@
 """Private parts of torch; tried with releases 2.9 to 2.14."""
 
+import re
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,3 +42,53 @@ def is_compiled(module: nn.Module) -> bool:
 def version_of(tensor: Tensor) -> int:
     """Return a number that grows with each change of a tensor in place. Tried with torch 2.14.1."""
     return tensor._version
+
+
+# ---- processes of a DataLoader
+
+WORKER_HINT = (
+    "Often the memory of the machine was exhausted: set num_workers or batch_size lower. If the files come from a slow "
+    "disk or network, copy them."
+)
+"""What to do when a process of a DataLoader has died."""
+
+
+def worker_message(error: BaseException) -> str | None:
+    """Return the message of an error that a process of a DataLoader has raised. Tried with torch 2.14.1.
+
+    Args:
+        error: What the DataLoader raises: the same type of error, with the whole traceback as its text.
+
+    Returns:
+        The message without the traceback; None if the error is another one.
+    """
+    text = str(error)
+    found = re.match(r"Caught (\w+) in DataLoader worker process \d+\.\nOriginal Traceback", text)
+    return text.rpartition(f"{found[1]}: ")[2].strip() or None if found else None
+
+
+def worker_failure(error: BaseException) -> str | None:
+    """Return what happened if a process of a DataLoader has died or gives no answer. Tried with torch 2.14.1.
+
+    Args:
+        error: What the DataLoader raises, or its handler of the signal SIGCHLD in whatever runs.
+    """
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    died = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [^.]+|exited unexpectedly)"
+    if found := re.match(died, text):
+        return f"A process that reads images has died (number {found[1]} {found[2]})."
+    if found := re.match(r"DataLoader timed out after (\d+) seconds", text):
+        return f"The processes that read images have given no batch for {found[1]} seconds."
+    return None
+
+
+def kill_workers(iterator: Any) -> None:
+    """Kill the processes of a DataLoader: a stopped one would not end, and be waited for. Tried with torch 2.14.1.
+
+    Args:
+        iterator: What `iter` returned for the DataLoader; one without processes will do.
+    """
+    for worker in getattr(iterator, "_workers", []):
+        worker.kill()

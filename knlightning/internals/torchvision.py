@@ -2,11 +2,13 @@
 
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.utils import check_integrity, download_url
 
-__all__ = ["CIFAR10", "CIFAR100", "IMG_EXTENSIONS", "download_and_extract_archive"]
+__all__ = ["CIFAR10", "CIFAR100", "IMG_EXTENSIONS", "check_integrity", "download_url"]
 
-# CIFAR10, CIFAR100: their class attributes name the files of the dataset, its address and its checksum:
+# CIFAR10, CIFAR100: their class attributes name the files of the dataset and their checksums, its address and its
+# checksum:
 #   base_folder, filename, meta, test_list, tgz_md5, train_list, url
 # IMG_EXTENSIONS: the suffixes of image files that ImageFolder reads.
-# download_and_extract_archive: downloads a file, checks it and unpacks it.
+# check_integrity: says whether a file is there and has a checksum.
+# download_url: downloads a file, unless it is there with its checksum, and checks it.

@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from knlightning.data.samplers import SeededIndex, SeededSampler
+from knlightning.data.loader import read
+from knlightning.data.samplers import ExactIndex, SeededIndex, SeededSampler
 from knlightning.privacy.batches import map_tensors
 from knlightning.privacy.randomness import SecretRandom
 
@@ -61,7 +62,7 @@ class PrivateLoader:
         self._seeded = loader.sampler if isinstance(loader.sampler, SeededSampler) else None
         self._batches_given = 0
         self._restored = 0
-        self._batches = _Batches(loader.dataset, loader.collate_fn, self._index(0, 0, 0))
+        self._batches = _Pieces(loader.dataset, loader.collate_fn, self._any_index())
         self._loader = DataLoader(
             self._batches,
             batch_size=None,
@@ -97,7 +98,7 @@ class PrivateLoader:
                 f"the checkpoint was written within a step, after {part} of its {self.micro_batches} micro-batches, and"
                 " a private run can only go on between two steps: resume from another one"
             )
-        for batch in self._loader:
+        for batch in read(self._loader):
             self._batches_given += 1
             yield batch
 
@@ -144,8 +145,11 @@ class PrivateLoader:
                 own = drawn[start::stride].tolist()
                 yield [self._index(step, sample, view) for sample in own for view in range(self.views)]
 
+    def _any_index(self) -> Any:
+        return 0 if self._seeded is None else SeededIndex(self._seeded.seed, 0, 0, 0)
+
     def _index(self, step: int, sample: int, view: int) -> Any:
-        return sample if self._seeded is None else SeededIndex(self._seeded.seed, step, sample, view)
+        return sample if self._seeded is None else ExactIndex(self._seeded.seed, step, sample, view)
 
 
 def check_loader(loader: Any) -> None:
@@ -176,8 +180,8 @@ class _Iterable:
         return self.start()
 
 
-class _Batches(Dataset[Any]):
-    """Batches by the lists of their samples, empty ones too.
+class _Pieces(Dataset[Any]):
+    """Batches by the lists of their samples, empty ones too. A sample for which the dataset gives None is left out.
 
     Args:
         dataset: The samples.
@@ -189,10 +193,21 @@ class _Batches(Dataset[Any]):
         self.dataset, self.collate, self.any_index = dataset, collate, any_index
 
     def __getitem__(self, indices: list[Any]) -> Any:
-        picked = indices or [self.any_index]
         several = getattr(self.dataset, "__getitems__", None)
-        batch = self.collate(several(picked) if several else [self.dataset[index] for index in picked])
-        return batch if indices else map_tensors(batch, lambda part: part[:0])
+        if several and indices:
+            return self.collate(several(indices))
+        samples = [self.dataset[index] for index in indices]
+        damaged = {_sample_of(index) for index, sample in zip(indices, samples, strict=True) if sample is None}
+        # in all of its views, also if some could be read
+        kept = [sample for index, sample in zip(indices, samples, strict=True) if _sample_of(index) not in damaged]
+        if kept:
+            return self.collate(kept)
+        batch = self.collate(several([self.any_index]) if several else [self.dataset[self.any_index]])
+        return map_tensors(batch, lambda part: part[:0])
+
+
+def _sample_of(index: Any) -> Any:
+    return index.image if isinstance(index, SeededIndex) else index
 
 
 def _identity(batch: Any) -> Any:

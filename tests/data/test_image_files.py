@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from knlightning.data import BaseDataModule, ImageFiles
-from knlightning.data.folder import fitted
-from knlightning.data.samplers import SeededIndex
+from knlightning.data.decoding import fitted
+from knlightning.data.samplers import ExactIndex, SeededIndex
 
 
 @pytest.fixture
@@ -85,3 +85,39 @@ def test_a_datamodule_of_ones_own_augments_while_training(folder):
     data.setup("fit")
     assert next(iter(data.train_dataloader()))[0].shape == (10, 3, 4, 4)
     assert next(iter(data.val_dataloader()))[0].shape == (10, 3, 6, 6)
+
+
+def test_nothing_takes_the_place_of_a_damaged_image_where_none_may(folder):
+    (folder / "ü 3.png").write_bytes(b"")
+    images = files(folder, skip_damaged=True)
+    assert images[ExactIndex(0, 0, 3, 0)] is None
+    assert torch.equal(images[ExactIndex(0, 0, 4, 0)][0], images[SeededIndex(0, 0, 4, 0)][0])
+    with pytest.raises(ValueError, match=r"ü 3\.png"):
+        files(folder)[ExactIndex(0, 0, 3, 0)]
+
+
+def test_memory_that_is_lacking_is_named_and_skipped(folder):
+    def hungry(_):
+        raise MemoryError
+
+    images = files(folder)
+    images.evaluation = hungry
+    with pytest.raises(ValueError, match=r"ü 3\.png: .*not enough memory"):
+        images[3]
+    images.skip_damaged = True
+    assert images[3] is None
+
+
+def test_an_error_of_a_transform_is_no_damage(folder):
+    def wrong(_):
+        raise ValueError("wrong size")
+
+    images = files(folder, skip_damaged=True)
+    images.evaluation = wrong
+    with pytest.raises(ValueError, match="wrong size"):
+        images[3]
+
+
+def test_a_batch_of_none_has_the_shape_of_others(folder):
+    images, labels = files(folder).empty_batch()
+    assert (images.shape, images.dtype, labels.shape, labels.dtype) == ((0, 3, 6, 6), torch.uint8, (0,), torch.int64)

@@ -1,8 +1,9 @@
+import hashlib
 import inspect
 
 import pytest
 
-from knlightning.internals.torchvision import CIFAR10, CIFAR100, IMG_EXTENSIONS, download_and_extract_archive
+from knlightning.internals.torchvision import CIFAR10, CIFAR100, IMG_EXTENSIONS, check_integrity, download_url
 
 CHANGED = "torchvision has changed: correct knlightning/internals/torchvision.py and "
 
@@ -33,8 +34,17 @@ def test_suffixes_of_images_are_lower_case_with_a_dot():
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMG_EXTENSIONS), advice
 
 
-def test_archives_are_downloaded_with_a_checksum():
+def test_archives_are_downloaded_with_a_checksum(tmp_path):
     advice = CHANGED + "CIFAR10DataModule.prepare_data"
-    assert {"url", "download_root", "filename", "md5"} <= {
-        *inspect.signature(download_and_extract_archive).parameters
-    }, advice
+    assert {"url", "root", "filename", "md5"} <= {*inspect.signature(download_url).parameters}, advice
+    path = tmp_path / "file"
+    assert not check_integrity(path, "0" * 32), advice
+    path.write_bytes(b"content")
+    assert check_integrity(path, hashlib.md5(b"content").hexdigest()), advice
+    assert not check_integrity(path, "0" * 32), advice
+
+
+@pytest.mark.parametrize("dataset", [CIFAR10, CIFAR100])
+def test_files_of_cifar_have_checksums(dataset):
+    sums = [*dataset.train_list, *dataset.test_list, (dataset.meta["filename"], dataset.meta["md5"])]
+    assert all(len(md5) == 32 for _, md5 in sums), CHANGED + "CIFAR10DataModule._differing"

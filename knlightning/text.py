@@ -1,0 +1,25 @@
+"""Texts from outside, such as names of files and classes, made fit for the terminal and for tables."""
+
+from unicodedata import category
+
+FORMULAS = ("=", "+", "-", "@")
+"""How a cell begins that a spreadsheet takes for a formula, and so for something to execute."""
+
+
+def printable(text: str) -> str:
+    r"""Write control characters, and bytes that are no UTF-8, as escapes such as `\x1b` and `\udce9`.
+
+    Args:
+        text: As the file system or a file gives it.
+    """
+    return "".join(c.encode("unicode_escape").decode() if category(c) in ("Cc", "Cs") else c for c in text)
+
+
+def cell(text: str) -> str:
+    """Make a text fit for a table: `printable`, and with a `'` before it where it would be a formula.
+
+    Args:
+        text: As the file system or a file gives it.
+    """
+    text = printable(text)
+    return f"'{text}" if text.startswith(FORMULAS) else text
