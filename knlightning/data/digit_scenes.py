@@ -13,6 +13,7 @@ from knlightning.data.scenes import compose_scenes
 from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.splitting import stratified_split
 from knlightning.data.transforms import random_crop
+from knlightning.protocols import batch_independent
 
 
 class DigitScenesDataModule(SegmentationDataModule):
@@ -82,6 +83,7 @@ class DigitScenesDataModule(SegmentationDataModule):
         self.train_scenes, self.eval_scenes = train_scenes, eval_scenes
         self.augment = augment
 
+    @batch_independent()
     def augmentation(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Shift each scene by up to four pixels.
 
@@ -96,6 +98,7 @@ class DigitScenesDataModule(SegmentationDataModule):
         shifted = random_crop(torch.cat([images, (labels + 1).unsqueeze(1)], dim=1), padding=4)
         return shifted[:, :-1], shifted[:, -1] - 1
 
+    @batch_independent("augmentation", "prepared")
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment training scenes, scale, and make labels int64.
 

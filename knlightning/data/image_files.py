@@ -13,6 +13,7 @@ from torch import Tensor
 
 from knlightning.data.datasets import AugmentedImages
 from knlightning.data.folder import abbreviated, decoded
+from knlightning.protocols import batch_independent
 
 
 class ImageFiles(AugmentedImages):
@@ -64,6 +65,7 @@ class ImageFiles(AugmentedImages):
         return subset
 
     @staticmethod
+    @batch_independent()
     def collate(samples: Any) -> tuple[Tensor, Tensor]:
         read = [sample for sample in samples if sample is not None]
         return AugmentedImages.collate(read) if read else (torch.empty(0), torch.empty(0))

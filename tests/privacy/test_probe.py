@@ -109,5 +109,5 @@ def test_segmentation_is_private_with_a_loss_that_is_a_mean_for_each_image(tmp_p
 
 
 def test_segmentation_with_a_mean_over_the_pixels_of_a_batch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'the loss does not treat .* loss_mean="image"'):
+    with pytest.raises(ValueError, match=r'loss_mean="batch" divides .* set the task\'s loss_mean to "image"'):
         trainer(tmp_path, privacy()).fit(segmentation("batch"), Masks())
