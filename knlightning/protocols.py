@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
@@ -155,3 +155,36 @@ class ChecksBefore(Protocol):
         Raises:
             ValueError: If the callback does not fit the run.
         """
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_CALLS = "_batch_independent_calls"
+
+
+def batch_independent(*calls: str) -> Callable[[Function], Function]:
+    """Mark a method of data that treats each sample of a batch by itself: private training then gives it whole batches.
+
+    What is not marked gets the samples one by one, so that it cannot mix them, which takes longer. The mark is that of
+    this very method: a method of a subclass that overrides it has none.
+
+    Args:
+        calls: Names of the methods of the same object that it calls, and that a subclass may override. The mark holds
+            only where they are marked too.
+    """
+
+    def mark(function: Function) -> Function:
+        setattr(function, _CALLS, calls)
+        return function
+
+    return mark
+
+
+def is_batch_independent(function: Any, owner: object = None) -> bool:
+    """Say whether a function, and all that it calls of its owner, are marked by `batch_independent`.
+
+    Args:
+        function: A function or a bound method.
+        owner: The object whose methods it calls.
+    """
+    calls: tuple[str, ...] | None = getattr(function, _CALLS, None)
+    return calls is not None and all(is_batch_independent(getattr(owner, name, None), owner) for name in calls)

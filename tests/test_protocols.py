@@ -13,7 +13,9 @@ from knlightning.protocols import (
     DescribedImages,
     DescribedScenes,
     IgnoresLabel,
+    batch_independent,
     describe,
+    is_batch_independent,
     stretched,
 )
 from knlightning.tasks import ClassificationTask, SegmentationTask
@@ -89,3 +91,34 @@ def test_our_classes_have_what_the_protocols_say(tmp_path):
     assert not issubclass(Seeding, ChecksBefore)
     assert isinstance(SegmentationTask(TinyFCN()), IgnoresLabel)
     assert not isinstance(ClassificationTask(TinyNet()), IgnoresLabel)
+
+
+class Marked:
+    @batch_independent("inner")
+    def outer(self):
+        return self.inner()
+
+    @batch_independent()
+    def inner(self):
+        pass
+
+
+class OtherInner(Marked):
+    def inner(self):
+        pass
+
+
+class OtherOuter(Marked):
+    def outer(self):
+        return super().outer()
+
+
+def test_a_mark_is_that_of_the_very_method_and_of_all_that_it_calls():
+    assert is_batch_independent(Marked().outer, Marked())
+    for other in (OtherInner(), OtherOuter()):
+        assert not is_batch_independent(other.outer, other)
+    own = Marked()
+    own.inner = print
+    assert not is_batch_independent(own.outer, own)
+    assert is_batch_independent(Marked.inner)
+    assert not is_batch_independent(None)

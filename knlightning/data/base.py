@@ -19,6 +19,7 @@ from knlightning.data.folder import FolderImages, abbreviated
 from knlightning.data.loader import READ_TIMEOUT, EvalLoader, ResumableLoader, drops_last
 from knlightning.data.samplers import EvalSampler, Sampling
 from knlightning.data.splitting import stratified_split
+from knlightning.protocols import batch_independent
 
 Scaling = Literal["unit", "standard"]
 MAX_WORKERS = 16
@@ -230,6 +231,7 @@ class BaseDataModule(LightningDataModule, ABC):
             raise RuntimeError("There are no images to predict on yet: call setup('predict') first.")
         return self._ordered(images, 1 if images.size is None else self.eval_batch_size)
 
+    @batch_independent()
     def prepared(self, images: Tensor, train: bool) -> Tensor:
         """Scale the images of a batch, on the device where they are.
 
@@ -243,6 +245,7 @@ class BaseDataModule(LightningDataModule, ABC):
         images = images.float().div_(255)
         return tv.normalize(images, list(self.mean), list(self.std)) if self.scaling == "standard" else images
 
+    @batch_independent("prepared")
     def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
         """Prepare the images of a batch that has arrived on its device.
 

@@ -18,6 +18,7 @@ from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
 from knlightning.data.unpickling import load_pickle, pixel_rows, require_key
 from knlightning.internals.torchvision import CIFAR10, CIFAR100, check_integrity, download_url
+from knlightning.protocols import batch_independent
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -102,6 +103,7 @@ class CIFAR10DataModule(ImageDataModule):
         images, labels = zip(*(self._read_batch(self.folder / name) for name, _ in files), strict=True)
         return torch.from_numpy(np.concatenate(images)), torch.tensor(np.concatenate(labels))
 
+    @batch_independent()
     def augmentation(self, images: Tensor) -> Tensor:
         """Pad each image by 4 pixels and crop at random; mirror half of them."""
         return random_horizontal_flip(random_crop(images, padding=4))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from knlightning.data.samplers import SeededIndex, SeededSampler, TrainSampler
+from knlightning.protocols import batch_independent
 
 
 class LabelledImages(Dataset[Any], ABC):
@@ -38,6 +39,7 @@ class LabelledImages(Dataset[Any], ABC):
         """
 
     @staticmethod
+    @batch_independent()
     def collate(samples: Any) -> tuple[Tensor, Tensor]:
         """Make a batch, uint8 images `(N, C, H, W)` and their labels, of what is read for its indices."""
         images, labels = default_collate(samples)
@@ -108,6 +110,7 @@ class TensorImages(LabelledImages):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[self.rows[index]], self.labels[index]
 
+    @batch_independent()
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """Return a batch: `(images, labels)`; DataLoader calls this with the indices of a whole batch."""
         chosen = torch.tensor(indices)
@@ -122,5 +125,6 @@ class TensorImages(LabelledImages):
         return subset
 
     @staticmethod
+    @batch_independent()
     def collate(samples: Any) -> tuple[Tensor, Tensor]:
         return samples  # whole batches already

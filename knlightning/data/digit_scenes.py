@@ -13,6 +13,7 @@ from knlightning.data.scenes import compose_scenes
 from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.splitting import stratified_split
 from knlightning.data.transforms import random_crop
+from knlightning.protocols import batch_independent
 
 MOST_SCENES = 100_000
 """Largest number of scenes of a kind: they lie in memory, 1.6 GB at their default size."""
@@ -85,6 +86,7 @@ class DigitScenesDataModule(SegmentationDataModule):
         self.train_scenes, self.eval_scenes = train_scenes, eval_scenes
         self.augment = augment
 
+    @batch_independent()
     def augmentation(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Shift each scene by up to four pixels.
 
@@ -99,6 +101,7 @@ class DigitScenesDataModule(SegmentationDataModule):
         shifted = random_crop(torch.cat([images, (labels + 1).unsqueeze(1)], dim=1), padding=4)
         return shifted[:, :-1], shifted[:, -1] - 1
 
+    @batch_independent("augmentation", "prepared")
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Augment training scenes, scale, and make labels int64.
 

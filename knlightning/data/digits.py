@@ -6,6 +6,7 @@ from torch import Tensor
 
 from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.transforms import random_crop
+from knlightning.protocols import batch_independent
 
 MAX_INK = 16
 """Largest value of a pixel."""
@@ -54,6 +55,7 @@ class DigitsDataModule(ImageDataModule):
         pixels = (large * (255 / MAX_INK)).round().to(torch.uint8)
         return pixels.repeat(1, 3, 1, 1), labels
 
+    @batch_independent()
     def augmentation(self, images: Tensor) -> Tensor:
         """Shift each image by up to two pixels."""
         return random_crop(images, padding=2)

@@ -14,6 +14,7 @@ from knlightning.data.datasets import AugmentedImages
 from knlightning.data.decoding import UnreadableImageError, decoded, unreadable
 from knlightning.data.folder import warn_of_damaged
 from knlightning.data.samplers import SeededIndex
+from knlightning.protocols import batch_independent
 
 
 class ImageFiles(AugmentedImages):
@@ -68,6 +69,7 @@ class ImageFiles(AugmentedImages):
         return subset
 
     @staticmethod
+    @batch_independent()
     def collate(samples: Any) -> tuple[Tensor, Tensor]:
         read = [sample for sample in samples if sample is not None]
         return AugmentedImages.collate(read) if read else (torch.empty(0), torch.empty(0))

@@ -23,6 +23,7 @@ from knlightning.data.imagenet import NUM_CLASSES
 from knlightning.data.imagenet32_files import CLASS_MAP, find_sources, read_blocks, read_class_map
 from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
+from knlightning.protocols import batch_independent
 
 
 class ImageNet32DataModule(ImageDataModule):
@@ -113,6 +114,7 @@ class ImageNet32DataModule(ImageDataModule):
             self.class_names = tuple(folders)
         return torch.from_numpy(records["image"]), labels
 
+    @batch_independent()
     def augmentation(self, images: Tensor) -> Tensor:
         """Pad each image by 4 pixels and crop at random; mirror half of them."""
         return random_horizontal_flip(random_crop(images, padding=4))

@@ -9,6 +9,7 @@ from torch import Tensor
 from knlightning.data.base import BaseDataModule
 from knlightning.data.datasets import TensorImages
 from knlightning.data.samplers import Sampling
+from knlightning.protocols import batch_independent
 
 
 class ImageDataModule(BaseDataModule):
@@ -59,6 +60,7 @@ class ImageDataModule(BaseDataModule):
             Images, uint8 `(N, C, H, W)`, and labels, int64 `(N,)`, 0 to `num_classes - 1`.
         """
 
+    @batch_independent()
     def augmentation(self, images: Tensor) -> Tensor:
         """Augment a batch of training images at random; a subclass says how. Here they stay as they are.
 
@@ -70,6 +72,7 @@ class ImageDataModule(BaseDataModule):
         """
         return images
 
+    @batch_independent("augmentation")
     def prepared(self, images: Tensor, train: bool) -> Tensor:
         """Augment training images, and scale.
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from knlightning.data.base import BaseDataModule
 from knlightning.data.folder import FolderImages
+from knlightning.protocols import batch_independent
 
 IGNORED = 255
 """Label of the pixels that count neither in the loss nor in the metrics."""
@@ -37,6 +38,7 @@ class SegmentationDataModule(BaseDataModule):
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
         return FolderImages(folder, None)
 
+    @batch_independent("prepared")
     def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:
         """Prepare the images of a batch that has arrived on its device, and make its labels int64.
 

@@ -1,5 +1,6 @@
 """What the package uses of Lightning that is not public."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -44,7 +45,8 @@ def overridden(owner: Any, name: str, value: Any) -> Iterator[None]:
     What Lightning does with an attribute that changes after it was made is not documented. The test of each use is
     in the tests of the function that uses it.
     """
-    inherited = isinstance(owner, nn.Module) and name not in vars(owner)
+    method = isinstance(owner, nn.Module) or inspect.isfunction(getattr(type(owner), name, None))
+    inherited = method and name not in vars(owner)
     before = getattr(owner, name, None)
     setattr(owner, name, value)
     try:

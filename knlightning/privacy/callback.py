@@ -2,9 +2,8 @@
 
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,13 +13,13 @@ from torch.optim import Optimizer
 from knlightning.checks import check_choice, check_number
 from knlightning.internals.lightning import counting_steps, is_fitting, overridden, replaced_train_loader
 from knlightning.privacy.accounting import GDP_WARNING, Accountant
-from knlightning.privacy.batches import count_samples, loss_of
+from knlightning.privacy.batch_hooks import hooks_by_sample
 from knlightning.privacy.clipping import ClippedSum, Clipping
 from knlightning.privacy.continuation import plan_run, take_up_history
 from knlightning.privacy.ledger import Ledger, statement, write_report
-from knlightning.privacy.loader import PrivateLoader, check_loader
-from knlightning.privacy.plan import Budget, Plan, check_sampling, count_micro_batches, count_steps_per_epoch
-from knlightning.privacy.probe import check_by_trial
+from knlightning.privacy.loader import PrivateLoader, private_loader
+from knlightning.privacy.plan import Budget, Plan
+from knlightning.privacy.private_step import PrivateStep, check_weights
 from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
 from knlightning.privacy.refusals import check_data, check_run
 from knlightning.privacy.stored_values import check_monitors, watched_values
@@ -76,7 +75,6 @@ class DifferentialPrivacy(Callback):
         budget: The privacy to keep.
         ledger: What was spent so far.
         plan: The steps of the run and their noise; None before training.
-        sums: The clipped sum of the step; there is one in training only.
 
     Raises:
         ArgumentError: If an argument is out of its range.
@@ -84,7 +82,6 @@ class DifferentialPrivacy(Callback):
     """
 
     loader: PrivateLoader
-    sums: ClippedSum
 
     def __init__(
         self,
@@ -114,8 +111,7 @@ class DifferentialPrivacy(Callback):
         self.poisson_sampling, self.physical_batch_size = poisson_sampling, physical_batch_size
         self.secure_mode = secure_mode
         self._undo = ExitStack()
-        self._steps_before = self._noisy_steps = self._num_samples = 0
-        self._loss_reduction: Literal["mean", "sum"] = "mean"
+        self._steps_before = self._noisy_steps = 0
 
     # ---- before the first step
 
@@ -141,30 +137,22 @@ class DifferentialPrivacy(Callback):
         self.ledger.restored = {}  # a checkpoint is read after this
         key = trainer.strategy.broadcast(fresh_key()) if self.seed is None else known_key(self.seed)
         self._random = SecretRandom(key, self.secure_mode)
-        take_over = replaced_train_loader(trainer, partial(self._private_loader, trainer))
-        self.loader = self._undo.enter_context(take_over)
-        self._undo.enter_context(counting_steps(trainer, self.loader.micro_batches))
-
-    def _private_loader(self, trainer: Trainer, loader: Any) -> PrivateLoader:
-        check_loader(loader)
-        num_samples, world_size = len(loader.dataset), trainer.world_size
-        micro_batches = trainer.accumulate_grad_batches
-        batch_size = loader.batch_size * world_size * micro_batches
-        check_sampling(num_samples, batch_size, self.budget.target_delta)
-        if self.physical_batch_size is not None:
-            micro_batches = count_micro_batches(batch_size, self.views, self.physical_batch_size, world_size)
-        return PrivateLoader(
-            loader,
-            batch_size=batch_size,
-            steps_per_epoch=count_steps_per_epoch(num_samples, batch_size, self.poisson_sampling),
-            micro_batches=micro_batches,
-            views=self.views,
+        take_over = partial(
+            private_loader,
+            trainer=trainer,
             random=self._random,
-            world_size=world_size,
-            rank=trainer.global_rank,
-            next_step=lambda: trainer.global_step,
+            target_delta=self.budget.target_delta,
+            physical_batch_size=self.physical_batch_size,
+            views=self.views,
             poisson_sampling=self.poisson_sampling,
         )
+        self.loader = self._undo.enter_context(replaced_train_loader(trainer, take_over))
+        self._undo.enter_context(counting_steps(trainer, self.loader.micro_batches))
+        sums = partial(ClippedSum, max_grad_norm=self.max_grad_norm, clipping=self.clipping, views=self.views)
+        self._step = PrivateStep(trainer, pl_module, self.loader, self._random, sums, self.check)
+        self._undo.callback(self._step.close)
+        hooks = hooks_by_sample(trainer, pl_module, self.views, self._step.seed, self._step.follow_freezing)
+        self._undo.enter_context(hooks)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Settle the noise, now that it is known how many steps there are and were, and watch the layers.
@@ -172,17 +160,12 @@ class DifferentialPrivacy(Callback):
         Raises:
             ValueError: If the budget cannot be kept, or the network or its loss mix samples.
         """
-        self._steps_before, self._noisy_steps, self._num_samples = trainer.global_step, 0, 0
+        self._steps_before, self._noisy_steps = trainer.global_step, 0
         self._directory = report_directory(trainer)
         take_up_history(self.ledger, trainer, pl_module, self._directory)
         self.plan = plan_run(self.budget, self.ledger, trainer, self.loader)
         self._stored = self._undo.enter_context(watched_values(trainer, pl_module))
-        if self.check:
-            self._loss_reduction = check_by_trial(trainer, pl_module, self.loader)
-        self.sums = ClippedSum(pl_module, self.max_grad_norm, self.clipping, self.views)
-        self._undo.callback(self.sums.close)
-        training_step = partial(self._training_step, pl_module, pl_module.training_step)
-        self._undo.enter_context(overridden(pl_module, "training_step", training_step))
+        self._step.watch()
         # a sample that is not finite contributes nothing; to end the run because of it would tell of it
         self._undo.enter_context(overridden(pl_module, "stop_at_nonfinite", False))
         if isinstance(trainer.strategy, DDPStrategy):
@@ -208,31 +191,26 @@ class DifferentialPrivacy(Callback):
         if is_fitting(trainer) and not trainer.sanity_checking:
             self._stored.check_last()
 
-    def _training_step(self, task: LightningModule, original: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        """Count the samples of a micro-batch, and let an empty one cost nothing and change nothing."""
-        self._num_samples = count_samples(batch, self.views)
-        if not self._num_samples:
-            return torch.zeros((), device=task.device, requires_grad=True)
-        result = original(batch, *args, **kwargs)
-        loss_of(result)  # there must be one
-        return result
+    @property
+    def sums(self) -> ClippedSum:
+        """The clipped sum of the step; there is one in training only."""
+        return self._step.sums
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clip what each sample of a micro-batch contributes, and add it up."""
-        num_samples, self._num_samples = self._num_samples, 0
-        if num_samples:
-            self.sums.add(self.loader.micro_batches * (num_samples if self._loss_reduction == "mean" else 1.0))
+        self._step.add()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Put the noisy sum in the place of the gradient.
 
         Raises:
             RuntimeError: If the budget is spent.
+            ValueError: If the optimizer holds other parameters too.
         """
         assert self.plan is not None
         if trainer.global_step >= self.plan.affordable_steps:
             raise RuntimeError(f"privacy: the budget allows {trainer.global_step} steps, and another one was begun")
-        self.sums.set_gradients(self.noisy_gradient(trainer, trainer.global_step))
+        self._step.finish(self.noisy_gradient(trainer, trainer.global_step))
         self.ledger.record(self.plan.noise_multiplier, self.plan.sampling_probability)
         self._noisy_steps += 1
 
@@ -244,7 +222,7 @@ class DifferentialPrivacy(Callback):
             step: Number of the step, which the noise belongs to.
 
         Returns:
-            A vector, for the trainable parameters in their order.
+            A float64 vector, for the trainable parameters in their order: it is rounded once, with its noise.
         """
         assert self.plan is not None
         total = self.sums.pop()
@@ -259,11 +237,13 @@ class DifferentialPrivacy(Callback):
         """Check that every step was noised and counted; stop when the budget is spent.
 
         Raises:
+            FloatingPointError: If the weights are not finite.
             RuntimeError: If the optimizer took a step without noise.
         """
         if (batch_idx + 1) % self.loader.micro_batches:
             return
         assert self.plan is not None
+        check_weights(self.sums.parameters, trainer.global_step)
         steps = trainer.global_step - self._steps_before
         if self._noisy_steps != steps:
             raise RuntimeError(

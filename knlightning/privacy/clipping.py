@@ -53,23 +53,37 @@ class ClippedSum:
         self._gradients = PerSampleGradients(module, "sum", views)  # the scale is that of `add`
         self._gradients.attach()
 
-    def add(self, scale: float) -> None:
+    def add(self, scale: float, num_samples: int | None = None) -> None:
         """Clip and add the gradients of the last backward pass.
 
         Args:
             scale: By what to multiply a sample's part in the gradient of the loss to get its own gradient.
+            num_samples: Number of samples that were given to the network; None if it need not be checked.
+
+        Raises:
+            RuntimeError: If the layers were given another number of samples.
         """
         norms = self._gradients.norms() * scale
+        if num_samples not in (None, len(norms)):
+            raise RuntimeError(
+                f"privacy: the layers of the network were given {len(norms)} samples, and the training step"
+                f" {num_samples}: each sample must be one row in every layer, for each row contributes up to the bound"
+            )
         self._gradients.accumulate(clipping_weights(norms, self.max_grad_norm, self.clipping) * scale)
 
     def pop(self) -> Tensor:
-        """Return the sum as one vector, and begin anew; zero for what no sample has reached."""
+        """Return the sum as one vector, and begin anew; zero for what no sample has reached.
+
+        Returns:
+            Float64 vector; on the CPU for devices without float64.
+        """
         parts = []
         for parameter in self.parameters:
             total = getattr(parameter, "summed_grad", None)
             parts.append(torch.zeros_like(parameter).flatten() if total is None else total.flatten())
             parameter.summed_grad = None  # type: ignore[attr-defined] # made by PerSampleGradients
-        return torch.cat(parts)
+        total = torch.cat(parts)
+        return (total if total.device.type == "cuda" else total.cpu()).double()
 
     def set_gradients(self, vector: Tensor) -> None:
         """Give the parameters their parts of a vector as `grad`, for the optimizer."""

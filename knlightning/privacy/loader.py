@@ -4,22 +4,29 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from knlightning.data.loader import read
 from knlightning.data.samplers import ExactIndex, SeededIndex, SeededSampler
-from knlightning.privacy.batches import map_tensors
+from knlightning.privacy.batches import images_of, join_batches, map_tensors
+from knlightning.privacy.global_random import seeded_generators
+from knlightning.privacy.plan import check_sampling, count_micro_batches, count_steps_per_epoch
 from knlightning.privacy.randomness import SecretRandom
+from knlightning.protocols import is_batch_independent
 
+CPU = torch.device("cpu")
 PLAIN_SAMPLERS = (DistributedSampler, RandomSampler, SequentialSampler)
 
 
 class PrivateLoader:
     """Batches of a run of DP-SGD: every step takes each sample with the same probability, independently of all else.
 
-    A step comes as `micro_batches` batches for each rank, of nearly equal sizes, some of them perhaps empty. Samples
-    that are varied (augmentation in the dataset) are varied by the number of the step.
+    A step comes as `micro_batches` batches for each rank, of nearly equal sizes, some of them perhaps empty. Each
+    sample is read and collated by itself, and the results are joined, so that none changes another. Only where the
+    dataset and its collate function are marked by `knlightning.protocols.batch_independent`, batches are read as a
+    whole. Random numbers of the dataset (augmentation) come from the secret key, by the number of the step.
 
     Not a DataLoader, so that Lightning leaves it as it is. It has one, with the dataset, the workers and the collate
     function of the loader it takes the place of.
@@ -59,10 +66,13 @@ class PrivateLoader:
         self.steps_per_epoch, self.micro_batches, self.views = steps_per_epoch, micro_batches, views
         self.random, self.world_size, self.rank = random, world_size, rank
         self.next_step, self.poisson_sampling = next_step, poisson_sampling
-        self._seeded = loader.sampler if isinstance(loader.sampler, SeededSampler) else None
+        self._seeded = isinstance(loader.sampler, SeededSampler)
         self._batches_given = 0
         self._restored = 0
-        self._batches = _Pieces(loader.dataset, loader.collate_fn, self._any_index())
+        # by the secret key: who knows how the samples are varied could tell by it how many there are before one
+        self._augmentation_seed = random.seed("augmentation", 0)
+        any_index = SeededIndex(self._augmentation_seed, 0, 0, 0) if self._seeded else 0
+        self._batches = _Pieces(loader.dataset, loader.collate_fn, any_index, views, random)
         self._loader = DataLoader(
             self._batches,
             batch_size=None,
@@ -73,7 +83,8 @@ class PrivateLoader:
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator().manual_seed(0),  # for the workers' seeds; the global one stays as it is
+            # for the workers' seeds; the global one stays as it is
+            generator=torch.Generator().manual_seed(random.seed("workers", rank)),
             prefetch_factor=loader.prefetch_factor,
             persistent_workers=loader.persistent_workers,
         )
@@ -118,7 +129,9 @@ class PrivateLoader:
 
     def batch_of(self, samples: Iterable[int]) -> Any:
         """Read a batch of some samples by their numbers, as the training sees them in its first step."""
-        return self._batches[[self._index(0, sample, 0) for sample in samples]]
+        return self._batches[
+            "trial", 0, [self._index(0, sample, view) for sample in samples for view in range(self.views)]
+        ]
 
     def draw(self, step: int) -> torch.Tensor:
         """Draw the samples of a step.
@@ -135,21 +148,63 @@ class PrivateLoader:
         permutation = self.random.permutation(self.num_samples, "shuffling", epoch)
         return permutation[position * self.batch_size : (position + 1) * self.batch_size]
 
-    def _batches_of_epoch(self) -> Iterator[list[Any]]:
-        """Yield for each batch of this rank the samples it takes."""
+    def _batches_of_epoch(self) -> Iterator[tuple[str, int, list[Any]]]:
+        """Yield for each batch of this rank its name, the number of the step, and the samples it takes."""
         first = self.next_step()
         for step in range(first, first + self.steps_per_epoch - self._batches_given // self.micro_batches):
             drawn = self.draw(step)
             for batch in range(self.micro_batches):
                 start, stride = self.rank * self.micro_batches + batch, self.world_size * self.micro_batches
                 own = drawn[start::stride].tolist()
-                yield [self._index(step, sample, view) for sample in own for view in range(self.views)]
-
-    def _any_index(self) -> Any:
-        return 0 if self._seeded is None else SeededIndex(self._seeded.seed, 0, 0, 0)
+                yield f"batch {start}", step, [self._index(step, i, view) for i in own for view in range(self.views)]
 
     def _index(self, step: int, sample: int, view: int) -> Any:
-        return sample if self._seeded is None else ExactIndex(self._seeded.seed, step, sample, view)
+        return ExactIndex(self._augmentation_seed, step, sample, view) if self._seeded else sample
+
+
+def private_loader(
+    loader: Any,
+    *,
+    trainer: Trainer,
+    random: SecretRandom,
+    target_delta: float,
+    physical_batch_size: int | None,
+    views: int,
+    poisson_sampling: bool,
+) -> PrivateLoader:
+    """Make the private loader of a run.
+
+    Args:
+        loader: The training loader without privacy.
+        trainer: Of the run.
+        random: Where the samples are drawn from; the same on all ranks.
+        target_delta: Probability with which the guarantee may fail.
+        physical_batch_size: Number of images at once on each device; None for all of a step.
+        views: How many times a sample comes in a row.
+        poisson_sampling: As in `PrivateLoader`.
+
+    Raises:
+        ValueError: If the loader cannot be taken over, or the step or delta does not fit the number of samples.
+    """
+    check_loader(loader)
+    num_samples, world_size = len(loader.dataset), trainer.world_size
+    micro_batches = trainer.accumulate_grad_batches
+    batch_size = loader.batch_size * world_size * micro_batches
+    check_sampling(num_samples, batch_size, target_delta)
+    if physical_batch_size is not None:
+        micro_batches = count_micro_batches(batch_size, views, physical_batch_size, world_size)
+    return PrivateLoader(
+        loader,
+        batch_size=batch_size,
+        steps_per_epoch=count_steps_per_epoch(num_samples, batch_size, poisson_sampling),
+        micro_batches=micro_batches,
+        views=views,
+        random=random,
+        world_size=world_size,
+        rank=trainer.global_rank,
+        next_step=lambda: trainer.global_step,
+        poisson_sampling=poisson_sampling,
+    )
 
 
 def check_loader(loader: Any) -> None:
@@ -163,6 +218,11 @@ def check_loader(loader: Any) -> None:
             "private training draws the samples of each step itself, and needs a torch.utils.data.DataLoader over a"
             f" dataset with __getitem__ and __len__ to take them from, got a {type(loader).__name__}"
         )
+    if loader.batch_size is None:
+        raise ValueError(
+            "private training draws the samples of each step itself, of batch_size on average, and the training loader"
+            " has a batch_sampler in place of a batch_size, or none of both: give it a batch_size"
+        )
     if not isinstance(loader.sampler, PLAIN_SAMPLERS):
         raise ValueError(
             "private training draws the samples of each step itself, and the training loader has a sampler of its own,"
@@ -173,37 +233,64 @@ def check_loader(loader: Any) -> None:
 class _Iterable:
     """Gives a new iterator of a function each time: a sampler for `DataLoader`."""
 
-    def __init__(self, start: Callable[[], Iterator[list[Any]]]) -> None:
+    def __init__(self, start: Callable[[], Iterator[Any]]) -> None:
         self.start = start
 
-    def __iter__(self) -> Iterator[list[Any]]:
+    def __iter__(self) -> Iterator[Any]:
         return self.start()
 
 
 class _Pieces(Dataset[Any]):
-    """Batches by the lists of their samples, empty ones too. A sample for which the dataset gives None is left out.
+    """Batches by their name, their step, and the list of their samples; empty ones too.
+
+    A sample for which the dataset gives None, such as a file that cannot be read, is left out.
 
     Args:
         dataset: The samples.
         collate: Makes a batch of them.
         any_index: Index of a sample, which an empty batch takes its shape from.
+        views: Number of indices in a row that belong to one sample.
+        random: Where the seed of a batch comes from.
     """
 
-    def __init__(self, dataset: Dataset[Any], collate: Callable[[Any], Any], any_index: Any) -> None:
-        self.dataset, self.collate, self.any_index = dataset, collate, any_index
+    def __init__(
+        self, dataset: Dataset[Any], collate: Callable[[Any], Any], any_index: Any, views: int, random: SecretRandom
+    ) -> None:
+        self.dataset, self.collate, self.any_index, self.views, self.random = dataset, collate, any_index, views, random
+        self.several: Callable[[list[Any]], Any] | None = getattr(dataset, "__getitems__", None)
+        independent = collate is default_collate or is_batch_independent(collate, dataset)
+        self.independent = independent and (self.several is None or is_batch_independent(self.several, dataset))
 
-    def __getitem__(self, indices: list[Any]) -> Any:
-        several = getattr(self.dataset, "__getitems__", None)
-        if several and indices:
-            return self.collate(several(indices))
-        samples = [self.dataset[index] for index in indices]
-        damaged = {_sample_of(index) for index, sample in zip(indices, samples, strict=True) if sample is None}
-        # in all of its views, also if some could be read
-        kept = [sample for index, sample in zip(indices, samples, strict=True) if _sample_of(index) not in damaged]
-        if kept:
-            return self.collate(kept)
-        batch = self.collate(several([self.any_index]) if several else [self.dataset[self.any_index]])
-        return map_tensors(batch, lambda part: part[:0])
+    def __getitem__(self, batch: tuple[str, int, list[Any]]) -> Any:
+        name, step, indices = batch
+        with seeded_generators(self.random.seed(name, step), CPU):
+            if self.independent:
+                return self._read(indices)
+            parts = [self._read(indices[start : start + self.views]) for start in range(0, len(indices), self.views)]
+            return join_batches([part for part in parts if len(images_of(part))] or [self._empty()])
+
+    def _read(self, indices: list[Any]) -> Any:
+        if self.several and indices:
+            batch = self.collate(self.several(indices))
+        else:
+            samples = [self.dataset[index] for index in indices]
+            damaged = {_sample_of(index) for index, sample in zip(indices, samples, strict=True) if sample is None}
+            # in all of its views, also if some could be read
+            kept = [sample for index, sample in zip(indices, samples, strict=True) if _sample_of(index) not in damaged]
+            if not kept:
+                return self._empty()
+            batch = self.collate(kept)
+        if (images := len(images_of(batch))) > len(indices):
+            raise ValueError(
+                f"the collate function made {images} images of {len(indices)} samples, and private training bounds what"
+                " each image contributes: for several views of a sample, set views of DifferentialPrivacy"
+            )
+        return batch
+
+    def _empty(self) -> Any:
+        indices = [self.any_index] * self.views
+        samples = self.several(indices) if self.several else [self.dataset[index] for index in indices]
+        return map_tensors(self.collate(samples), lambda part: part[:0])
 
 
 def _sample_of(index: Any) -> Any:

@@ -241,9 +241,21 @@ class PerSampleGradients:
         for product in (replace(product, views=self.views) for product in products):
             if self._uses[product.weight] > 1 or product.small():
                 self._add(product.weight, product.samples())
+                self._add_earlier(product.weight)
             else:
                 self._squares.append(product.squared_norms())
                 self._products.append(product)
+
+    def _add_earlier(self, weight: nn.Parameter) -> None:
+        """Add what was kept in factors of a weight that turns out to be used again.
+
+        Its uses are known before the first backward pass, except with checkpoints that run a part of the network
+        again in the backward pass itself.
+        """
+        for number, product in reversed(list(enumerate(self._products))):
+            if product.weight is weight:
+                del self._products[number], self._squares[number]
+                self._add(weight, product.samples())
 
     def _layer_scale(self, block: CNBlock, samples: Tensor) -> None:
         self._count(len(samples), "a ConvNeXt block")

@@ -99,6 +99,7 @@ class Product:
             else:
                 samples = self._samples(part).unflatten(0, (-1, self.views)).sum(1)
                 result[into] = torch.linalg.vector_norm(samples.flatten(1), dim=1).square_()
+            result[into] = (result[into].sqrt() + self._rounding_of_sums(part)).square_()
         return result
 
     @full_float32()
@@ -118,9 +119,13 @@ class Product:
         for part in self._slices():
             x, grad = self._input(part), self.grad[part].to(dtype)
             grad = grad * weights[part].to(dtype).view(-1, *(1,) * (1 + spatial))
+            x = F.pad(x, self.window.pads) if any(self.window.pads) else x
             if self.rstd is not None and self.mean is not None:
                 grad.mul_(self.rstd[part])
-                d_sums = torch.matmul(grad.flatten(2), self.mean[part].flatten(2).transpose(1, 2)).sum((0, 2))
+                # around the centre of the sample: a large constant would be most of both terms, and of their rounding
+                centre = self._centre(part)
+                x, mean = x - centre, self.mean[part] - centre
+                d_sums = torch.matmul(grad.flatten(2), mean.flatten(2).transpose(1, 2)).sum((0, 2))
                 filters.sub_(d_sums.view(-1, *(1,) * (1 + spatial)))
             if spatial == 1 and self._pointwise():
                 filters.view(filters.shape[:2]).addmm_(
@@ -129,11 +134,36 @@ class Product:
                 continue
             shape_of = torch.empty_like(filters)  # convolution_backward reads its shape only
             _, d_weight, _ = torch.ops.aten.convolution_backward(
-                grad, F.pad(x, self.window.pads) if any(self.window.pads) else x, shape_of, None, self.window.stride,
-                (0,) * spatial, self.window.dilation, False, (0,) * spatial, self.groups, (False, True, False),
+                grad, x, shape_of, None, self.window.stride, (0,) * spatial, self.window.dilation,
+                False, (0,) * spatial, self.groups, (False, True, False),
             )  # fmt: skip
             filters.add_(d_weight)
         return result
+
+    def _centre(self, part: slice) -> Tensor:
+        """Return the mean of the means of a sample's windows; [n, 1, ...]."""
+        assert self.mean is not None
+        return self.mean[part].to(self._dtype()).flatten(1).mean(1).view(-1, *(1,) * (self.x.dim() - 1))
+
+    def _rounding_of_sums(self, part: slice) -> Tensor:
+        """Bound the rounding of `weighted_sum`, which adds up other terms than the norms do; [n / views].
+
+        The terms of the positions may cancel, and are then larger than their sum. What is returned is their size times
+        the precision: it is added to the norms, so that the parts of samples in a sum are not larger than these.
+        """
+        grad, dtype = self.grad[part].to(self._dtype()).flatten(2), self._dtype()
+        if self.mean is not None and self.rstd is not None:
+            # |u - c|^2 = elements * (variance + (mean - c)^2), and r^2 * variance is at most 1
+            off = (self.mean[part] - self._centre(part)).to(dtype) * self.rstd[part]
+            sizes = (1.0 + off.flatten(2).square()).sqrt() * math.sqrt(self.weight[0].numel())
+            terms = (torch.linalg.vector_norm(grad, dim=1) * sizes.squeeze(1)).sum(1)
+        else:
+            # by Cauchy and Schwarz; each pixel is in as many windows as a window has pixels, at most
+            x = self._input(part).flatten(1)
+            terms = torch.linalg.vector_norm(grad.flatten(1), dim=1) * torch.linalg.vector_norm(x, dim=1)
+            terms = terms * math.sqrt(math.prod(self.window.kernel_size))
+        # errors add up over the positions
+        return torch.finfo(dtype).eps * math.sqrt(self._positions()) * terms.unflatten(0, (-1, self.views)).sum(1)
 
     def _dtype(self) -> torch.dtype:
         return statistics_dtype(self.x)

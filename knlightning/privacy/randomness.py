@@ -29,7 +29,9 @@ class SecretRandom:
         self.secure = secure
 
     def normal(self, count: int, purpose: str, step: int, device: torch.device) -> Tensor:
-        """Draw standard normal variates.
+        """Draw standard normal variates, in float64.
+
+        In float32 they are exactly 0 once in ten million times, and their low bits are those of what they are added to.
 
         Args:
             count: Number of values.
@@ -38,20 +40,21 @@ class SecretRandom:
             device: Device of the tensor.
 
         Returns:
-            Float32 tensor [count].
+            Float64 tensor [count]; on the CPU for devices without float64.
         """
         if not self.secure:
-            if device.type == "cpu":
-                return torch.from_numpy(self._generator(purpose, step).standard_normal(count, np.float32))
-            seed = int.from_bytes(self._bytes(8, purpose, step), "little", signed=True)
-            return torch.randn(count, generator=torch.Generator(device).manual_seed(seed), device=device)
+            if device.type != "cuda":
+                return torch.from_numpy(self._generator(purpose, step).standard_normal(count))
+            generator = torch.Generator(device).manual_seed(self.seed(purpose, step))
+            return torch.randn(count, generator=generator, device=device, dtype=torch.float64)
         total = np.zeros(count)
         for part in range(4):
             # by Box and Muller; 1 - u is in (0, 1], so that the logarithm is finite
             first, second = self._uniform(2 * -(-count // 2), f"{purpose}, part {part}", step).reshape(2, -1)
             radius, angle = np.sqrt(-2.0 * np.log(1.0 - first)), 2.0 * math.pi * second
             total += np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
-        return torch.from_numpy(total / 2.0).float().to(device)
+        values = torch.from_numpy(total / 2.0)
+        return values.to(device) if device.type == "cuda" else values
 
     def chosen(self, count: int, probability: float, step: int) -> Tensor:
         """Choose each sample with the same probability, independently: Poisson sampling.
@@ -73,6 +76,10 @@ class SecretRandom:
     def permutation(self, count: int, purpose: str, step: int) -> Tensor:
         """Put `count` numbers into random order."""
         return torch.from_numpy(self._generator(purpose, step).permutation(count))
+
+    def seed(self, purpose: str, step: int) -> int:
+        """Draw a seed for a generator of another kind, at least 0 and below 2**63."""
+        return int.from_bytes(self._bytes(8, purpose, step), "little") >> 1
 
     def _generator(self, purpose: str, step: int) -> np.random.Generator:
         """Return numpy's; torch's own on the CPU uses 32 bits of its seed, few enough to be tried out, or to recur."""

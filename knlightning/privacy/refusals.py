@@ -58,13 +58,19 @@ def _task_reasons(task: LightningModule) -> list[str]:
         if isinstance(layer, _MIXING_NORMS) or getattr(layer, "track_running_stats", False):
             reasons.append(
                 f"{kind} mixes the samples of a batch, or keeps statistics of them without noise: no network with it is"
-                f" private. Use norm {', '.join(PRIVATE_NORMS)} in the backbone"
+                f" private. Use norm {', '.join(PRIVATE_NORMS)} in the backbone; for a trained network,"
+                " torchvision.ops.FrozenBatchNorm2d in its place, or knlightning.models.kernel_normalize"
             )
         if is_compiled(layer):
             reasons.append(f"{kind} is compiled, which hides its layers: set the task's compile to false")
     reasons += check_rules(task)
     if getattr(task, "mixing", None) is not None:
         reasons.append("mixup and cutmix put two samples into one: set the task's mixup_alpha and cutmix_alpha to 0")
+    if getattr(task, "loss_mean", None) == "batch":
+        reasons.append(
+            'loss_mean="batch" divides the loss by the labelled pixels of all images of a batch, so that each image'
+            ' changes the share of the others: set the task\'s loss_mean to "image"'
+        )
     if not task.automatic_optimization:
         reasons.append("automatic_optimization=False: its steps cannot be counted")
     return reasons

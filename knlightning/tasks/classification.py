@@ -142,7 +142,8 @@ class ClassificationTask(Task):
         if shares is not None:
             targets = shares.new_zeros(logits.shape).index_add_(1, labels, shares)
             labels = targets.argmax(dim=1)
-        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+        # the mean over all samples, for private training: with a label that it ignores, cross_entropy divides by others
+        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none").mean()
         metrics.update(loss, logits, labels)
         return loss, logits
 

@@ -31,9 +31,9 @@ def test_sums_of_micro_batches_become_gradients():
         (net(part).sum() / 2).backward()  # halved, as where the gradients of two batches are accumulated
         sums.add(2.0)
     total = sums.pop()
-    torch.testing.assert_close(total, expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(total, expected.double(), rtol=1e-3, atol=0)
     assert not sums.pop().any()
     sums.set_gradients(total)
-    assert torch.equal(torch.cat([p.grad.flatten() for p in net.parameters()]), total)
+    assert torch.equal(torch.cat([p.grad.flatten() for p in net.parameters()]), total.float())
     sums.close()
     assert not any(hasattr(p, "summed_grad") for p in net.parameters())

@@ -105,7 +105,9 @@ def test_each_showing_has_random_numbers_of_its_own():
     sampler = SeededSampler(SAMPLES, seed=7)
     draws = [tuple(row) for batch in loader(Showings(), views=2, first=10, sampler=sampler) for row in batch.tolist()]
     assert len(set(draws)) == len(draws)
-    assert {seed for seed, *_ in draws} == {7}
+    ((seed, *_), *_) = draws
+    assert {other for other, *_ in draws} == {seed}
+    assert seed != 7  # a secret one
     assert {step for _, step, *_ in draws} == {10, 11, 12, 13, 14}
     assert {view for *_, view in draws} == {0, 1}
 
@@ -125,6 +127,8 @@ def test_what_cannot_be_taken_over():
     for given, message in (
         ([1, 2, 3], "needs a torch.utils.data.DataLoader .* got a list"),
         (DataLoader(Stream()), "with __getitem__ and __len__"),
+        (DataLoader(range(4), batch_sampler=[[0, 1], [2, 3]]), "a batch_sampler in place of a batch_size"),
+        (DataLoader(range(4), batch_size=None), "give it a batch_size"),
     ):
         with pytest.raises(ValueError, match=message):
             private(given)

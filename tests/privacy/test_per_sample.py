@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from privacy.micro_batches import Masks, loss_with, micro_batches, norms_of
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.convnext import CNBlock, LayerNorm2d
 
 from knlightning import models
@@ -328,3 +329,33 @@ def test_unknown_layers_are_named():
         PerSampleGradients(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
     with pytest.raises(ValueError, match="loss_reduction must be one of mean, sum, got 'none'"):
         PerSampleGradients(nn.Linear(1, 1), "none")
+
+
+def test_a_layer_shared_by_checkpoints_that_run_again_in_backward():
+    """Each of them is forward and backward before the next begins: nobody knows that the weight comes again."""
+    torch.manual_seed(0)
+    shared, head = nn.Linear(30, 30), nn.Linear(30, 2)
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.head = shared, head
+
+        def forward(self, x):
+            for _ in range(3):
+                x = checkpoint(self.shared, x, use_reentrant=True).relu()
+            return self.head(x)
+
+    net, x = Shared(), torch.randn(4, 30, requires_grad=True)
+    exact = []
+    for row in x.detach():
+        loss = head(shared(shared(shared(row[None]).relu()).relu()).relu()).sum()
+        exact.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]))
+    gradients = PerSampleGradients(net, "sum")
+    gradients.attach()
+    net(x).sum().backward()
+    torch.testing.assert_close(gradients.norms(), torch.stack(exact).norm(dim=1), rtol=1e-4, atol=0)
+    gradients.accumulate(torch.ones(4))
+    total = torch.cat([p.summed_grad.flatten() for p in net.parameters()])
+    torch.testing.assert_close(total, torch.stack(exact).sum(0), rtol=1e-3, atol=1e-4)
+    gradients.detach()

@@ -1,5 +1,8 @@
 """Trial steps find what mixes samples, and tell a loss that is a sum from a mean."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from privacy.private_runs import SAMPLES, Net, naive, privacy, task, trainer
@@ -81,6 +84,110 @@ def test_losses_that_mix_samples_are_found_by_trial(tmp_path, kind, message):
         trainer(tmp_path, privacy()).fit(module, RandomData(SAMPLES, 5))
 
 
+class ClassWeights(ClassificationTask):
+    """On the first samples, which all are of one class, the weights cancel out."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], weight=torch.tensor([1.0, 1.0, 9.0]))
+
+
+class NamedIgnoredPixels(SegmentationTask):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], ignore_index=255)
+
+
+class SometimesMixed(ClassificationTask):
+    """Mixes at random, by a generator of its own choice."""
+
+    draw = staticmethod(lambda: torch.rand(()).item())
+
+    def training_step(self, batch, batch_idx):
+        images = batch[0] if self.draw() > 0.3 else (batch[0] + batch[0].roll(1, 0)) / 2
+        return F.cross_entropy(self(images), batch[1])
+
+
+def sorted_data():
+    data = RandomData(SAMPLES, 5)
+    data.dataset = TensorDataset(data.dataset.tensors[0], data.dataset.tensors[1].sort().values)
+    return data
+
+
+MIXING = "the loss does not treat each sample by itself"
+
+
+@pytest.mark.parametrize("zero_head", [False, True])
+def test_class_weights_are_found_on_data_sorted_by_class(tmp_path, zero_head):
+    """With a head that starts at zero, too, through which no gradient comes."""
+    module = task()
+    module.__class__ = ClassWeights
+    if zero_head:
+        nn.init.zeros_(module.backbone[-1].weight)
+    with pytest.raises(ValueError, match=MIXING):
+        trainer(tmp_path, privacy()).fit(module, sorted_data())
+
+
+def test_an_ignore_index_is_found_where_the_first_samples_have_none(tmp_path):
+    module, data = segmentation("image"), Masks()
+    module.__class__ = NamedIgnoredPixels
+    data.dataset.tensors[1][data.dataset.tensors[1] == 255] = 0
+    with pytest.raises(ValueError, match=MIXING):
+        trainer(tmp_path, privacy()).fit(module, data)
+
+
+@pytest.mark.parametrize("draw", [SometimesMixed.draw, random.random, np.random.rand], ids=["torch", "random", "numpy"])
+def test_mixing_by_chance_is_found(tmp_path, draw):
+    module = task()
+    module.__class__ = type("Drawn", (SometimesMixed,), {"draw": staticmethod(draw)})
+    with pytest.raises(ValueError, match="does not treat each sample by itself"):
+        trainer(tmp_path, privacy()).fit(module, RandomData(SAMPLES, 5))
+
+
+def test_a_loss_without_a_gradient_is_refused(tmp_path):
+    class Flat(ClassificationTask):
+        def training_step(self, batch, batch_idx):
+            return 0.0 * self(batch[0]).sum()
+
+    module = task()
+    module.__class__ = Flat
+    with pytest.raises(ValueError, match="no gradient arrives at any layer in a trial step"):
+        trainer(tmp_path, privacy()).fit(module, RandomData(SAMPLES, 5))
+
+
+class Plain(ClassificationTask):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(("kind", "refused"), [(Plain, True), (ClassificationTask, False)])
+def test_the_label_that_cross_entropy_leaves_out_by_default(tmp_path, kind, refused):
+    """It may not be in the data, unless the loss is the mean of the losses of all samples, as that of our task."""
+    module = task()
+    module.__class__ = kind
+    trainer(tmp_path, privacy(), max_epochs=1).fit(module, RandomData(SAMPLES, 5))
+    data = RandomData(SAMPLES, 5)
+    data.dataset.tensors[1][10] = -100  # not among those of the trial steps
+    run = trainer(tmp_path, privacy(), max_epochs=2)
+    if refused:
+        with pytest.raises(ValueError, match="has the label -100, which the loss leaves out of its mean"):
+            run.fit(module, data)
+    else:
+        run.fit(module, data)
+
+
+def test_a_frozen_backbone_without_gradients_can_be_trained_on(tmp_path):
+    class Features(ClassificationTask):
+        def training_step(self, batch, batch_idx):
+            with torch.no_grad():
+                features = nn.Sequential(*list(self.backbone)[:-1])(batch[0])
+            return F.cross_entropy(self.backbone[-1](features), batch[1])
+
+    module, callback = task(), privacy()
+    module.__class__ = Features
+    module.backbone[0].requires_grad_(False)
+    trainer(tmp_path, callback, max_epochs=1).fit(module, RandomData(SAMPLES, 5))
+    assert callback.ledger.history == [(0.8, 0.25, 4)]
+
+
 class Masks(RandomData):
     """Random images with a class for each pixel, of which some are to be ignored."""
 
@@ -109,5 +216,5 @@ def test_segmentation_is_private_with_a_loss_that_is_a_mean_for_each_image(tmp_p
 
 
 def test_segmentation_with_a_mean_over_the_pixels_of_a_batch_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'the loss does not treat .* loss_mean="image"'):
+    with pytest.raises(ValueError, match=r'loss_mean="batch" divides .* set the task\'s loss_mean to "image"'):
         trainer(tmp_path, privacy()).fit(segmentation("batch"), Masks())

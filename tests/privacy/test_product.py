@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from knlightning.nn import KNConv2d
+from knlightning.nn.functional import normalization_of
 from knlightning.nn.windows import Window
+from knlightning.privacy.clipping import MARGIN
 from knlightning.privacy.product import TEMPORARY_BYTES, TEMPORARY_BYTES_ELSEWHERE, Product, temporary_bytes
 
 
@@ -26,6 +29,48 @@ def test_norms_of_gradients_that_cancel_are_not_too_small(views):
     assert bool((norms >= truth * (1 - 1e-6)).all()), (norms / truth).min()
     assert bool((norms <= truth + 5e-3 * largest).all())  # and not much too large either, beside what cancelled
     assert bool((truth < 1e-4 * largest).all())  # that is what this is about
+
+
+def offset_images(offset, spread, varying):
+    """Images around a large constant, or around one that varies from top to bottom."""
+    x = spread * torch.randn(3, 8, 6, 6)
+    return x + offset * (torch.linspace(0, 1, 6)[:, None] if varying else 1.0)
+
+
+GRADIENTS = {
+    "random": lambda: torch.randn(3, 5, 6, 6),
+    "one for all positions": lambda: torch.randn(3, 5, 1, 1).expand(-1, -1, 6, 6),
+    "whose sum over positions is 0": lambda: (grad := torch.randn(3, 5, 6, 6)) - grad.mean((2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("ghost", [False, True])
+@pytest.mark.parametrize("gradients", GRADIENTS)
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+@pytest.mark.parametrize(("kernel", "padding"), [(3, 1), (1, 0)])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_no_part_of_a_sum_is_larger_than_its_norm_said(
+    monkeypatch, ghost, gradients, varying, offset, spread, kernel, padding, normalized
+):
+    """The sum is computed by other formulas than the norms, and rounding may be most of either."""
+    monkeypatch.setattr(Product, "_ghost", lambda self: ghost)
+    torch.manual_seed(0)
+    x, conv = offset_images(offset, spread, varying), KNConv2d(8, 5, kernel, 1, padding, dropout_p=0.0)
+    grad, weight = GRADIENTS[gradients]().contiguous(), conv.weight
+    if normalized:
+        found = normalization_of(conv(x))
+        product = Product(weight, x, grad, found.window, 1, mean=found.mean, rstd=found.rstd)
+    else:
+        product = Product(weight, x, grad, Window.of(2, kernel, 1, padding), 1)
+    norms = product.squared_norms().sqrt()
+    for sample in range(3):
+        part = product.weighted_sum(torch.eye(3)[sample] / norms[sample])
+        assert part.double().norm() <= 1 + MARGIN
+    if offset == 0 and gradients == "random":
+        exact = torch.linalg.vector_norm(product.samples().double().flatten(1), dim=1)
+        torch.testing.assert_close(norms.double(), exact, rtol=1e-3, atol=0)
 
 
 def test_temporaries_have_a_size_on_every_device():

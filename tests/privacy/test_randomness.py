@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("secure", [False, True])
 def test_noise_is_standard_normal(secure):
     values = SecretRandom(known_key(0), secure).normal(200_001, "noise", 3, CPU)
-    assert values.dtype == torch.float32
+    assert values.dtype == torch.float64
     assert values.shape == (200_001,)
     assert stats.kstest(values.numpy(), "norm").pvalue > 1e-3
     assert values.mean().abs() < 5 / 200_001**0.5

@@ -5,6 +5,7 @@ from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAver
 from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
 from standins import RandomData
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from knlightning.data import Sampling
 from knlightning.privacy.refusals import check_data, check_run
@@ -13,7 +14,7 @@ REFUSED = {
     "batch normalization": (
         {"net": Net(nn.BatchNorm2d(4))},
         {},
-        r"backbone.1 \(BatchNorm2d\) mixes the samples .* Use norm layer, group, .*, kernel",
+        r"backbone.1 \(BatchNorm2d\) mixes .* Use norm layer, .*FrozenBatchNorm2d.*kernel_normalize",
     ),
     "a subclass of it without parameters": (
         {"net": Net(nn.SyncBatchNorm(4, affine=False))},
@@ -59,3 +60,10 @@ def test_refused_before_any_data_is_read(tmp_path):
         callback.check_before(run, module, data)
     with pytest.raises(ValueError, match=r"BatchNorm2d\) mixes the samples"):
         run.fit(module, data)
+
+
+def test_a_frozen_batch_normalization_is_private(tmp_path):
+    """What the refusal of others tells of works."""
+    module = task(Net(FrozenBatchNorm2d(4)))
+    check_run(trainer(tmp_path), module)
+    trainer(tmp_path, privacy(), max_epochs=1).fit(module, RandomData(SAMPLES, 5))
