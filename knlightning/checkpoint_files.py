@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,8 @@ PARTS: dict[str, type] = {"global_step": int, "epoch": int, "state_dict": dict}
 """What every checkpoint of a run holds, and its type."""
 PARTS_TO_RESUME: dict[str, type] = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
 """What it holds besides if training can go on from it."""
+COUNTS = ("last_epoch", "_step_count")
+"""What a schedule counts."""
 MOST_VALUES, DEEPEST = 10**6, 100
 """A checkpoint with more values, tensors counted as one, or deeper lists and dictionaries was made to do harm."""
 
@@ -67,9 +70,15 @@ def check_checkpoint(path: str | os.PathLike[str], content: Any, to_resume: bool
         wrong += [name for name in ("global_step", "epoch") if name not in wrong and content[name] < 0]
         if "state_dict" not in wrong and content["state_dict"] and not _is_state_dict(content["state_dict"]):
             wrong.append("state_dict")
-        for name in ("optimizer_states", "lr_schedulers"):
-            if to_resume and name not in wrong and not all(isinstance(state, dict) for state in content[name]):
-                wrong.append(name)
+        if to_resume:
+            states = {name: content[name] for name in PARTS_TO_RESUME if name not in wrong}
+            states |= {name: part.values() for name, part in states.items() if isinstance(part, dict)}
+            wrong += [name for name, part in states.items() if not all(isinstance(state, dict) for state in part)]
+            counts = [state.get(key, 0) for state in states.get("lr_schedulers", ()) for key in COUNTS if not wrong]
+            if not all(isinstance(count, int) for count in counts):
+                wrong.append("lr_schedulers")
+            if not re.match(r"\d+\.\d+", str(content.get("pytorch-lightning_version", "0.0"))):
+                wrong.append("pytorch-lightning_version")
         part = ", ".join(repr(name) for name in wrong)
     if part:
         raise ValueError(f"{os.fspath(path)} is damaged, or not a checkpoint of a run: {part} is missing or wrong")

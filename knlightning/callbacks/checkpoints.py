@@ -68,9 +68,24 @@ class LastCheckpoint(Checkpoint):
         check_number("every_n_steps", every_n_steps, at_least=1, integer=True, none="the ends of epochs alone")
         self.every_n_steps = every_n_steps
         self._signals = StopSignals()
+        self._restored_optimizers: int | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count what there is to go on from."""
+        self._restored_optimizers = len(checkpoint.get("optimizer_states", ()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for signals, from now on in the place of the trainer, which would end the run without a checkpoint."""
+        """Wait for signals, from now on in the place of the trainer, which would end the run without a checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint has not the states of all optimizers: the trainer would go on without.
+        """
+        if self._restored_optimizers not in (None, len(trainer.optimizers)):
+            raise ValueError(
+                f"{trainer.ckpt_path} holds the states of {self._restored_optimizers} optimizers, and this run has"
+                f" {len(trainer.optimizers)}"
+            )
+        self._restored_optimizers = None
         self._signals.watch()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -86,14 +86,16 @@ class MetricsCSV(Logger):
             with self.path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file, strict=True)
                 columns = list(reader.fieldnames or ["step"])
-                # a kill can cut the last row short: the values that are missing then are None, not ""
-                rows = [row for row in reader if None not in row.values()]
+                rows = list(reader)
         except (ValueError, csv.Error):  # such as of bytes that are no text
             return None
         whole = columns[0] == "step" and len(set(columns)) == len(columns) and all(columns)
-        if not whole or any(None in row or not row["step"].isdecimal() for row in rows):
-            return None
-        return rows
+        if rows and None in rows[-1].values():  # a kill can cut the last row short: missing values are None, not ""
+            rows.pop()
+        for row in rows if whole else ():
+            whole = whole and None not in row and None not in row.values() and row["step"].isdecimal()
+            whole = whole and not any("\0" in value for value in row.values())
+        return rows if whole else None
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

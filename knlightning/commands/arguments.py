@@ -27,6 +27,8 @@ def plain_errors(prog: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # nobody is there to read a message: `knl` ends
+        raise
     except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
         foreign = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)
         if foreign or os.environ.get(DEBUG_VARIABLE):
@@ -34,6 +36,7 @@ def plain_errors(prog: str) -> Iterator[None]:
         print(f"{prog}: error: {error}\n({DEBUG_VARIABLE}=1 shows where)", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -33,10 +33,10 @@ from knlightning.commands.arguments import find_argument, flatten
 from knlightning.commands.claim import Claim
 from knlightning.commands.output import printable, say
 from knlightning.commands.paths import config_first, expand_paths
+from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
 from knlightning.internals.jsonargparse import set_titles
 from knlightning.internals.lightning import is_restoring
-from knlightning.models import KNResNet, load_norm_torch_weights
 from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
 
 RUN_DIR_VARIABLE = "KNL_RUN_DIR"
@@ -221,17 +221,8 @@ class KNLightningCLI(LightningCLI):
 
     def load_published(self) -> None:
         """Bring published weights, if they are asked for, into the network."""
-        if self._published is None:
-            return
-        backbone = getattr(self.model, "backbone", None)
-        if not isinstance(backbone, KNResNet):
-            raise ValueError(
-                f"--ckpt_path {self._published} holds weights alone, which can be those of a published"
-                " knlightning.models.knresnet18, 34 or 50; model.init_args.backbone is another network, a"
-                f" {type(backbone).__name__}"
-            )
-        load_norm_torch_weights(backbone, self._published)
-        say(f"{self._published} holds published weights, without a run; all else is as configured.")
+        if self._published is not None:
+            load_published(self.model, self._published)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Return the arguments that the trainer's methods `fit`, `validate`, `test` and `predict` share."""

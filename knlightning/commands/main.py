@@ -63,7 +63,7 @@ def main(args: list[str] | None = None) -> None:
         with _interrupted_at_once():
             from knlightning.commands.arguments import plain_errors  # here: the list of commands does without Lightning
 
-        with plain_errors(f"knl {name}"), _without_readers():
+        with plain_errors(f"knl {name}"):
             run(args)
 
 
@@ -71,20 +71,12 @@ def main(args: list[str] | None = None) -> None:
 def _plain_ends() -> Iterator[None]:
     """Let an interrupt, and the end of whoever reads the output, end the process by a line."""
     try:
-        with _without_readers():
-            yield
-            sys.stdout.flush()
+        yield
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
-
-
-@contextmanager
-def _without_readers() -> Iterator[None]:
-    """End the process if nobody reads its output any more, as in `knl models | head -1`."""
-    try:
-        yield
-    except BrokenPipeError:
+    except BrokenPipeError:  # as in `knl models | head -1`
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)  # else what is still to be written would be an error at the end
         with suppress(OSError):
