@@ -4,20 +4,28 @@ A run directory holds `config.yaml`, `checkpoints/last.ckpt`, `checkpoints/best.
 TensorBoard and, after `knl predict`, `predictions.csv` or the folder `predictions`; of a private run, `privacy.json`.
 """
 
+import fcntl
 import json
 import os
+import secrets
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path("runs")
 CHECKPOINTS = "checkpoints"
+CONFIG = "config.yaml"
+LOCK = ".lock"
 NAMED_CHECKPOINTS = ("last", "best")
 PRIVACY_REPORT = "privacy.json"
 """What a private run has spent."""
 NOT_PRIVATE = "not_private"
 """Key of a report beside which there are checkpoints that it does not count, and that are not private."""
+
+_locks: set[int] = set()
+"""Open files of the locks that this process holds."""
 
 
 @contextmanager
@@ -25,35 +33,105 @@ def replacing(path: Path) -> Iterator[Path]:
     """Replace a file atomically: a reader, also after a kill at any moment, finds the old file or the whole new one.
 
     Args:
-        path: The file to write; its directory is made if it is missing.
+        path: The file to write; its directory is made if it is missing. If it is a link, the link is replaced.
 
     Yields:
-        A temporary file in the same directory, moved to `path` once it is written without an exception.
+        A temporary file in the same directory, which no other process uses. It is moved to `path` once it is written
+        without an exception, and removed otherwise.
+
+    Raises:
+        OSError: If it cannot be written; the message names `path` and the cause.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    yield temporary
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())  # otherwise a power cut may leave the new name on an empty file
-    temporary.replace(path)
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # otherwise a power cut may leave the new name on an empty file
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary), temporary):
+            raise
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(run: Path) -> None:
+    """Remove the temporary files that killed processes have left in a run."""
+    for path in [*run.glob(".*.tmp"), *(run / CHECKPOINTS).glob(".*.tmp")]:
+        pid = path.name[1:].partition("-")[0]
+        if not (pid.isdecimal() and int(pid) != os.getpid() and _lives(int(pid))):
+            with suppress(OSError):
+                path.unlink()
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run, so that no other process writes checkpoints into it. A process that dies holds it no longer.
+
+    Args:
+        run: Its directory, which must exist.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+    """
+    path = run / LOCK
+    file = _open_lock(path)
+    _locks.add(file)
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # before it is given up: then nobody else can have it
+        _locks.discard(file)
+        os.close(file)
 
 
 def numbered_runs(name: str) -> list[Path]:
-    """List the runs `runs/NAME/0`, `runs/NAME/1`, ..., the newest first."""
-    runs = [path for path in (ROOT / name).glob("*") if path.name.isdecimal()]
+    """List the runs `runs/NAME/0`, `runs/NAME/1`, ..., the newest first.
+
+    Raises:
+        OSError: If the folder cannot be read.
+    """
+    try:
+        runs = [path for path in (ROOT / name).iterdir() if path.name.isdecimal()]
+    except FileNotFoundError:
+        return []
     return sorted(runs, key=lambda path: int(path.name), reverse=True)
 
 
 def new_run(name: str) -> Path:
-    """Make the next of the directories `runs/NAME/0`, `runs/NAME/1`, ..."""
+    """Make the next of the directories `runs/NAME/0`, `runs/NAME/1`, ...
+
+    Raises:
+        OSError: If it cannot be made.
+    """
     while True:
+        make_folder(ROOT / name)
         newest = next(iter(numbered_runs(name)), None)
         path = ROOT / name / str(0 if newest is None else int(newest.name) + 1)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:  # another process has just taken this number
-            continue
-        return path
+        # another process may just have taken this number, or have removed the folder after a failed start
+        with suppress(FileExistsError, FileNotFoundError):
+            path.mkdir()
+            return path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, if there is none, and those in which it lies.
+
+    Raises:
+        NotADirectoryError: If something else has its name, or that of a folder in which it lies.
+        OSError: If it cannot be made for another reason.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        what = "a link to nowhere" if os.path.islink(error.filename) else "no folder"
+        raise NotADirectoryError(f"{path} cannot be made: {error.filename} is {what}") from error
 
 
 def checkpoint_in(run: Path, which: str) -> Path:
@@ -109,6 +187,15 @@ def mark_not_private(directory: Path, step: int) -> None:
         path.unlink()  # damaged
 
 
+def run_of_config(config: Path) -> Path | None:
+    """Return the run directory whose configuration a file is; None if it is none.
+
+    A run may have been renamed or copied since its configuration was written, so that the place that stands in it says
+    nothing.
+    """
+    return config.parent if config.name == CONFIG and (config.parent / CHECKPOINTS).is_dir() else None
+
+
 def find_checkpoint(ckpt_path: str, run: Path | None, name: str) -> Path:
     """Find a checkpoint.
 
@@ -139,3 +226,45 @@ def find_checkpoint(ckpt_path: str, run: Path | None, name: str) -> Path:
         f"There is no checkpoint {ckpt_path!r}. Looked for {looked or ROOT / name / '*'}. Name the directory of the run"
         " (run_dir), or start a run with knl fit."
     )
+
+
+def _open_lock(path: Path) -> int:
+    """Open the file of a lock, and take the lock."""
+    while True:
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        except BlockingIOError:
+            holder = os.read(file, 200).decode(errors="replace").strip()
+            holder = "".join(letter for letter in holder if letter.isprintable()) or "another process"
+            os.close(file)
+            raise BlockingIOError(
+                f"{path.parent} is in use by {holder}: wait until it ends, or choose another directory (run_dir)"
+            ) from None
+        except FileNotFoundError:  # the process that held it has just removed the file
+            pass
+        except OSError:  # this file system knows no locks
+            return file
+        os.close(file)
+
+
+def _forget_locks() -> None:
+    """Close the locks in a process that was forked, such as one that loads data: it may outlive the one that trains."""
+    for file in _locks:
+        os.close(file)
+    _locks.clear()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+os.register_at_fork(after_in_child=_forget_locks)

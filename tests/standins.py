@@ -298,3 +298,14 @@ class Stop(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.fit_loop.total_batch_idx + 1 == self.batch:
             trainer.should_stop = True
+
+
+class Signal(Callback):
+    """Sends a signal to its own process, once the run has taken some steps."""
+
+    def __init__(self, step, signum):
+        self.step, self.signum = step, signum
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signum)

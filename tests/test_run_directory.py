@@ -1,4 +1,8 @@
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +11,14 @@ from knlightning.run_directory import (
     checkpoint_in,
     find_checkpoint,
     holds_checkpoints,
+    locked,
+    make_folder,
     new_run,
     numbered_runs,
     replacing,
     run_of,
+    run_of_config,
+    sweep,
 )
 
 
@@ -84,3 +92,141 @@ def test_replacing_keeps_the_old_file_until_the_new_one_is_whole():
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+    assert os.listdir("deep") == ["a.txt"]
+
+
+def test_writers_of_the_same_file_do_not_meet():
+    with replacing(Path("a")) as one, replacing(Path("a")) as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert Path("a").read_text() == "one"
+
+
+def test_replacing_follows_no_link():
+    Path("secret").write_text("old")
+    Path("a").symlink_to("secret")
+    with replacing(Path("a")) as temporary:
+        temporary.write_text("new")
+    assert (Path("a").read_text(), Path("secret").read_text()) == ("new", "old")
+
+
+def test_new_files_have_the_usual_rights():
+    Path("usual").touch()
+    with replacing(Path("a")) as temporary:
+        temporary.touch()
+    assert Path("a").stat().st_mode == Path("usual").stat().st_mode
+
+
+def test_what_cannot_be_written_is_named_with_the_cause():
+    Path("folder/inner").mkdir(parents=True)
+    with (
+        pytest.raises(IsADirectoryError, match="cannot be written: Is a directory: 'folder'"),
+        replacing(Path("folder")),
+    ):
+        pass
+    with pytest.raises(OSError, match="No space left on device: 'a'"), replacing(Path("a")):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError, match="other"), replacing(Path("a")):
+        Path("other").read_text()  # has nothing to do with the file that is written
+    assert os.listdir() == ["folder"]
+
+
+def test_temporary_files_are_swept_unless_a_process_is_writing_them():
+    checkpoints = Path("run/checkpoints")
+    checkpoints.mkdir(parents=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living = f".{os.getppid()}-0a.tmp"
+    for name in (
+        f".{dead.pid}-0a.tmp",
+        f".{os.getpid()}-0a.tmp",
+        living,
+        ".last.ckpt.tmp",
+        "last.ckpt",
+        f".{9**99}-1.tmp",
+    ):
+        (checkpoints / name).touch()
+    Path("run/.config.yaml.tmp").touch()
+    sweep(Path("run"))
+    assert sorted(os.listdir(checkpoints)) == sorted([living, "last.ckpt"])
+    assert os.listdir("run") == ["checkpoints"]
+
+
+def test_a_run_has_one_holder():
+    Path("run").mkdir()
+    message = f"run is in use by process {os.getpid()} on "
+    with locked(Path("run")), pytest.raises(BlockingIOError, match=message), locked(Path("run")):
+        pass
+    with locked(Path("run")):
+        pass
+    assert not os.listdir("run")
+
+
+def test_a_dead_process_holds_nothing_even_if_its_children_live():
+    Path("run").mkdir()
+    code = (
+        "import os, sys, time; from pathlib import Path; from knlightning.run_directory import locked\n"
+        "with locked(Path('run')):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True)\n"
+        "    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(BlockingIOError, match=f"process {process.pid} on"), locked(Path("run")):
+            pass
+        process.kill()
+        process.communicate()
+        with locked(Path("run")):  # though the file lies there, and the child runs
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_planted_link_is_no_lock():
+    Path("run").mkdir()
+    Path("secret").write_text("old")
+    Path("run/.lock").symlink_to("../secret")
+    with pytest.raises(OSError, match=r"\.lock"), locked(Path("run")):
+        pass
+    assert Path("secret").read_text() == "old"
+
+
+@pytest.mark.parametrize(("link", "name"), [("runs", "a"), ("runs/a", "a")])
+def test_links_to_nowhere_end_no_search(link, name):
+    Path(link).parent.mkdir(exist_ok=True)
+    Path(link).symlink_to("nowhere")
+    with pytest.raises(NotADirectoryError, match=f"{link} is a link to nowhere"):
+        new_run(name)
+
+
+def test_files_are_no_folders():
+    Path("runs").touch()
+    with pytest.raises(NotADirectoryError, match="runs is no folder"):
+        make_folder(Path("runs"))
+
+
+def test_links_to_nowhere_have_a_number_too():
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/4").symlink_to("nowhere")
+    assert new_run("a") == Path("runs/a/5")
+
+
+def test_a_folder_that_cannot_be_read_is_named(monkeypatch):
+    new_run("a")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # rights do not bind the administrator, who may run the tests
+    with pytest.raises(PermissionError, match="runs/a"):
+        new_run("a")
+
+
+def test_the_run_of_a_configuration():
+    Path("run/checkpoints").mkdir(parents=True)
+    assert run_of_config(Path("run/config.yaml")) == Path("run")
+    assert run_of_config(Path("run/other.yaml")) is None
+    assert run_of_config(Path("config.yaml")) is None

@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from knlightning.callbacks.signals import Stopped, StopSignals
+from knlightning.checkpoint_files import read_checkpoint
 from knlightning.checks import check, check_number
 from knlightning.run_directory import checkpoint_in, replacing
 
@@ -24,13 +26,35 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write a checkpoint to a path on a local file system."""
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        """Write a checkpoint to a path on a local file system.
+
+        Raises:
+            OSError: If it cannot be written, such as on a full disk; the old file is left.
+        """
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # in the place of the error of the file, which says why
+                cause = error.__context__
+                raise (cause if isinstance(cause, OSError) else error) from None
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, once its checksums are verified; no code in it is run.
+
+        Raises:
+            ValueError: If it is damaged.
+        """
+        content: dict[str, Any] = read_checkpoint(path, map_location)
+        return content
 
 
 class LastCheckpoint(Checkpoint):
     """Write `checkpoints/last.ckpt` in the run directory at the end of every training epoch.
+
+    It is also written, and the run ends, after the first step that follows a signal that asks the process to end
+    (`knlightning.callbacks.signals`).
 
     Args:
         every_n_steps: Number of optimizer steps, at least 1, after which it is written within an epoch too; None for
@@ -43,16 +67,52 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, every_n_steps: int | None = None) -> None:
         check_number("every_n_steps", every_n_steps, at_least=1, integer=True, none="the ends of epochs alone")
         self.every_n_steps = every_n_steps
+        self._signals = StopSignals()
+        self._restored_optimizers: int | None = None
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count what there is to go on from."""
+        self._restored_optimizers = len(checkpoint.get("optimizer_states", ()))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for signals, from now on in the place of the trainer, which would end the run without a checkpoint.
+
+        Raises:
+            ValueError: If the checkpoint has not the states of all optimizers: the trainer would go on without.
+        """
+        if self._restored_optimizers not in (None, len(trainer.optimizers)):
+            raise ValueError(
+                f"{trainer.ckpt_path} holds the states of {self._restored_optimizers} optimizers, and this run has"
+                f" {len(trainer.optimizers)}"
+            )
+        self._restored_optimizers = None
+        self._signals.watch()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the run, if it is to end; what the epoch before has logged is written by now.
+
+        Raises:
+            Stopped: If a signal came.
+        """
+        if signum := self._signals.received_by_any(trainer):
+            raise Stopped(signum)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save within an epoch."""
-        if self.every_n_steps is None or trainer.is_last_batch:
-            return
+        """Save within an epoch.
+
+        Raises:
+            Stopped: If a signal came; the checkpoint is written then.
+        """
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0  # else half a step would be lost
-        if stepped and trainer.global_step % self.every_n_steps == 0:
+        if trainer.is_last_batch or not stepped:
+            return
+        signum = self._signals.received_by_any(trainer)
+        if signum or (self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0):
             self._save(trainer)
+        if signum:
+            raise Stopped(signum)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of an epoch, after its validation."""

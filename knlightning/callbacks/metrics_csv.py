@@ -2,6 +2,8 @@
 
 import csv
 import os
+import secrets
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ class MetricsCSV(Logger):
     """Write a row for each call of `log_metrics`: the step, then a column for each metric, empty where not logged.
 
     Lightning's CSVLogger deletes the table of the run that it resumes; this logger continues it. Every row is in the
-    file when `log_metrics` returns.
+    file when `log_metrics` returns. A table that is not one of its own, or damaged, is put aside, and a row that cannot
+    be written, such as on a full disk, is left out with a warning: a log never ends a run.
 
     Args:
         directory: Folder of `metrics.csv`.
@@ -56,34 +59,58 @@ class MetricsCSV(Logger):
             metrics: Values by name.
             step: Optimizer step.
         """
+        try:
+            self._append({"step": step, **metrics})
+        except OSError as error:
+            warnings.warn(f"{self.path}: a row was not written: {error}", stacklevel=2)
+
+    def _append(self, row: dict[str, Any]) -> None:
         if self._columns is None:
             self._take_over()
         assert self._columns is not None
-        row = {"step": step, **metrics}
         new = [name for name in row if name not in self._columns]
         if new:
-            rows = self._read()
+            rows = self._read() or []
             self._columns += new
             self._rewrite(rows)
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
-    def _read(self) -> list[dict[str, str]]:
-        if not self.path.is_file():
+    def _read(self) -> list[dict[str, str]] | None:
+        """Read the table; None if the file is none, or damaged."""
+        if not os.path.lexists(self.path):
             return []
-        with self.path.open(newline="") as file:
-            # a kill can cut the last row short: the values that are missing then are None, not ""
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+        if self.path.is_symlink() or not self.path.is_file():
+            return None
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file, strict=True)
+                columns = list(reader.fieldnames or ["step"])
+                rows = list(reader)
+        except (ValueError, csv.Error):  # such as of bytes that are no text
+            return None
+        whole = columns[0] == "step" and len(set(columns)) == len(columns) and all(columns)
+        if rows and None in rows[-1].values():  # a kill can cut the last row short: missing values are None, not ""
+            rows.pop()
+        for row in rows if whole else ():
+            whole = whole and None not in row and None not in row.values() and row["step"].isdecimal()
+            whole = whole and not any("\0" in value for value in row.values())
+        return rows if whole else None
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns or [])
             writer.writeheader()
             writer.writerows(rows)
 
     def _take_over(self) -> None:
         """Drop what a resumed run is going to log again."""
-        kept = [row for row in self._read() if int(row["step"]) < self._first_step]
+        rows = self._read()
+        if rows is None:
+            aside = self.path.with_name(f"metrics.damaged-{secrets.token_hex(4)}.csv")
+            self.path.rename(aside)
+            warnings.warn(f"{self.path} is damaged, or not written by this logger: it is now {aside}", stacklevel=2)
+        kept = [row for row in rows or [] if int(row["step"]) < self._first_step]
         self._columns = list(kept[0]) if kept else ["step"]
         if self.path.is_file():
             self._rewrite(kept)

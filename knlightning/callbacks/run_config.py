@@ -1,11 +1,14 @@
 """The configuration of a run, kept beside its results."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from knlightning.run_directory import replacing
+from knlightning.run_directory import CHECKPOINTS, CONFIG, replacing
+
+JOB_VARIABLE = "SLURM_JOB_ID"
 
 
 class RunConfig(Callback):
@@ -23,18 +26,34 @@ class RunConfig(Callback):
         self.text = text
         self.config = config
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file, if the run trains."""
-        if stage == "fit" and trainer.is_global_zero:
-            with replacing(Path(trainer.default_root_dir) / "config.yaml") as temporary:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, now that nothing keeps the run from training."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined] # set where mypy does not look
+            run = Path(trainer.default_root_dir)
+            (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)  # by which the file is known for that of a run
+            with replacing(run / CONFIG) as temporary:
                 temporary.write_text(self.text)
 
     def state_dict(self) -> dict[str, Any]:
-        """Store the configuration in a checkpoint; it is shown, not used, when a run resumes."""
-        return {"config": self.config}
+        """Store the configuration in a checkpoint; it is shown, not used, when a run resumes.
+
+        On a cluster with SLURM the number of the job is stored too: that of a requeued job is the same.
+        """
+        job = os.environ.get(JOB_VARIABLE)
+        return {"config": self.config} if job is None else {"config": self.config, "job": job}
 
     @staticmethod
     def stored_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Return the configuration stored in a checkpoint; empty if there is none."""
-        state: dict[str, Any] = checkpoint.get("callbacks", {}).get(RunConfig.__qualname__, {})
-        return state.get("config", {})
+        return _state(checkpoint).get("config", {})
+
+    @staticmethod
+    def job_of(checkpoint: dict[str, Any]) -> str | None:
+        """Return the number of the SLURM job that has written a checkpoint; None if there was none."""
+        return _state(checkpoint).get("job")
+
+
+def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    callbacks = checkpoint.get("callbacks")
+    state = callbacks.get(RunConfig.__qualname__) if isinstance(callbacks, dict) else None
+    return state if isinstance(state, dict) else {}

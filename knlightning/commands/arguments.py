@@ -28,6 +28,8 @@ def plain_errors(prog: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # nobody is there to read a message: `knl` ends
+        raise
     except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
         if failure := worker_failure(error):  # raised wherever the signal comes
             error = OSError(f"{failure} {WORKER_HINT}")
@@ -37,6 +39,7 @@ def plain_errors(prog: str) -> Iterator[None]:
         print(f"{prog}: error: {error}\n({DEBUG_VARIABLE}=1 shows where)", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 

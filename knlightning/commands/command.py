@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from knlightning.checks import ArgumentError
 from knlightning.commands.arguments import find_argument, plain_errors
+from knlightning.commands.paths import config_first, expand_paths
 from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 
 
@@ -41,7 +42,8 @@ def command(function: Callable[..., object], prog: str, args: Sequence[str] | No
         given: dict[str, Any] = {}
         if "overrides" in parameters:
             args, given["overrides"] = split_settings(args)
-        parsed = parser.parse_args(args)
+        parsed = parser.parse_args(args if "config" in parameters else config_first(args))
+        expand_paths(parsed)
         given |= {name: parsed[name] for name in parameters if name in parsed}
         try:
             function(**given)

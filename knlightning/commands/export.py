@@ -8,9 +8,9 @@ The work is done by `knlightning.export`.
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
+from knlightning.checkpoint_files import read_checkpoint
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.export import FORMATS, PREPROCESSING, check_request, export, preprocessing_of
 from knlightning.tasks import SegmentationTask, Task
@@ -56,7 +56,7 @@ class ExportCLI(KNLightningCLI):
         if not isinstance(self.model, Task):
             raise ValueError(f"model: {type(self.model).__name__} is no task of knlightning.tasks, with a backbone")
         if self.checkpoint is not None:
-            stored = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            stored = read_checkpoint(self.checkpoint)
             self.model.load_state_dict(stored["state_dict"])
             if data := stored.get(type(self.datamodule).__qualname__):  # the names of the classes
                 self.datamodule.load_state_dict(data)

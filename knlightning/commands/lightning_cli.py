@@ -7,10 +7,9 @@ documented form `run=False`, with a parser for each command; each command has a 
 
 import json
 import os
-import pickle
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,15 +26,20 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from knlightning import __version__
 from knlightning.callbacks import CONFIGURED, AtomicCheckpointIO, RunConfig, made_for_every_run
+from knlightning.callbacks.signals import Stopped, stopped_by_signals
+from knlightning.checkpoint_files import check_checkpoint, check_plain, holds_weights_alone, read_checkpoint
 from knlightning.commands.arguments import flatten
+from knlightning.commands.claim import Claim
 from knlightning.commands.errors import locate
-from knlightning.commands.output import say
+from knlightning.commands.output import printable, say
+from knlightning.commands.paths import config_first, expand_paths
+from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
 from knlightning.commands.ranges import check_lightning_arguments
 from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 from knlightning.internals.jsonargparse import set_titles
-from knlightning.models import KNResNet, load_norm_torch_weights
-from knlightning.run_directory import find_checkpoint, new_run, run_of
+from knlightning.internals.lightning import is_restoring
+from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
 
 RUN_DIR_VARIABLE = "KNL_RUN_DIR"
 """Tells the processes that Lightning starts for further devices where the run lies."""
@@ -65,6 +69,7 @@ class KNLightningCLI(LightningCLI):
         command: Name of the command.
         usage: Its most important arguments.
         starts_runs: Whether a new run directory is made if none is given.
+        trains: Whether checkpoints are written into it.
         own_arguments: Arguments of this command that do not belong to the configuration of a run.
         run_dir: Directory of the run; None if it is neither needed nor given.
         checkpoint: The checkpoint of a run that is asked for; None if there is none.
@@ -73,6 +78,7 @@ class KNLightningCLI(LightningCLI):
     command: ClassVar[str]
     usage: ClassVar[str] = "--config FILE [--key value ...]"
     starts_runs: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     own_arguments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, args: list[str]) -> None:
@@ -81,7 +87,8 @@ class KNLightningCLI(LightningCLI):
         self.first_step = 0
         self._published: Path | None = None  # weights alone, as published
         read_yaml_strictly()
-        with quiet(), self._paths_in_errors():
+        self.claim = Claim()
+        with quiet(), stopped_by_signals(), self._run_in_order(), self._paths_in_errors():
             super().__init__(
                 LightningModule,
                 LightningDataModule,
@@ -135,7 +142,8 @@ class KNLightningCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Checkpoint to start from: 'last' or 'best' of the run (of the newest one, if run_dir is not"
-            " given), or the path of a file, which may be one of the published ImageNet weights.",
+            " given), or the path of a file, which may be one of the published ImageNet weights. knl fit also knows"
+            " 'auto': as 'last' if there is one, else a new run.",
         )
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
@@ -149,24 +157,43 @@ class KNLightningCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
-        self.config = parser.parse_args(args)
-        check_lightning_arguments(self.config.seed_everything, vars(self.config.trainer))
+        self.config = config = parser.parse_args(config_first(args, finds_runs=True))
+        check_lightning_arguments(config.seed_everything, vars(config.trainer))
+        expand_paths(config)
         self.check_own_arguments()
-        config = self.config
         launched = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(RUN_DIR_VARIABLE)
         if given := config.run_dir or launched:
             self.run_dir = Path(given)
+        config.ckpt_path = self.settle_checkpoint(config.ckpt_path)
         if config.ckpt_path is None:
+            self._lock()
             self.without_checkpoint(bool(launched))
             return
         checkpoint = find_checkpoint(config.ckpt_path, self.run_dir, self._run_name)
-        stored = _read_without_weights(checkpoint)
-        if _holds_weights_alone(stored):
+        if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read, and training starts a new run from it
+            self.run_dir = self.run_dir or run_of(checkpoint)
+        self._lock()
+        stored = read_checkpoint(checkpoint, map_location="meta")
+        if holds_weights_alone(stored):
             self.use_published(checkpoint)
             return
+        check_checkpoint(checkpoint, stored, to_resume=self.trains)
         self.first_step = stored["global_step"]
-        self._show_differences(checkpoint, RunConfig.stored_in(stored))
-        self.checkpoint, self.run_dir = checkpoint, self.run_dir or run_of(checkpoint)
+        self._show_differences(checkpoint, check_plain(checkpoint, RunConfig.stored_in(stored)))
+        self.checkpoint = checkpoint
+        if not self.trains:
+            self.run_dir = self.run_dir or run_of(checkpoint)
+
+    def settle_checkpoint(self, ckpt_path: str | None) -> str | None:
+        """Settle what `--ckpt_path` means where that depends on what is there.
+
+        Args:
+            ckpt_path: As given.
+
+        Returns:
+            "last", "best", the path of a file, or None.
+        """
+        return ckpt_path
 
     def use_published(self, weights: Path) -> None:
         """Take a file that is no checkpoint of a run for published weights, which are loaded into the new model.
@@ -182,8 +209,7 @@ class KNLightningCLI(LightningCLI):
         self._make_run()
         trainer = self.config_init.trainer
         text, plain = self._dumped()
-        if trainer.logger in (None, True):
-            trainer.logger = self.default_loggers()
+        trainer.logger = self.loggers(trainer.logger)
         trainer.callbacks = [
             *made_for_every_run(text, plain, has_logger=bool(trainer.logger)),
             *as_list(trainer.callbacks),
@@ -194,23 +220,18 @@ class KNLightningCLI(LightningCLI):
         root = None if self.run_dir is None else str(self.run_dir)
         return super().instantiate_trainer(default_root_dir=root, enable_autolog_hparams=False, **kwargs)
 
-    def default_loggers(self) -> list[Logger] | bool:
-        """Return the loggers of a trainer for which the configuration names none."""
-        return False
+    def loggers(self, configured: Any) -> list[Logger] | bool:
+        """Return the loggers of the trainer.
+
+        Args:
+            configured: Those of the configuration: None or True if it leaves the choice, False for none.
+        """
+        return False if configured in (None, True) else configured
 
     def load_published(self) -> None:
         """Bring published weights, if they are asked for, into the network."""
-        if self._published is None:
-            return
-        backbone = getattr(self.model, "backbone", None)
-        if not isinstance(backbone, KNResNet):
-            raise ValueError(
-                f"--ckpt_path {self._published} holds weights alone, which can be those of a published"
-                " knlightning.models.knresnet18, 34 or 50; model.init_args.backbone is another network, a"
-                f" {type(backbone).__name__}"
-            )
-        load_norm_torch_weights(backbone, self._published)
-        say(f"{self._published} holds published weights, without a run; all else is as configured.")
+        if self._published is not None:
+            load_published(self.model, self._published)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Return the arguments that the trainer's methods `fit`, `validate`, `test` and `predict` share."""
@@ -225,14 +246,23 @@ class KNLightningCLI(LightningCLI):
         return ""
 
     def _execute(self) -> None:
-        """Execute the command; if Ctrl-C ends it, say so."""
+        """Execute the command; if Ctrl-C or another signal ends it, say so."""
         try:
             self.execute()
+        except Stopped as stop:
+            with suppress(OSError):  # nobody may be there to read it
+                say(f"Stopped by {stop.signum.name}.{self.how_to_go_on()}")
+            raise
         except SystemExit:  # which the trainer makes of it
             if not getattr(self.trainer, "interrupted", False):  # of export there is no trainer
                 raise
             say(f"Interrupted.{self.how_to_go_on()}")
             raise SystemExit(130) from None
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if self.checkpoint is None or not isinstance(self.trainer, Trainer) or not is_restoring(self.trainer):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.checkpoint} does not fit this configuration, or is damaged: {what}") from error
 
     @property
     def _run_name(self) -> str:
@@ -247,9 +277,31 @@ class KNLightningCLI(LightningCLI):
                 raise ValueError(
                     "--run_dir is needed where torchrun or SLURM starts the processes: they cannot agree on a new one"
                 )
-            self.run_dir = new_run(self._run_name)
+            self.run_dir = self.claim.make(None, self._run_name)
+            self._lock()
+        elif self.run_dir is not None and self.starts_runs and not self.run_dir.is_dir():
+            self.run_dir = self.claim.make(self.run_dir, self._run_name)
+            self._lock()
         if self.run_dir is not None:
             self.config.run_dir = os.environ[RUN_DIR_VARIABLE] = str(self.run_dir)
+
+    def _lock(self) -> None:
+        """Keep other processes from training in the same run."""
+        if self.trains and self.run_dir is not None:
+            self.claim.lock(self.run_dir)
+
+    @contextmanager
+    def _run_in_order(self) -> Iterator[None]:
+        """Give the run up at the end; leave none behind in which nothing was trained."""
+        try:
+            yield
+        except BaseException:
+            trained = getattr(getattr(self, "trainer", None), "global_step", 0) > self.first_step
+            if not trained:
+                self.claim.discard(with_content=self.trains)
+            raise
+        finally:
+            self.claim.release()
 
     def _dumped(self) -> tuple[str, dict[str, Any]]:
         """Return the configuration, as YAML and as plain values, without what belongs to this command line alone."""
@@ -271,7 +323,7 @@ class KNLightningCLI(LightningCLI):
             self.config.seed_everything = before["seed_everything"]
         now = flatten(self._dumped()[1])
         lines = [
-            f"  {key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}"
+            printable(f"  {key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}")
             for key in {**before, **now}
             if before and before.get(key) != now.get(key) and key != "run_dir"
         ]
@@ -295,22 +347,3 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
-
-
-def _read_without_weights(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint, without the values of its tensors."""
-    try:
-        stored = torch.load(checkpoint, map_location="meta", weights_only=True)
-        if not _holds_weights_alone(stored):
-            stored["global_step"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{checkpoint} is damaged, or not a checkpoint of a run: {error}") from error
-    return stored
-
-
-def _holds_weights_alone(stored: Any) -> bool:
-    """Say whether what a file holds is no checkpoint of a run but a state dict, by itself or under "model"."""
-    if not isinstance(stored, dict) or "global_step" in stored:
-        return False
-    state = stored.get("model", stored)
-    return isinstance(state, dict) and bool(state) and all(isinstance(value, torch.Tensor) for value in state.values())

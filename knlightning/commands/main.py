@@ -1,13 +1,18 @@
 """The command `knl`: finds the command that is asked for, and runs it."""
 
 import ast
+import os
+import signal
 import sys
+import threading
 from argparse import ArgumentParser
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
+from types import FrameType
 from typing import Any
 
 from knlightning import commands
@@ -53,11 +58,50 @@ def main(args: list[str] | None = None) -> None:
         SystemExit: If the configuration or the data are at fault, with status 2; if interrupted, with status 130.
     """
     args = sys.argv[1:] if args is None else args
-    name = _choose(args)
-    from knlightning.commands.arguments import plain_errors  # here: the list of commands does without Lightning
+    with _plain_ends():
+        name = _choose(args)
+        with _interrupted_at_once():
+            from knlightning.commands.arguments import plain_errors  # here: the list of commands does without Lightning
 
-    with plain_errors(f"knl {name}"):
-        run(args)
+        with plain_errors(f"knl {name}"):
+            run(args)
+
+
+@contextmanager
+def _plain_ends() -> Iterator[None]:
+    """Let an interrupt, and the end of whoever reads the output, end the process by a line."""
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # as in `knl models | head -1`
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)  # else what is still to be written would be an error at the end
+        with suppress(OSError):
+            print("The output is read by nobody any more: ended.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+@contextmanager
+def _interrupted_at_once() -> Iterator[None]:
+    """Let an interrupt end the process while it imports libraries, which make other errors of it."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        os.write(2, b"Interrupted.\n")
+        os._exit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _choose(args: list[str]) -> str:

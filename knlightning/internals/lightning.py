@@ -25,6 +25,11 @@ def num_batches_started(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
 
+def is_restoring(trainer: Trainer) -> bool:
+    """Say whether what a checkpoint holds is just being restored. Tried with lightning 2.6.6."""
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
 def averaged_model(callback: WeightAveraging) -> AveragedModel | None:
     """Return the average that a callback keeps; None if it has none yet. Tried with lightning 2.6.6."""
     return callback._average_model

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from knlightning.checkpoint_files import read_checkpoint
 from knlightning.models.knresnet import Bottleneck, KNResNet
 from knlightning.nn import KNConv2d
 
@@ -29,7 +29,7 @@ def load_norm_torch_weights(model: KNResNet, source: str | Path | Mapping[str, A
         if not Path(source).is_file():
             raise FileNotFoundError(f"no checkpoint at {where}")
         try:
-            source = torch.load(source, map_location="cpu", weights_only=True)
+            source = read_checkpoint(source)
         except Exception as error:
             raise ValueError(
                 f"{where} is not a checkpoint of tensors alone, so it was not loaded: {type(error).__name__}: {error}"
@@ -79,7 +79,7 @@ def norm_torch_names(model: KNResNet) -> dict[str, str]:
             for k in (1, 2, 3) if isinstance(block, Bottleneck) else (1, 2):
                 ours = f"stages.{i}.{j}.conv{k}"
                 pairs.append((_published(model, f"res_block{count}.conv{k}", ours), ours))
-    if isinstance(model.tail, torch.nn.Sequential):
+    if isinstance(model.tail, nn.Sequential):
         pairs.append(("conv_block_f.conv", "tail.2"))
     pairs.append(("fc", "fc"))
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in pairs for kind in ("weight", "bias")}

@@ -1,4 +1,5 @@
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -117,6 +118,40 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(AttributeError):
         AtomicCheckpointIO().save_checkpoint({"a": lambda: None}, path)  # cannot be pickled
     assert stored(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limits[1]))  # what more is written is an error
+    try:
+        with pytest.raises(OSError, match=r"cannot be written: File too large: '.*a\.ckpt'"):
+            AtomicCheckpointIO().save_checkpoint({"a": torch.ones(10**6)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert stored(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+
+
+def test_a_damaged_checkpoint_is_not_loaded(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.arange(100.0)}, path)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["a"], torch.arange(100.0))
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(100.0).numpy().tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.ckpt is damaged"):
+        AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_states_of_other_optimizers_are_refused(tmp_path):
+    fit(tmp_path, LastCheckpoint(), max_epochs=1)
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    torch.save(stored(path) | {"optimizer_states": []}, path)
+    with pytest.raises(ValueError, match=r"last\.ckpt holds the states of 0 optimizers, and this run has 1"):
+        fit(tmp_path, LastCheckpoint(), max_epochs=2, ckpt_path=path)
 
 
 @pytest.mark.slow

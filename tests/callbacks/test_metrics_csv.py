@@ -49,3 +49,52 @@ def test_looking_at_the_log_changes_nothing(tmp_path):
     assert log.save_dir == str(tmp_path)
     log.finalize("success")
     assert rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfstep,a\n0,1\n",
+        b"step;a\n0;1\n",
+        b"0,1\n1,2\n",
+        b"<<<<<<< HEAD\nstep,a\n0,1\n",
+        b"step,a\n0,1\n=======\n1,2\n>>>>>>> other\n",
+        b"step,a\n0,1,2,3\n",
+        b"step,a\n\xff\xfe,1\n",
+        b"step,a\n0,\x001\n",
+        b"step,a,a\n0,1,2\n",
+        b"step,a\nfirst,1\n",
+        b'step,a\n"0,1\n',
+        bytes(500),
+    ],
+)
+def test_a_damaged_table_is_put_aside(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"metrics\.csv is damaged"):
+        MetricsCSV(tmp_path, 5).log_metrics({"a": 1}, 5)
+    assert rows(tmp_path) == [{"step": "5", "a": "1"}]
+    (aside,) = tmp_path.glob("metrics.damaged-*.csv")
+    assert aside.read_bytes() == content
+
+
+def test_an_empty_table_is_continued(tmp_path):
+    (tmp_path / "metrics.csv").touch()
+    MetricsCSV(tmp_path, 5).log_metrics({"a": 1}, 5)
+    assert rows(tmp_path) == [{"step": "5", "a": "1"}]
+
+
+def test_a_planted_link_is_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("step\n")
+    (tmp_path / "metrics.csv").symlink_to(secret)
+    with pytest.warns(UserWarning, match=r"metrics\.csv is damaged, or not written"):
+        MetricsCSV(tmp_path).log_metrics({"a": 1}, 0)
+    assert secret.read_text() == "step\n"
+    assert rows(tmp_path) == [{"step": "0", "a": "1"}]
+
+
+def test_a_row_that_cannot_be_written_ends_no_run(tmp_path):
+    (tmp_path / "metrics.csv" / "folder").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="a row was not written"):
+        MetricsCSV(tmp_path / "file").log_metrics({"a": 1}, 0)

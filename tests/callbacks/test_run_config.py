@@ -18,6 +18,16 @@ def test_file_and_checkpoint_hold_the_configuration(tmp_path):
     assert RunConfig.stored_in({}) == {}
 
 
+def test_checkpoints_of_a_cluster_know_their_job(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert RunConfig("", {}).state_dict() == {"config": {}}
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert RunConfig.job_of({"callbacks": {"RunConfig": RunConfig("", {}).state_dict()}}) == "7"
+    for other in ({}, {"callbacks": 3}, {"callbacks": {"RunConfig": 3}}):
+        assert RunConfig.job_of(other) is None
+        assert RunConfig.stored_in(other) == {}
+
+
 def test_evaluation_writes_nothing(tmp_path):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     run = Trainer(default_root_dir=tmp_path, callbacks=[RunConfig("a: 1\n", {})], **quiet)

@@ -1,8 +1,12 @@
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from commands.runs import help_text, refused
+from standins import knl
 
 from knlightning import commands
 from knlightning.commands.main import list_commands, main, run
@@ -46,3 +50,24 @@ def test_the_list_of_commands_imports_none_of_them():
         " assert not {'torch', 'lightning', 'jsonargparse', 'matplotlib'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_interrupt_in_the_first_seconds_is_a_line(tmp_path):
+    process = knl("fit", "--help", cwd=tmp_path, PYTHONUNBUFFERED="1")
+    time.sleep(0.7)  # libraries are being imported
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    assert process.returncode == 130
+    assert output == "Interrupted.\n"
+
+
+def test_a_closed_pipe_is_a_line(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    code = "from knlightning.commands.main import main; main(['models'])"
+    process = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    os.close(write)
+    assert process.returncode == 141
+    assert process.stderr == "The output is read by nobody any more: ended.\n"

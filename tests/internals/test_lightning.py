@@ -34,6 +34,24 @@ class Spy(Callback):
         self.started.append(internals.num_batches_started(trainer))
 
 
+def test_is_restoring(tmp_path):
+    seen = {}
+
+    class Asks(Callback):
+        def on_load_checkpoint(self, trainer, *_):
+            seen["load"] = internals.is_restoring(trainer)
+
+        def on_train_start(self, trainer, *_):
+            seen["train"] = internals.is_restoring(trainer)
+
+    run = fit(tmp_path, max_epochs=1)
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    again = Trainer(callbacks=[Asks()], enable_checkpointing=False, max_epochs=2, **quiet)
+    again.fit(ClassificationTask(TinyNet(3)), RandomData(), ckpt_path=tmp_path / "a.ckpt")
+    assert seen == {"load": True, "train": False}, MEND.format("is_restoring")
+
+
 def test_is_fitting(tmp_path):
     spy = Spy()
     run = fit(tmp_path, spy, max_epochs=1, num_sanity_val_steps=0)
