@@ -62,6 +62,8 @@ class Task(LightningModule, ABC):
 
     main_metric: str
     """Name of the metric that the progress bar shows after an evaluation."""
+    metric_names: tuple[str, ...]
+    """Names of the metrics that may be logged; `*` stands for the name of a class."""
     train_metrics: Metrics
     val_metrics: Metrics
     test_metrics: Metrics
