@@ -105,10 +105,9 @@ class Task(LightningModule, ABC):
         """Make the optimizer and its schedule.
 
         Raises:
-            ArgumentError: If a setting of the optimizer is not finite, or if the optimizer has no weight decay although
-                one is given for norms or biases.
-            ValueError: If the schedule follows a metric, or if the groups of parameters are not those of the
-                checkpoint.
+            ArgumentError: If a setting of the optimizer is not finite, if the optimizer has no weight decay although
+                one is given for norms or biases, or if the schedule follows a metric.
+            ValueError: If the groups of parameters are not those of the checkpoint.
         """
         grouped = self.norm_weight_decay is not None or self.bias_weight_decay is not None
         optimizer = self.make_optimizer(
@@ -119,11 +118,10 @@ class Task(LightningModule, ABC):
             check(self.norm_weight_decay is None, "norm_weight_decay", self.norm_weight_decay, allowed)
             check(self.bias_weight_decay is None, "bias_weight_decay", self.bias_weight_decay, allowed)
         scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ValueError(
-                "lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have; choose a"
-                " schedule of time such as knlightning.tasks.CosineLR"
-            )
+        follows = isinstance(scheduler, ReduceLROnPlateau)
+        allowed = "a schedule of time such as knlightning.tasks.CosineLR"
+        hint = "It follows a metric, which a resumed run does not have."
+        check(not follows, "lr_scheduler", type(scheduler).__name__, allowed, hint)
         check_settings(optimizer)
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         if self._configured_before.get("sizes", sizes) != sizes:
