@@ -31,7 +31,7 @@ from knlightning.commands.arguments import flatten
 from knlightning.commands.errors import locate
 from knlightning.commands.output import say
 from knlightning.commands.quiet import quiet
-from knlightning.commands.ranges import check_lightning_arguments
+from knlightning.commands.ranges import check_groups, check_lightning_arguments
 from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 from knlightning.internals.jsonargparse import set_titles
 from knlightning.models import KNResNet, load_norm_torch_weights
@@ -149,10 +149,11 @@ class KNLightningCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
-        self.config = parser.parse_args(args)
-        check_lightning_arguments(self.config.seed_everything, vars(self.config.trainer))
+        config = parser.parse_args(args)
+        check_groups(config, ("trainer", *CONFIGURED))
+        self.config = config
+        check_lightning_arguments(config.seed_everything, vars(config.trainer))
         self.check_own_arguments()
-        config = self.config
         launched = int(os.environ.get("LOCAL_RANK", 0)) > 0 and os.environ.get(RUN_DIR_VARIABLE)
         if given := config.run_dir or launched:
             self.run_dir = Path(given)
