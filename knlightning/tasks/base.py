@@ -15,7 +15,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from knlightning.checks import check, check_number
+from knlightning.checks import check, check_choice, check_number
 from knlightning.nn.normalization import NORM_TYPES
 from knlightning.protocols import data_of
 from knlightning.tasks.optimizer_settings import check_settings
@@ -57,7 +57,7 @@ class Task(LightningModule, ABC):
             of the weights stay the same.
 
     Raises:
-        ArgumentError: If a weight decay is negative.
+        ArgumentError: If a weight decay is negative, or lr_scheduler_interval is neither "epoch" nor "step".
     """
 
     main_metric: str
@@ -80,6 +80,7 @@ class Task(LightningModule, ABC):
         bias_weight_decay: float | None = None,
         compile: bool = False,
     ) -> None:
+        check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
         check_number("norm_weight_decay", norm_weight_decay, at_least=0, none="the optimizer's")
         check_number("bias_weight_decay", bias_weight_decay, at_least=0, none="the optimizer's")
         super().__init__()
