@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from knlightning.callbacks.monitors import check_monitors
 from knlightning.callbacks.signals import Stopped, StopSignals
 from knlightning.checkpoint_files import read_checkpoint
-from knlightning.checks import check, check_number
+from knlightning.checks import check, check_choice, check_number
 from knlightning.run_directory import checkpoint_in, replacing
 
 
@@ -131,10 +132,25 @@ class BestCheckpoint(ModelCheckpoint):
     Args:
         monitor: Name of the metric that is the score.
         mode: Whether the best score is the "max" or the "min".
+
+    Raises:
+        ArgumentError: If monitor is no name, or mode is neither.
     """
 
     def __init__(self, monitor: str = "val/acc", mode: Literal["min", "max"] = "max") -> None:
+        check(isinstance(monitor, str) and monitor != "", "monitor", monitor, "the name of a metric, such as 'val/acc'")
+        check_choice("mode", mode, ("min", "max"))
         super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+
+    def check_before(
+        self, trainer: Trainer, pl_module: LightningModule, datamodule: LightningDataModule | None
+    ) -> None:
+        """Look for the metrics of all callbacks before any data are read.
+
+        Raises:
+            ArgumentError: If one of them is never logged.
+        """
+        check_monitors(trainer, pl_module)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run directory."""
@@ -149,8 +165,8 @@ class BestCheckpoint(ModelCheckpoint):
         Raises:
             ArgumentError: If it is a metric of the validation, and the validation does not log it.
         """
-        logged = [name for name in trainer.callback_metrics if name.startswith("val/")]
-        if logged and self.monitor is not None and self.monitor.startswith("val/"):
+        logged = list(trainer.callback_metrics)
+        if logged and self.monitor is not None and self.monitor.startswith("val"):  # also val_loss, as others name it
             known = f"a metric that the validation logs ({', '.join(logged)})"
             check(self.monitor in logged, "monitor", self.monitor, known, "It is the score of the best checkpoint.")
 

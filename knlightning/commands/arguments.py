@@ -52,15 +52,13 @@ def find_argument(error: ArgumentError, config: dict[str, Any]) -> ArgumentError
 
     Returns:
         The same error with the full key, such as `--seeds` or `model.init_args.optimizer.init_args.lr`; with all of
-        them if the same name has the same value several times. If the configuration does not have it, the error as it
-        is.
+        them if the same name has the same value several times. If the value does not occur, the only key with this
+        name; if there are none or several, the error as it is.
     """
     value = _plain(error.value)
-    keys = [
-        key if "." in key else f"--{key}"
-        for key, given in walk(config)
-        if key.rpartition(".")[2] == error.name and _plain(given) == value
-    ]
+    named = [(key, given) for key, given in walk(config) if key.rpartition(".")[2] == error.name]
+    found = [key for key, given in named if _plain(given) == value] or [key for key, _ in named if len(named) == 1]
+    keys = [key if "." in key else f"--{key}" for key in found]
     return ArgumentError(" or ".join(keys) or error.name, error.value, error.allowed, error.hint)
 
 

@@ -1,11 +1,29 @@
 """Ranges of the arguments of a run that are Lightning's, where Lightning takes any number."""
 
+from collections.abc import Iterable
 from typing import Any
+
+from jsonargparse import Namespace
 
 from knlightning.checks import check, check_number
 
 MOST_BATCHES = 10**9
 """Largest number of batches that a limit may be; more is no limit."""
+
+
+def check_groups(config: Namespace, keys: Iterable[str]) -> None:
+    """Check that groups of arguments are groups, which jsonargparse does not.
+
+    Args:
+        config: The configuration of a run.
+        keys: Keys of the groups.
+
+    Raises:
+        ValueError: If one of them is a single value.
+    """
+    for key in keys:
+        if not isinstance(group := config.get(key), Namespace):
+            raise ValueError(f"{key} must be a group of arguments (name: value, or {{}} for none), got {group!r}")
 
 
 def check_lightning_arguments(seed_everything: Any, trainer: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from knlightning.checks import check, check_number
+from knlightning.checks import check, check_choice, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
 from knlightning.nn.normalization import NORM_TYPES, has_batch_norm
 from knlightning.protocols import KeepsLedger, data_of
@@ -57,11 +57,13 @@ class Task(LightningModule, ABC):
             of the weights stay the same.
 
     Raises:
-        ArgumentError: If a weight decay is negative.
+        ArgumentError: If a weight decay is negative, or lr_scheduler_interval is neither "epoch" nor "step".
     """
 
     main_metric: str
     """Name of the metric that the progress bar shows after an evaluation."""
+    metric_names: tuple[str, ...]
+    """Names of the metrics that may be logged; `*` stands for the name of a class."""
     train_metrics: Metrics
     val_metrics: Metrics
     test_metrics: Metrics
@@ -78,6 +80,7 @@ class Task(LightningModule, ABC):
         bias_weight_decay: float | None = None,
         compile: bool = False,
     ) -> None:
+        check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
         check_number("norm_weight_decay", norm_weight_decay, at_least=0, none="the optimizer's")
         check_number("bias_weight_decay", bias_weight_decay, at_least=0, none="the optimizer's")
         super().__init__()
@@ -106,10 +109,9 @@ class Task(LightningModule, ABC):
         """Make the optimizer and its schedule.
 
         Raises:
-            ArgumentError: If a setting of the optimizer is not finite, or if the optimizer has no weight decay although
-                one is given for norms or biases.
-            ValueError: If the schedule follows a metric, or if the groups of parameters are not those of the
-                checkpoint.
+            ArgumentError: If a setting of the optimizer is not finite, if the optimizer has no weight decay although
+                one is given for norms or biases, or if the schedule follows a metric.
+            ValueError: If the groups of parameters are not those of the checkpoint.
         """
         grouped = self.norm_weight_decay is not None or self.bias_weight_decay is not None
         optimizer = self.make_optimizer(
@@ -120,11 +122,10 @@ class Task(LightningModule, ABC):
             check(self.norm_weight_decay is None, "norm_weight_decay", self.norm_weight_decay, allowed)
             check(self.bias_weight_decay is None, "bias_weight_decay", self.bias_weight_decay, allowed)
         scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ValueError(
-                "lr_scheduler: ReduceLROnPlateau follows a metric, which a resumed run does not have; choose a"
-                " schedule of time such as knlightning.tasks.CosineLR"
-            )
+        follows = isinstance(scheduler, ReduceLROnPlateau)
+        allowed = "a schedule of time such as knlightning.tasks.CosineLR"
+        hint = "It follows a metric, which a resumed run does not have."
+        check(not follows, "lr_scheduler", type(scheduler).__name__, allowed, hint)
         check_settings(optimizer)
         self._configured = configuration(optimizer, scheduler, self.lr_scheduler_interval)
         if self._stored is not None:

@@ -77,6 +77,7 @@ class ClassificationTask(Task):
     """
 
     main_metric = "acc"
+    metric_names = ("acc", "acc_top5", "loss")
 
     def __init__(
         self,

@@ -157,6 +157,7 @@ class SegmentationTask(Task):
     """
 
     main_metric = "miou"
+    metric_names = ("miou", "pixel_acc", "mean_acc", "loss", "iou/*")
     ignore_index = IGNORED
 
     def __init__(

@@ -29,6 +29,7 @@ CONFIG = {
         ("shape", (1, 2), "trainer.callbacks[1].init_args.shape"),
         ("decay", 3, "trainer.callbacks[1].init_args.decay or data.init_args.decay"),  # either may be meant
         ("decay", 4, "decay"),  # computed, perhaps
+        ("backbone", "of another kind", "model.init_args.backbone"),  # there is no other
         ("rank", 0, "rank"),
     ],
 )

@@ -50,31 +50,28 @@ def refuse(empty, capsys):
             f"{BACKBONE}.init_args.num_classes: standins.TinyNet fails with num_classes=None: TypeError",
         ),
         (
-            {
-                "model.init_args.backbone": {
-                    "class_path": "torchvision.models.resnet18",
-                    "init_args": {"num_classes": None},
-                }
-            },
+            {BACKBONE: {"class_path": "torchvision.models.resnet18", "init_args": {"num_classes": None}}},
             "model.init_args.backbone.init_args.num_classes: torchvision.models.resnet.resnet18 fails",
         ),
         (
             {"trainer.devices": None},
             "trainer.devices: lightning.pytorch.trainer.trainer.Trainer fails with devices=None",
         ),
+        (
+            {SCHEDULE: {"class_path": "torch.optim.lr_scheduler.ReduceLROnPlateau"}},
+            f"{SCHEDULE} must be a schedule of time",
+        ),
+        (
+            {OPTIMIZER: {"class_path": "torch.optim.Rprop"}, "model.init_args.norm_weight_decay": 0.5},
+            "model.init_args.norm_weight_decay must be null for the optimizer Rprop",
+        ),
+        ({f"{OPTIMIZER}.init_args.momentum": float("nan")}, f"{OPTIMIZER}.init_args.momentum must be finite"),
+        ({f"{SCHEDULE}.init_args.warmup": 3}, f"{SCHEDULE}.init_args.warmup must be below the length"),
         ({"trainer.profiler": "no"}, "trainer.profiler: "),
-        ({"best_checkpoint.mode": None}, "best_checkpoint.mode: "),
+        ({"best_checkpoint.mode": None}, "best_checkpoint.mode must be one of min, max"),
         (
             {"trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateFinder"}]},
             "trainer.callbacks[0]: lightning.pytorch.callbacks.lr_finder.LearningRateFinder fails",
-        ),
-        (
-            {
-                "trainer.callbacks": [
-                    {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": 3}}
-                ]
-            },
-            "trainer.callbacks",
         ),
     ],
 )

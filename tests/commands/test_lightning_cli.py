@@ -1,9 +1,12 @@
+import inspect
 import os
 
 import pytest
 from commands.runs import help_text, refused
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from standins import tiny_config, write_config
 
+from knlightning import callbacks, data, tasks
 from knlightning.checks import ArgumentError
 from knlightning.commands.main import main
 
@@ -124,6 +127,18 @@ def test_help_of_a_subcommand_begins_with_what_matters(capsys, command):
     head = lines[: next(i for i, line in enumerate(lines) if line.lstrip().startswith("--trainer."))]
     for option in ("--config", "--run_dir", "--ckpt_path", "--model", "--data", "--best_checkpoint.monitor"):
         assert any(option in line for line in head)
+
+
+def test_no_argument_of_ours_is_any_function():
+    """A configuration can name what is called in no place but these; README.md says so."""
+    found = set()
+    for package in (callbacks, data, tasks):
+        for name in package.__all__:
+            kind = getattr(package, name)
+            if isinstance(kind, type) and issubclass(kind, LightningModule | LightningDataModule | Callback):
+                parameters = inspect.signature(kind, eval_str=True).parameters.values()
+                found |= {parameter.name for parameter in parameters if "Callable" in str(parameter.annotation)}
+    assert found <= {"optimizer", "lr_scheduler"}
 
 
 def test_datamodule_of_ones_own(empty, monkeypatch, capsys):

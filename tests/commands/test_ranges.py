@@ -2,6 +2,7 @@ import math
 
 import pytest
 from commands.runs import refused
+from standins import tiny_config, write_config
 
 from knlightning.checks import ArgumentError
 from knlightning.commands.ranges import MOST_BATCHES, check_lightning_arguments
@@ -69,6 +70,15 @@ def test_seeds(seed):
 @pytest.mark.parametrize("seed", [True, False, None, 0, 2**32 - 1])
 def test_good_seeds(seed):
     check_lightning_arguments(seed, {})
+
+
+@pytest.mark.parametrize("key", ["trainer", "pictures", "best_checkpoint"])
+@pytest.mark.parametrize("value", [None, 3, math.nan, [], "x"])
+def test_groups_are_groups(empty, capsys, key, value):
+    write_config(empty / "tiny.yaml", tiny_config() | {key: value})
+    message = refused(capsys, "fit", "--config", "tiny.yaml")
+    assert key in message
+    assert [path.name for path in empty.iterdir()] == ["tiny.yaml"]
 
 
 @pytest.mark.parametrize(

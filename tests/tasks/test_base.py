@@ -413,6 +413,12 @@ def test_weight_decay_out_of_range(name):
         ClassificationTask(TinyNet(3), **{name: -0.1})
 
 
+@pytest.mark.parametrize("value", [None, "batch", 1])
+def test_interval_of_the_schedule_is_one_of_two(value):
+    with pytest.raises(ValueError, match=r"^lr_scheduler_interval must be one of epoch, step, got "):
+        ClassificationTask(TinyNet(3), lr_scheduler_interval=value)
+
+
 # compilation
 
 

@@ -1,0 +1,85 @@
+import re
+from pathlib import Path
+
+import pytest
+from commands.runs import refused
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from standins import TinyFCN, TinyNet, tiny_config, write_config
+
+import knlightning
+from knlightning.callbacks import EMA, BestCheckpoint
+from knlightning.callbacks.monitors import LOGGED_BESIDE, check_monitors
+from knlightning.checks import ArgumentError
+from knlightning.tasks import ClassificationTask, SegmentationTask
+
+
+class OwnCallback(Callback):
+    pass
+
+
+class OwnTask(ClassificationTask):
+    pass
+
+
+def trainer(*callbacks, **kwargs):
+    return Trainer(accelerator="cpu", logger=False, callbacks=list(callbacks), **kwargs)
+
+
+def classification():
+    return ClassificationTask(TinyNet())
+
+
+@pytest.mark.parametrize(
+    ("make", "monitor"),
+    [
+        (classification, "val/acc"),
+        (classification, "val/acc_top5"),
+        (classification, "train/loss"),
+        (classification, "train/loss_step"),
+        (classification, "privacy/epsilon"),
+        (classification, "epoch"),
+        (lambda: SegmentationTask(TinyFCN()), "val/iou/road"),
+        (lambda: SegmentationTask(TinyFCN()), "val/mean_acc"),
+        (lambda: OwnTask(TinyNet()), "val/f1"),
+        (LightningModule, "val/f1"),
+    ],
+)
+def test_metrics_that_may_be_logged(make, monitor):
+    check_monitors(trainer(BestCheckpoint(monitor), EMA()), make())
+
+
+@pytest.mark.parametrize("monitor", ["val/mIoU", "acc", "vall/acc", "test/acc", "val/iou/road"])
+@pytest.mark.parametrize("kind", [BestCheckpoint, EarlyStopping, ModelCheckpoint])
+def test_metrics_that_nothing_logs(kind, monitor):
+    with pytest.raises(ArgumentError, match=f"^monitor must be a metric that is logged .*, got '{monitor}'"):
+        check_monitors(trainer(kind(monitor=monitor)), classification())
+
+
+def test_without_validation_its_metrics_are_missing():
+    with pytest.raises(ArgumentError, match="limit_val_batches"):
+        check_monitors(trainer(BestCheckpoint(), limit_val_batches=0), classification())
+    check_monitors(trainer(BestCheckpoint("train/acc"), limit_val_batches=0), classification())
+
+
+def test_callbacks_of_ones_own_may_log_anything():
+    check_monitors(trainer(BestCheckpoint("acc"), OwnCallback()), classification())
+
+
+def test_fast_dev_run_and_no_monitor():
+    check_monitors(trainer(BestCheckpoint("acc"), fast_dev_run=True), classification())
+    check_monitors(trainer(ModelCheckpoint()), classification())
+
+
+def test_the_list_of_what_is_logged_beside_is_complete():
+    code = "".join(path.read_text() for path in Path(knlightning.__file__).parent.rglob("*.py"))
+    named = set(re.findall(r'\.log\("([^"]+)"', code))
+    assert named == set(LOGGED_BESIDE) - {"epoch", "step"}  # these two are Lightning's
+
+
+@pytest.mark.parametrize(("monitor", "said"), [("acc", "a metric that is logged"), (None, "the name of a metric")])
+def test_fit_refuses_before_it_trains(tmp_path, monkeypatch, capsys, monitor, said):
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "tiny.yaml", tiny_config(max_epochs=1) | {"best_checkpoint": {"monitor": monitor}})
+    assert f"best_checkpoint.monitor must be {said}" in refused(capsys, "fit", "--config", "tiny.yaml")
+    assert not list(tmp_path.rglob("metrics.csv"))
