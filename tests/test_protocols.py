@@ -3,9 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 from standins import RandomData, TinyFCN, TinyNet
+from torch import nn
 
 from knlightning.callbacks import Seeding
 from knlightning.data import CityscapesDataModule, DigitScenesDataModule, DigitsDataModule
+from knlightning.nn import make_norm
 from knlightning.privacy import DifferentialPrivacy
 from knlightning.protocols import (
     ChecksBefore,
@@ -14,6 +16,7 @@ from knlightning.protocols import (
     DescribedScenes,
     IgnoresLabel,
     describe,
+    has_batch_norm,
     stretched,
 )
 from knlightning.tasks import ClassificationTask, SegmentationTask
@@ -89,3 +92,8 @@ def test_our_classes_have_what_the_protocols_say(tmp_path):
     assert not issubclass(Seeding, ChecksBefore)
     assert isinstance(SegmentationTask(TinyFCN()), IgnoresLabel)
     assert not isinstance(ClassificationTask(TinyNet()), IgnoresLabel)
+
+
+@pytest.mark.parametrize("norm", ["batch", "sync_batch", "layer", "group", "instance", "positional", "none"])
+def test_batch_normalization_is_found_wherever_it_is(norm):
+    assert has_batch_norm(nn.Sequential(nn.Sequential(make_norm(norm, 32)))) == norm.endswith("batch")

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from knlightning.data.datasets import LabelledImages
 from knlightning.data.samplers import Sampling, TrainSampler
-from knlightning.nn.normalization import has_batch_norm
+from knlightning.protocols import has_batch_norm
 
 
 def drops_last(

@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from knlightning.checks import check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
-from knlightning.nn.normalization import NORM_TYPES, has_batch_norm
-from knlightning.protocols import data_of
-from knlightning.tasks.resuming import Stored, compare_optimizers, configuration, start, take_from
+from knlightning.nn.normalization import NORM_TYPES
+from knlightning.protocols import data_of, has_batch_norm
+from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
 
 
 class Metrics(nn.Module, ABC):
@@ -233,7 +233,7 @@ class Task(LightningModule, ABC):
         """Take from the checkpoint of a resumed run what `on_train_start` compares with the configuration."""
         if is_resuming(self):
             self._stored = take_from(checkpoint)
-            checkpoint.get("callbacks", {}).pop("Timer", None)  # max_time is the time of each job
+            apply_to_callbacks(self.trainer, checkpoint)
 
     def on_train_start(self) -> None:
         """Give the schedule its length, and apply what the configuration of a resumed run has changed, nothing else.
