@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @runtime_checkable
@@ -118,6 +118,12 @@ def describe(datamodule: object) -> DataDescription:
 def data_of(trainer: Trainer) -> DataDescription:
     """Describe the data that a trainer is given."""
     return describe(trainer.datamodule)  # type: ignore[attr-defined] # set where mypy does not look
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Say whether a network has batch normalization, which cannot be trained on a single image."""
+    types = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return any(isinstance(layer, types) for layer in network.modules())
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from knlightning.data.samplers import Sampling, TrainSampler
 from knlightning.internals.torch import WORKER_HINT, kill_workers, worker_failure, worker_message
-from knlightning.nn.normalization import has_batch_norm
+from knlightning.protocols import has_batch_norm
 
 READ_TIMEOUT = 600
 """Seconds after which a process that reads files and has given no batch is taken for dead."""

@@ -129,8 +129,3 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     hint = "A kernel normalized network has KNConv2d in place of its convolutions, and no layers beside them"
     check_choice("norm", norm, tuple(makers), hint if norm in NORMS else "")
     return makers[norm](channels, eps)
-
-
-def has_batch_norm(module: nn.Module) -> bool:
-    """Say whether a module has batch normalization, which cannot be trained on a single image."""
-    return any(isinstance(layer, NORMS["batch"].types) for layer in module.modules())

@@ -15,11 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from knlightning.checks import check, check_choice, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
-from knlightning.nn.normalization import NORM_TYPES, has_batch_norm
-from knlightning.protocols import KeepsLedger, data_of
+from knlightning.nn.normalization import NORM_TYPES
+from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
 from knlightning.tasks.optimizer_settings import check_settings
-from knlightning.tasks.resuming import Stored, compare_optimizers, configuration, start, take_from
+from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
 
 
 class Metrics(nn.Module, ABC):
@@ -246,7 +246,7 @@ class Task(LightningModule, ABC):
         self._private_before = any(isinstance(state, dict) and "max_grad_norm" in state for state in states)
         if is_resuming(self):
             self._stored = take_from(checkpoint)
-            checkpoint.get("callbacks", {}).pop("Timer", None)  # max_time is the time of each job
+            apply_to_callbacks(self.trainer, checkpoint)
 
     def on_train_start(self) -> None:
         """Give the schedule its length, and apply what the configuration of a resumed run has changed, nothing else.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -47,6 +48,20 @@ def take_from(checkpoint: dict[str, Any]) -> Stored:
     schedules = checkpoint.get("lr_schedulers", [])
     checkpoint["lr_schedulers"] = []
     return Stored(configured, schedules, checkpoint.get("optimizer_states", []))
+
+
+def apply_to_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Let the trainer's max_time count for each job of a chain, and let the patience of early stopping be the new one.
+
+    Args:
+        trainer: Its callbacks are about to be restored.
+        checkpoint: Checkpoint of a run; the states of its callbacks are changed.
+    """
+    states = checkpoint.get("callbacks", {})
+    states.pop(Timer.__qualname__, None)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined] # set where mypy does not look
+        if isinstance(callback, EarlyStopping) and callback.state_key in states:
+            states[callback.state_key]["patience"] = callback.patience
 
 
 def configuration(optimizer: Optimizer, scheduler: LRScheduler | None, interval: str) -> dict[str, Any]:

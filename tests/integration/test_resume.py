@@ -125,8 +125,15 @@ def test_resumed_run_equals_the_whole_one(tmp_path, monkeypatch, capsys, change,
         assert scores[0][-1] == scores[1][-1]
 
 
-def stop_after(batch):
-    return {"callbacks": [{"class_path": "standins.Stop", "init_args": {"batch": batch}}]}
+def stop_after(batch, *callbacks):
+    return {"callbacks": [*callbacks, {"class_path": "standins.Stop", "init_args": {"batch": batch}}]}
+
+
+# without trial steps, which draw random numbers before the first batch of a resumed run
+PRIVATE = {
+    "class_path": "knlightning.privacy.DifferentialPrivacy",
+    "init_args": {"noise_multiplier": 0.5, "target_delta": 1e-4, "physical_batch_size": 32, "seed": 1, "check": False},
+}
 
 
 @pytest.mark.parametrize(
@@ -137,8 +144,9 @@ def stop_after(batch):
         ({"val_check_interval": 4}, {"max_steps": 12}, 12),  # after a validation within the epoch
         ({}, stop_after(13), 13),
         ({"accumulate_grad_batches": 3}, stop_after(10), 4),  # the step is taken first: 3 steps of 8 batches an epoch
+        ({"callbacks": [PRIVATE]}, stop_after(19, PRIVATE), 10),  # of 2 micro-batches
     ],
-    ids=["steps", "end of epoch", "validation", "told", "accumulating"],
+    ids=["steps", "end of epoch", "validation", "told", "accumulating", "private"],
 )
 def test_run_stopped_within_an_epoch_goes_on_at_its_next_batch(tmp_path, monkeypatch, trainer, stop, stopped):
     monkeypatch.chdir(tmp_path)

@@ -237,16 +237,6 @@ def test_run_that_is_told_to_stop_takes_its_step_first(tmp_path, hook, batch, ba
     assert run.global_step == -(-batches // 3)
 
 
-def test_time_of_earlier_jobs_does_not_count_for_max_time(tmp_path):
-    run = fit(tmp_path, task(), max_epochs=1, max_time="00:00:00:30")
-    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    stored = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    stored["callbacks"]["Timer"]["time_elapsed"]["train"] = 40.0
-    torch.save(stored, tmp_path / "a.ckpt")
-    run = fit(tmp_path, task(), tmp_path / "a.ckpt", max_epochs=2, max_time="00:00:00:30")
-    assert run.global_step == 6
-
-
 def test_single_image_and_batch_normalization_are_named(tmp_path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match=r"more than 1 value per channel.*single image, which batch 2 is.*drop_last"):

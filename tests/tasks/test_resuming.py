@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from standins import RandomData, TinyNet
 from torch.optim import SGD, Adam, AdamW, RMSprop
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, SequentialLR, StepLR
@@ -165,6 +166,28 @@ def test_same_optimizer_keeps_its_moments_when_its_options_change(tmp_path):
     run = fit(tmp_path, Rates(optimizer=lambda p: Adam(p, lr=0.02, betas=(0.8, 0.9))), ckpt_path=path, max_epochs=4)
     assert {int(state["step"]) for state in run.optimizers[0].state.values()} == {12}
     assert run.optimizers[0].param_groups[0]["betas"] == (0.8, 0.9)
+
+
+# callbacks
+
+
+def test_time_of_earlier_jobs_does_not_count_for_max_time(tmp_path):
+    path = begun(tmp_path, Rates(), max_time="00:00:00:30")
+    stored = torch.load(path, weights_only=True)
+    stored["callbacks"]["Timer"]["time_elapsed"]["train"] = 40.0
+    torch.save(stored, path)
+    assert fit(tmp_path, Rates(), ckpt_path=path, max_epochs=4, max_time="00:00:00:30").global_step == 12
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (3, 4), (9, 6)])
+def test_configured_patience_wins_over_the_checkpoint(tmp_path, patience, epochs):
+    def stopping(patience):
+        return [EarlyStopping("val/loss", min_delta=1e9, patience=patience)]  # stops after so many epochs and one
+
+    path = begun(tmp_path, Rates(), callbacks=stopping(1), max_epochs=6)
+    assert torch.load(path, weights_only=True)["global_step"] == 6
+    resumed = fit(tmp_path, Rates(), ckpt_path=path, callbacks=stopping(patience), max_epochs=6)
+    assert resumed.global_step == 3 * epochs
 
 
 # checkpoints from elsewhere
