@@ -1,6 +1,7 @@
 """Training batches for DP-SGD: a Poisson sample for each step, cut into micro-batches of a size that fits."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -202,8 +203,14 @@ class _Pieces(Dataset[Any]):
         kept = [sample for index, sample in zip(indices, samples, strict=True) if _sample_of(index) not in damaged]
         if kept:
             return self.collate(kept)
-        batch = self.collate(several([self.any_index]) if several else [self.dataset[self.any_index]])
+        batch = self.collate(several([self.any_index]) if several else [self._any_sample()])
         return map_tensors(batch, lambda part: part[:0])
+
+    def _any_sample(self) -> Any:
+        for index in chain([self.any_index], range(len(self.dataset))):  # type: ignore[arg-type] # check_loader
+            if (sample := self.dataset[index]) is not None:
+                return sample
+        raise ValueError("none of the training samples can be read")
 
 
 def _sample_of(index: Any) -> Any:
