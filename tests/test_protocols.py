@@ -17,11 +17,8 @@ from knlightning.protocols import (
     IgnoresLabel,
     batch_independent,
     describe,
-<<<<<<< HEAD
-    is_batch_independent,
-=======
     has_batch_norm,
->>>>>>> h-resume
+    is_batch_independent,
     stretched,
 )
 from knlightning.tasks import ClassificationTask, SegmentationTask
@@ -99,7 +96,6 @@ def test_our_classes_have_what_the_protocols_say(tmp_path):
     assert not isinstance(ClassificationTask(TinyNet()), IgnoresLabel)
 
 
-<<<<<<< HEAD
 class Marked:
     @batch_independent("inner")
     def outer(self):
@@ -129,8 +125,8 @@ def test_a_mark_is_that_of_the_very_method_and_of_all_that_it_calls():
     assert not is_batch_independent(own.outer, own)
     assert is_batch_independent(Marked.inner)
     assert not is_batch_independent(None)
-=======
+
+
 @pytest.mark.parametrize("norm", ["batch", "sync_batch", "layer", "group", "instance", "positional", "none"])
 def test_batch_normalization_is_found_wherever_it_is(norm):
     assert has_batch_norm(nn.Sequential(nn.Sequential(make_norm(norm, 32)))) == norm.endswith("batch")
->>>>>>> h-resume

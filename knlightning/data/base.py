@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from knlightning.checks import ArgumentError, check, check_choice, check_number
 from knlightning.data.datasets import LabelledImages, TensorImages
 from knlightning.data.folder import FolderImages, abbreviated
-from knlightning.data.loader import READ_TIMEOUT, EvalLoader, ResumableLoader, drops_last
+from knlightning.data.loader import EvalLoader, ResumableLoader, drops_last
 from knlightning.data.samplers import EvalSampler, Sampling
 from knlightning.data.splitting import stratified_split
 from knlightning.protocols import batch_independent
@@ -213,7 +213,6 @@ class BaseDataModule(LightningDataModule, ABC):
             # workers once more, which may not shift the random numbers of the model
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=workers > 0,
-            timeout=READ_TIMEOUT if workers else 0,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -321,7 +320,6 @@ class BaseDataModule(LightningDataModule, ABC):
             pin_memory=self._pin(),
             generator=torch.Generator(),  # evaluation leaves the global generator alone
             persistent_workers=workers > 0,
-            timeout=READ_TIMEOUT if workers else 0,
         )
 
     def _seed(self) -> int:

@@ -1,6 +1,8 @@
 """Loaders of labelled images: for evaluation, and for training that can go on in the middle of an epoch."""
 
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed
@@ -9,11 +11,13 @@ from torch.distributed import get_world_size
 from torch.utils.data import DataLoader
 
 from knlightning.data.samplers import Sampling, TrainSampler
-from knlightning.internals.torch import WORKER_HINT, kill_workers, worker_failure, worker_message
+from knlightning.internals.torch import WORKER_HINT, worker_failure, worker_message, workers_of
 from knlightning.protocols import has_batch_norm
 
 READ_TIMEOUT = 600
-"""Seconds after which a process that reads files and has given no batch is taken for dead."""
+"""Seconds after which processes that read files and have given no batch are taken for dead."""
+LOST = (ConnectionError, EOFError)
+"""What is raised if a process dies while it hands over a batch."""
 
 
 def drops_last(
@@ -47,19 +51,50 @@ def read(batches: Iterable[Any]) -> Iterator[Any]:
         OSError: If such a process has died, or has given no batch for `READ_TIMEOUT` seconds.
     """
     iterator = iter(batches)
+    workers = workers_of(iterator)
     while True:
         try:
-            batch = next(iterator)
+            with _time_limit(workers) as exceeded:
+                batch = next(iterator)
         except StopIteration:
             return
         except Exception as error:
-            if failure := worker_failure(error):
-                kill_workers(iterator)
-                raise OSError(f"{failure} {WORKER_HINT}") from error
+            lost = "A process that reads images has died." if workers and isinstance(error, LOST) else None
+            if failure := worker_failure(error) or lost:
+                late = f"The processes that read images have given no batch for {READ_TIMEOUT} seconds."
+                raise OSError(f"{late if exceeded.is_set() else failure} {WORKER_HINT}") from error
             if isinstance(error, (ValueError, OSError)) and (message := worker_message(error)):
                 raise type(error)(message) from error
             raise
         yield batch
+
+
+@contextmanager
+def _time_limit(workers: list[Any]) -> Iterator[threading.Event]:
+    """Kill processes if the block takes longer than `READ_TIMEOUT`: a stopped one would be waited for without end.
+
+    Args:
+        workers: The processes.
+
+    Yields:
+        What is set if they were killed.
+    """
+    exceeded = threading.Event()
+
+    def kill() -> None:
+        exceeded.set()
+        for worker in workers:
+            worker.kill()
+
+    # not the timeout of DataLoader, which does not hold while a tensor is handed over
+    timer = threading.Timer(READ_TIMEOUT, kill)
+    timer.daemon = True
+    if workers:
+        timer.start()
+    try:
+        yield exceeded
+    finally:
+        timer.cancel()
 
 
 def _reported(dataset: Any, batches: Iterator[Any], at_least_one: bool = False) -> Iterator[Any]:

@@ -41,7 +41,8 @@ def _reconstruct(array_type: str, shape: tuple[int, ...], dtype: bytes) -> _Arra
 
 def _from_buffer(buffer: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
     """Stand in for numpy's function `_frombuffer`, with which protocol 5 writes an array."""
-    return np.frombuffer(buffer, dtype.numpy).reshape(shape, order="F" if order == "F" else "C")
+    array = np.frombuffer(buffer, dtype.numpy).reshape(shape, order="F" if order == "F" else "C")
+    return array.astype(dtype.numpy.newbyteorder("="), copy=False)  # as numpy does in the other protocols
 
 
 def _encode(text: str, encoding: str) -> bytes:

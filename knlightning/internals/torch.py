@@ -68,7 +68,7 @@ def worker_message(error: BaseException) -> str | None:
 
 
 def worker_failure(error: BaseException) -> str | None:
-    """Return what happened if a process of a DataLoader has died or gives no answer. Tried with torch 2.14.1.
+    """Return what happened if a process of a DataLoader has died. Tried with torch 2.14.1.
 
     Args:
         error: What the DataLoader raises, or its handler of the signal SIGCHLD in whatever runs.
@@ -79,16 +79,13 @@ def worker_failure(error: BaseException) -> str | None:
     died = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [^.]+|exited unexpectedly)"
     if found := re.match(died, text):
         return f"A process that reads images has died (number {found[1]} {found[2]})."
-    if found := re.match(r"DataLoader timed out after (\d+) seconds", text):
-        return f"The processes that read images have given no batch for {found[1]} seconds."
     return None
 
 
-def kill_workers(iterator: Any) -> None:
-    """Kill the processes of a DataLoader: a stopped one would not end, and be waited for. Tried with torch 2.14.1.
+def workers_of(iterator: Any) -> list[Any]:
+    """Return the processes of a DataLoader. Tried with torch 2.14.1.
 
     Args:
         iterator: What `iter` returned for the DataLoader; one without processes will do.
     """
-    for worker in getattr(iterator, "_workers", []):
-        worker.kill()
+    return list(getattr(iterator, "_workers", []))

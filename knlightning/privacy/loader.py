@@ -1,6 +1,7 @@
 """Training batches for DP-SGD: a Poisson sample for each step, cut into micro-batches of a size that fits."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -288,9 +289,14 @@ class _Pieces(Dataset[Any]):
         return batch
 
     def _empty(self) -> Any:
-        indices = [self.any_index] * self.views
-        samples = self.several(indices) if self.several else [self.dataset[index] for index in indices]
+        samples = self.several([self.any_index] * self.views) if self.several else [self._any_sample()] * self.views
         return map_tensors(self.collate(samples), lambda part: part[:0])
+
+    def _any_sample(self) -> Any:
+        for index in chain([self.any_index], range(len(self.dataset))):  # type: ignore[arg-type] # check_loader
+            if (sample := self.dataset[index]) is not None:
+                return sample
+        raise ValueError("none of the training samples can be read")
 
 
 def _sample_of(index: Any) -> Any:

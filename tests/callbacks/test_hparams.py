@@ -1,4 +1,6 @@
-from knlightning.callbacks.hparams import readable
+import pytest
+
+from knlightning.callbacks.hparams import TensorBoardLog, readable
 
 
 def test_readable():
@@ -29,3 +31,21 @@ def test_readable():
         "data.batch_size": 32,
         "trainer.max_epochs": 3,
     }
+
+
+def test_strings_of_any_kind_can_be_logged(tmp_path):
+    config = {"data": {"root": "caf\udce9", "names": ["\x1b"]}}
+    assert readable(config) == {"data.root": r"caf\udce9", "data.names": r"['\x1b']"}
+    log = TensorBoardLog(tmp_path)
+    log.log_hyperparams(readable(config), {"best/val/acc": 0.5})
+    log.finalize("success")
+
+
+def test_what_cannot_be_logged_does_not_end_the_run(tmp_path, monkeypatch):
+    log = TensorBoardLog(tmp_path)
+    with pytest.warns(UserWarning, match="Left out: the hyperparameters in TensorBoard"):
+        log.log_hyperparams({"root": "caf\udce9"}, {"best/val/acc": 0.5})
+    with pytest.warns(UserWarning, match="Left out: the log of TensorBoard"):
+        log.log_metrics({"caf\udce9": 0.5}, 1)
+    log.log_metrics({"caf\udce9": 0.5}, 2)
+    log.finalize("success")

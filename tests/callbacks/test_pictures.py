@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -173,3 +175,42 @@ def test_bars_of_the_iou():
     assert [text.get_text() for text in axes.texts] == ["0.500", "no pixels", "0.250"]
     assert [bar.get_width() for bar in axes.patches] == [0.5, 0.0, 0.25]
     assert figure.legends[0].get_texts()[0].get_text() == "mean 0.375"
+
+
+ODD = ["Ba$$in", "$\\frac{$", "Gr\udcfcn \x1b[2J", "\U0001f408 \u732b", "long " * 100]
+
+
+@pytest.mark.parametrize("task", [None, SegmentationTask])
+def test_names_of_any_kind_are_drawn(tmp_path, task):
+    data = (RandomScenes if task else RandomData)()
+    data.class_names = ODD[:3]
+    steps = fit(tmp_path, Pictures(), data, epochs=1, task=task and task(TinyFCN()))
+    assert len(steps) == (3 if task else 2)
+
+
+def test_names_are_shown_as_they_are():
+    figure = confusion_figure(torch.eye(5), ODD)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.canvas.draw()
+    shown = [text.get_text().replace(r"\$", "$") for text in figure.axes[0].get_yticklabels()]
+    assert shown == ["Ba$$in", "$\\frac{$", r"Gr\udcfcn \x1b[2J", "\U0001f408 \u732b", ("long " * 100)[:40]]
+
+
+def test_what_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr("knlightning.callbacks.pictures.confusion_figure", fail)
+    with pytest.warns(UserWarning, match=r"Left out: the picture val/confusion \(RuntimeError: no font\)") as said:
+        assert fit(tmp_path, Pictures(1), RandomData(), epochs=2) == {"val/predictions": [2, 5]}
+    assert len([warning for warning in said if "Left out" in str(warning.message)]) == 1
+
+
+def test_many_classes_have_no_confusion_matrix(tmp_path, monkeypatch):
+    monkeypatch.setattr("knlightning.callbacks.pictures.MOST_CLASSES", 2)
+    with pytest.warns(UserWarning, match="Left out: the confusion matrix .3 classes, at most 2"):
+        assert fit(tmp_path, Pictures(1), RandomData(), epochs=1) == {"val/predictions": [2]}
+    with pytest.warns(UserWarning, match="Left out: the confusion matrix"):
+        steps = fit(tmp_path / "b", Pictures(1), RandomScenes(), epochs=1, task=SegmentationTask(TinyFCN()))
+    assert steps == {"val/predictions": [2]}

@@ -51,6 +51,73 @@ def test_table(tmp_path, top_k, named, names):
     assert [row[0] for row in rows] == ["a.png", "b.png", "c.png"]
 
 
+ODD = ["=1+1.png", "caf\udce9.png", "\x1b[2J.png"]
+
+
+class OddNames(LightningDataModule):
+    class_names = ("@SUM(A1)", "Gr\udcfc\u00fc", "owl")
+
+    def __init__(self, act=None):
+        super().__init__()
+        self.act = act
+
+    def predict_dataloader(self):
+        return DataLoader(list(zip(LOGITS, ODD, strict=True)), batch_size=1)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        if self.act and batch[1] == [ODD[2]]:
+            self.act()
+        return batch
+
+
+def write_table(tmp_path, data):
+    writer = PredictionWriter(1)
+    run = Trainer(default_root_dir=tmp_path, logger=False, callbacks=[writer], enable_progress_bar=False)
+    run.predict(ClassificationTask(nn.Identity()), data, return_predictions=False)
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row[:2] for row in csv.reader(file)]
+
+
+def test_names_of_any_kind_can_be_written(tmp_path):
+    write_table(tmp_path, OddNames())
+    assert rows_of(tmp_path / "predictions.csv") == [
+        ["file", "class"],
+        [r"\x1b[2J.png", "owl"],
+        ["'=1+1.png", r"Gr\udcfc" + "\u00fc"],
+        [r"caf\udce9.png", "'@SUM(A1)"],
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_what_was_predicted_before_an_error_is_kept(tmp_path):
+    def fail():
+        raise ValueError("a damaged image")
+
+    with (
+        pytest.raises(ValueError, match="a damaged image"),
+        pytest.warns(UserWarning, match=r"stopped after 2 images, which are in .*predictions\.partial\.csv"),
+    ):
+        write_table(tmp_path, OddNames(fail))
+    assert rows_of(tmp_path / "predictions.partial.csv") == [
+        ["file", "class"],
+        ["'=1+1.png", r"Gr\udcfc" + "\u00fc"],
+        [r"caf\udce9.png", "'@SUM(A1)"],
+    ]
+    assert not (tmp_path / "predictions.csv").exists()
+    write_table(tmp_path, OddNames())
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.csv"]
+
+
+def test_rows_are_there_before_the_end(tmp_path):
+    def look():
+        assert len(rows_of(tmp_path / "predictions.partial.csv")) == 3
+
+    write_table(tmp_path, OddNames(look))
+
+
 def test_top_k_out_of_range():
     with pytest.raises(ValueError, match="top_k"):
         PredictionWriter(0)

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import os
 import pickle
 import struct
@@ -255,6 +256,35 @@ def test_download_only_if_asked_for_and_needed(published, tmp_path):
     assert len(data.test_dataloader().dataset) == 20
     published.unlink()
     data.prepare_data()  # all there: nothing is asked of the server
+
+
+def test_damaged_files_are_downloaded_again(published, tmp_path, monkeypatch):
+    data = CIFAR100DataModule(tmp_path / "home", download=True)
+    data.prepare_data()
+    for part in ("train_list", "test_list"):  # as if these were the published files
+        names = [name for name, _ in getattr(data.source, part)]
+        sums = [[name, hashlib.md5((data.folder / name).read_bytes()).hexdigest()] for name in names]
+        monkeypatch.setattr(data.source, part, sums)
+    meta = hashlib.md5((data.folder / "meta").read_bytes()).hexdigest()
+    monkeypatch.setattr(data.source, "meta", data.source.meta | {"md5": meta})
+    whole = (data.folder / "train").read_bytes()
+    (data.folder / "train").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "home" / published.name).unlink()
+    CIFAR100DataModule(tmp_path / "home").prepare_data()  # not asked to
+    assert (data.folder / "train").read_bytes() != whole
+    data.prepare_data()
+    assert (data.folder / "train").read_bytes() == whole
+
+
+def test_an_archive_writes_into_its_folder_alone(published, tmp_path, monkeypatch):
+    with tarfile.open(published, "w:gz") as tar:
+        member = tarfile.TarInfo("../outside")
+        member.size = 4
+        tar.addfile(member, io.BytesIO(b"evil"))
+    monkeypatch.setattr(CIFAR100DataModule.source, "tgz_md5", hashlib.md5(published.read_bytes()).hexdigest())
+    with pytest.raises(OSError, match="could not be downloaded"):
+        CIFAR100DataModule(tmp_path / "home", download=True).prepare_data()
+    assert not (tmp_path / "outside").exists()
 
 
 def test_a_download_that_fails_says_what_to_do(published, tmp_path, monkeypatch):

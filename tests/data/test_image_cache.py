@@ -1,10 +1,12 @@
+import os
 import pickle
+import time
 
 import numpy as np
 import pytest
 import torch
 
-from knlightning.data.image_cache import MappedImages, mapped, write_records
+from knlightning.data.image_cache import PREFIX, MappedImages, held, mapped, sweep, write_records
 
 
 def records(num_blocks):
@@ -61,3 +63,26 @@ def test_images_are_mapped_again_and_not_copied_when_sent_to_a_process(tmp_path)
     copy = pickle.loads(sent)
     assert torch.equal(copy[1][0], torch.full((3, 32, 32), 2, dtype=torch.uint8))
     assert copy.labels.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x93NUMPY\x01\x00\x10\x00{'descr': [(((((  ", b"\x93NUMPY\x01\x00\x04\x00{}  \n"]
+)
+def test_a_damaged_head_is_named(tmp_path, content):
+    (tmp_path / "cache.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cache\.npy: a damaged cache"):
+        mapped(tmp_path / "cache.npy")
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    """Not what a living one writes, what is not a minute old, or what is not ours."""
+    for name in (f"{PREFIX}dead", f"{PREFIX}alive", f"{PREFIX}new", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cache.npy").write_bytes(b"half")
+        if not name.endswith("new"):
+            os.utime(tmp_path / name, (time.time() - 3600,) * 2)
+    with held(tmp_path / f"{PREFIX}alive"):
+        write_records(tmp_path / "cache.npy", records(1))
+        assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}alive", f"{PREFIX}new", "other", "cache.npy"}
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{PREFIX}new", "other", "cache.npy"}

@@ -380,3 +380,50 @@ def test_ranks_see_different_images(root):
         data._ranks = lambda rank=rank: (2, rank)
         seen.append([index.image for index in data.train_dataloader().sampler])
     assert sorted(chain(*seen)) == list(range(20))
+
+
+def scores_on(root, **arguments):
+    data = module(root, **arguments)
+    data.setup("test")
+    return Path(data.test_dataloader().dataset.folder).name
+
+
+def test_what_is_called_test_is_tested_on(root, caplog):
+    with caplog.at_level("INFO"):
+        assert scores_on(root) == "val"
+    assert "Test images: the same as for validation ('val')" in caplog.text
+    (root / "test").mkdir()
+    (root / "test" / "1.png").write_bytes(b"")  # as in ImageNet, whose test images have no labels
+    (root / "test" / ".cache").mkdir()
+    assert scores_on(root) == "val"
+    shutil.copytree(root / "val" / "cat", root / "test" / "cat")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert scores_on(root) == "test"
+    assert "the same as for validation" not in caplog.text
+    assert scores_on(root, test_folder="val") == "val"
+
+
+def test_images_held_out_are_not_those_that_are_tested_on(root, caplog):
+    with caplog.at_level("INFO"):
+        scores_on(root, val_split=0.2)
+    assert "the same as for validation" not in caplog.text
+
+
+def test_a_decoder_may_be_put_in_place_of_ours(root, monkeypatch):
+    monkeypatch.setattr(
+        "knlightning.data.image_folder.decoded", lambda path, upright: Image.new("RGB", (30, 30), "red")
+    )
+    data = fitted(root)
+    assert data.val_dataloader().dataset[0][0][:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_damaged_images_to_predict_on_are_skipped_if_so_chosen(root, tmp_path):
+    (tmp_path / "own").mkdir()
+    shutil.copy(root / "val" / "cat" / "1.png", tmp_path / "own")
+    (tmp_path / "own" / "2.png").write_bytes(BROKEN)
+    data = module(root, predict_dir=tmp_path / "own", skip_damaged=True)
+    data.setup("predict")
+    with pytest.warns(UserWarning, match="1 of the 2 images could not be read, and have no prediction"):
+        ((images, paths),) = data.predict_dataloader()
+    assert (len(images), paths) == (1, [str(tmp_path / "own" / "1.png")])

@@ -151,3 +151,71 @@ def test_wrong_folders_are_named(tmp_path):
     Image.new("RGB", (32, 31)).save(tmp_path / "val" / WNIDS[0] / "a.png")
     with pytest.raises(ValueError, match=rf"{WNIDS[0]}/a\.png: must have 32x32 pixels, found 32x31"):
         read(tmp_path, train=False)
+
+
+def write_npz(path, header, data=b"", name="data.npy", method=zipfile.ZIP_STORED):
+    """An npz file with the head of an array, which need not fit its content."""
+    text = repr(header).encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(name, b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "descr", "message"),
+    [
+        ((10**9, 3072), "|u1", r"data\.npy cannot be uint8 of shape"),
+        ((10**30, 3072), "|u1", "no npz file of plain arrays"),
+        ((-1, 3072), "|u1", "no npz file of plain arrays"),
+        ((1, 3072), "|O", "no npz file of plain arrays"),
+        ("all", "|u1", "no npz file of plain arrays"),
+    ],
+)
+def test_heads_that_promise_more_than_the_file_holds(tmp_path, shape, descr, message):
+    path = tmp_path / "val_data.npz"
+    write_npz(path, {"descr": descr, "fortran_order": False, "shape": shape}, bytes(3072))
+    with pytest.raises(ValueError, match=f"{path}: .*{message}"):
+        read(tmp_path, train=False)
+
+
+def test_an_array_that_grows_when_it_is_unpacked_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("knlightning.data.imagenet32_files.MOST_BYTES", 10_000)
+    path = tmp_path / "val_data.npz"
+    header = {"descr": "|u1", "fortran_order": False, "shape": (10, 3072)}
+    write_npz(path, header, bytes(30_720), method=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"val_data\.npz: .*data\.npy has 30848 bytes, at most 10000"):
+        read(tmp_path, train=False)
+
+
+def test_an_encrypted_file_is_named(tmp_path):
+    path = tmp_path / "val_data.npz"
+    write_npz(path, {"descr": "|u1", "fortran_order": False, "shape": (1, 3072)}, bytes(3072))
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"val_data\.npz: .*encrypted"):
+        read(tmp_path, train=False)
+
+
+def test_the_arrays_that_are_there_are_named(tmp_path):
+    np.savez(tmp_path / "val_data.npz", X_train=np.zeros((2, 3072), np.uint8), Y_train=[1, 2])
+    with pytest.raises(ValueError, match="the key 'data' is needed, found the keys X_train, Y_train"):
+        read(tmp_path, train=False)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_npz_files_are_named(tmp_path, seed):
+    path, random = tmp_path / "val_data.npz", np.random.default_rng(seed)
+    np.savez_compressed(path, data=random.integers(0, 9, (3, 3072), np.uint8), labels=np.array([1, 2, 3]))
+    whole = path.read_bytes()
+    for _ in range(100):
+        content = bytearray(whole)
+        for place in random.integers(0, len(content), 4) if random.random() < 0.5 else random.integers(-300, 0, 2):
+            content[place] = random.integers(256)
+        path.write_bytes(content)
+        try:
+            read(tmp_path, train=False)
+        except ValueError as error:
+            messages = str(error)
+            if str(path) not in messages:
+                pytest.fail(messages)

@@ -29,7 +29,7 @@ def test_plain_data_come_back(tmp_path, value, protocol):
 @given(
     st.sampled_from(["?", "u1", "<i8", ">i4", "<f4", ">f8"]),
     st.lists(st.integers(0, 4), max_size=3),
-    st.integers(0, 4),
+    st.integers(0, pickle.HIGHEST_PROTOCOL),
     st.booleans(),
 )
 def test_arrays_come_back(tmp_path, dtype, shape, protocol, fortran):
@@ -131,3 +131,18 @@ def test_truncation_at_every_byte(tmp_path):
 def test_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_pickle(tmp_path / "nothing")
+
+
+def test_arrays_that_may_not_be_written_to_come_back(tmp_path):
+    array = np.frombuffer(b"abcdef", np.uint8).reshape(2, 3)
+    path = tmp_path / "array"
+    path.write_bytes(pickle.dumps(array, 5))
+    np.testing.assert_array_equal(load_pickle(path), array)
+
+
+def test_a_buffer_is_no_way_to_other_types(tmp_path):
+    content = pickle.dumps(np.arange(3, dtype=np.uint8), 5)
+    path = tmp_path / "array"
+    path.write_bytes(content.replace(b"\x8c\x02u1", b"\x8c\x02O8"))
+    with pytest.raises(ValueError, match="dtype 'O8' is not allowed"):
+        load_pickle(path)

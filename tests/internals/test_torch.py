@@ -1,10 +1,24 @@
 """If a test fails here, a release of torch has changed what `knlightning/internals/torch.py` reads: mend it there."""
 
+import multiprocessing
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
-from knlightning.internals.torch import convolves_as, function_transforms_active, has_hooks, is_compiled, version_of
+from knlightning.internals.torch import (
+    convolves_as,
+    function_transforms_active,
+    has_hooks,
+    is_compiled,
+    version_of,
+    worker_failure,
+    worker_message,
+    workers_of,
+)
 
 
 def test_transforms_are_seen_while_they_run():
@@ -67,3 +81,49 @@ def test_changes_in_place_are_counted():
     assert version_of(x) == before
     x.detach().mul_(2)
     assert version_of(x) > before, MENDING + "Tensor._version does not grow with a change in place"
+
+
+class Failing:
+    def __init__(self, act):
+        self.act = act
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.act()
+
+
+def refuse():
+    raise ValueError("a damaged file")
+
+
+@pytest.mark.parametrize(
+    ("act", "read"),
+    [
+        (refuse, worker_message),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), worker_failure),
+    ],
+)
+def test_what_became_of_a_process_is_read_from_the_error(act, read):
+    iterator = iter(DataLoader(Failing(act), num_workers=1))
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        next(iterator)
+    advice = f"a DataLoader tells of its processes in another way: correct {read.__name__}"
+    assert read(error.value), advice
+    assert (worker_message(error.value) == "a damaged file") == (act is refuse), advice
+    assert (worker_failure(error.value) is None) == (act is refuse), advice
+
+
+def test_processes_of_a_loader_are_known():
+    advice = "a DataLoader keeps its processes elsewhere: correct workers_of"
+    iterator = iter(DataLoader(Failing(lambda: 1), num_workers=2))
+    assert {worker.pid for worker in workers_of(iterator)} == {
+        process.pid for process in multiprocessing.active_children()
+    }, advice
+    assert workers_of(iter(DataLoader(Failing(lambda: 1)))) == []
+
+
+def test_other_errors_are_not_taken_for_those_of_processes():
+    assert worker_message(ValueError("Caught a cold")) is None
+    assert worker_failure(RuntimeError("DataLoader is slow")) is None

@@ -2,8 +2,11 @@ from collections import Counter
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.transforms.v2.functional import pil_to_tensor
 
+from knlightning.data import ImageFiles
 from knlightning.data.samplers import SeededSampler
 from knlightning.privacy.loader import PrivateLoader
 from knlightning.privacy.randomness import SecretRandom, known_key
@@ -132,3 +135,45 @@ def test_what_cannot_be_taken_over():
     ):
         with pytest.raises(ValueError, match=message):
             private(given)
+
+
+class Damaged(Dataset):
+    """Samples of which each third cannot be read, or in some views only."""
+
+    def __init__(self, views=()):
+        self.views, self.count = views, Counter()
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        self.count[index] += 1
+        unreadable = index % 3 == 0 and (not self.views or self.count[index] % 2 in self.views)
+        return None if unreadable else (torch.tensor(index), torch.rand(2))
+
+
+@pytest.mark.parametrize("views", [(), (0,), (1,)])
+def test_what_cannot_be_read_contributes_nothing_in_any_view(views):
+    whole = numbers(loader(views=2))
+    left = numbers(loader(Damaged(views), views=2))
+    assert left == [[sample for sample in batch if sample % 3] for batch in whole]
+    assert all(count in (0, 2) for batch in left for count in Counter(batch).values())
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_empty():
+    data = Damaged()
+    pieces = loader(data, views=1)._batches
+    assert [part.shape for part in pieces[[3, 6]]] == [(0,), (0, 2)]
+
+
+def test_no_image_takes_the_place_of_a_damaged_one(tmp_path):
+    for number in range(6):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    for number in (2, 3):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    names = [f"{number}.png" for number in range(6)]
+    files = ImageFiles(tmp_path, names, torch.arange(6), pil_to_tensor, pil_to_tensor, skip_damaged=True)
+    whole = DataLoader(files, 6, sampler=SeededSampler(6, 0), collate_fn=files.collate)
+    batches = list(private(whole, batch_size=6, micro_batches=1))  # each step takes all of them
+    assert [sorted(labels.tolist()) for _, labels in batches] == [[0, 1, 4, 5]] * 5
+    assert [image.shape for image in private(whole, batch_size=6).batch_of([2, 3])] == [(0, 3, 8, 8), (0,)]
