@@ -13,6 +13,7 @@ from knlightning.protocols import (
     DescribedImages,
     DescribedScenes,
     IgnoresLabel,
+    KeepsLedger,
     describe,
     stretched,
 )
@@ -86,6 +87,8 @@ def test_our_classes_have_what_the_protocols_say(tmp_path):
     for data in (DigitScenesDataModule(), CityscapesDataModule(tmp_path)):
         assert isinstance(data, DescribedScenes)
     assert issubclass(DifferentialPrivacy, ChecksBefore)
+    assert isinstance(DifferentialPrivacy(1.0), KeepsLedger)
+    assert not isinstance(Seeding(), KeepsLedger)
     assert not issubclass(Seeding, ChecksBefore)
     assert isinstance(SegmentationTask(TinyFCN()), IgnoresLabel)
     assert not isinstance(ClassificationTask(TinyNet()), IgnoresLabel)
