@@ -15,6 +15,7 @@ from knlightning.protocols import (
     DescribedImages,
     DescribedScenes,
     IgnoresLabel,
+    KeepsLedger,
     batch_independent,
     describe,
     has_batch_norm,
@@ -91,6 +92,8 @@ def test_our_classes_have_what_the_protocols_say(tmp_path):
     for data in (DigitScenesDataModule(), CityscapesDataModule(tmp_path)):
         assert isinstance(data, DescribedScenes)
     assert issubclass(DifferentialPrivacy, ChecksBefore)
+    assert isinstance(DifferentialPrivacy(1.0), KeepsLedger)
+    assert not isinstance(Seeding(), KeepsLedger)
     assert not issubclass(Seeding, ChecksBefore)
     assert isinstance(SegmentationTask(TinyFCN()), IgnoresLabel)
     assert not isinstance(ClassificationTask(TinyNet()), IgnoresLabel)

@@ -1,21 +1,26 @@
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from knlightning.run_directory import (
+    PRIVACY_REPORT,
     checkpoint_in,
     find_checkpoint,
     holds_checkpoints,
     locked,
     make_folder,
+    mark_not_private,
     new_run,
     numbered_runs,
     replacing,
+    report_directory,
     run_of,
     run_of_config,
     sweep,
@@ -230,3 +235,41 @@ def test_the_run_of_a_configuration():
     assert run_of_config(Path("run/config.yaml")) == Path("run")
     assert run_of_config(Path("run/other.yaml")) is None
     assert run_of_config(Path("config.yaml")) is None
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "log_dir", "expected"),
+    [
+        (["root/checkpoints"], "root", "root"),
+        (["elsewhere", "root/checkpoints"], "log", "root"),
+        (["log/version_3/checkpoints"], "log/version_3", "log/version_3"),
+        (["kept"], "log", "kept"),
+        ([None], "log/version_3", "log/version_3"),
+        ([], None, "root"),
+    ],
+)
+def test_a_report_lies_beside_the_checkpoints(checkpoints, log_dir, expected):
+    callbacks = [SimpleNamespace(dirpath=path) for path in checkpoints]
+    trainer = SimpleNamespace(default_root_dir="root", checkpoint_callbacks=[*callbacks, object()], log_dir=log_dir)
+    assert report_directory(trainer) == Path(expected).absolute()
+
+
+def test_a_report_is_marked_once():
+    mark_not_private(Path("run"), 3)  # there is none
+    path = Path("run") / PRIVACY_REPORT
+    path.parent.mkdir()
+    path.write_text(json.dumps({"epsilon": 1.0, "history": [[1.0, 0.1, 2]]}))
+    mark_not_private(Path("run"), 3)
+    first = path.read_text()
+    assert json.loads(first)["epsilon"] is None
+    assert json.loads(first)["history"] == [[1.0, 0.1, 2]]
+    assert "from step 3" in json.loads(first)["not_private"]
+    mark_not_private(Path("run"), 4)
+    assert path.read_text() == first
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_damaged_report_is_removed(text):
+    Path(PRIVACY_REPORT).write_text(text)
+    mark_not_private(Path(), 3)
+    assert not Path(PRIVACY_REPORT).exists()

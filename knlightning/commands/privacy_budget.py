@@ -82,7 +82,7 @@ def privacy_budget(
         epsilon: The budget, above 0.
         delta: Probability with which the guarantee may fail, above 0 and below 1; null for 1e-5, with --config for
             that of the run.
-        accountant: `prv`, `pld` (the same by another library), `rdp` (looser, as in the paper) or `gdp` (understates);
+        accountant: One of prv, pld (the same by another library), rdp (looser, as in the paper) or gdp (understates);
             null for prv, with --config for that of the run.
         config: Configuration file of a private run.
         out: The picture, a PNG file; with --config alone.

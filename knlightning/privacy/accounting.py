@@ -28,8 +28,8 @@ RDP_ORDERS = [1 + tenths / 10 for tenths in range(1, 100)] + [*range(11, 64), 64
 """Orders of Rényi divergences. The large ones are for small epsilons: none is below log(1 / delta) / 1023."""
 PRV_ERROR = 0.01
 """Largest error of privacy random variables in epsilon; a small epsilon gets a smaller one."""
-PRV_POINTS = 2**21
-"""Largest number of points at which their distribution is computed, for a second or two."""
+PRV_POINTS = 2**22
+"""Largest number of points at which their distribution is computed, for a second or two; a power of two."""
 LARGEST_EPSILON = 200.0
 """Epsilon by Rényi divergences above which nothing tighter is computed: there is no privacy that it could tell of."""
 
@@ -134,12 +134,15 @@ def _prv(history: History, delta: float, bound: float) -> float:
         bound: An upper bound on epsilon.
     """
     steps, delta_error = total_steps(history), delta / 1000
-    # the grid on which Opacus computes (Gopi et al., 2021, remark 5.6): its range, and the distance of its points
+    # Opacus computes at even distances in [-span, span] (Gopi et al., 2021, remark 5.6). Their number follows from the
+    # error; a power of two makes Fourier transforms fast, and lets all epochs of a run have the same plan of them
     tails = [_rdp(history, delta_error / 4)]
     tails += [_rdp([phase._replace(num_steps=1)], delta_error / 8 / steps) for phase in history]
-    points = 2 * (max(tails) + 3) * math.sqrt(steps * math.log(12 / delta_error) / 2)  # with an error of 1
-    error = max(min(PRV_ERROR, bound / 200), points / PRV_POINTS)
-    if not error <= bound / 20:
+    with_error_1 = (max(tails) + 3) * math.sqrt(steps * math.log(12 / delta_error) / 2)  # distances from 0 to span
+    wanted = with_error_1 / min(PRV_ERROR, bound / 200)
+    points = min(PRV_POINTS, 2 ** math.ceil(math.log2(2 * wanted + 3)))
+    error = with_error_1 / (points / 2 - 1.5)  # half a distance away from where rounding would decide
+    if error > bound / 20:
         return math.inf
     found = _by_opacus("prv", history, delta=delta, delta_error=delta_error, eps_error=error)
     return found if found > 0 else math.inf

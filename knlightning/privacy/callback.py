@@ -171,6 +171,9 @@ class DifferentialPrivacy(Callback):
         if isinstance(trainer.strategy, DDPStrategy):
             # the sums of the devices are private only together with their noise, which DDP knows nothing of
             self._undo.enter_context(trainer.model.no_sync())  # type: ignore[union-attr, operator] # that of DDP
+        self._undo.enter_context(
+            overridden(trainer, "save_checkpoint", partial(self._save, trainer, trainer.save_checkpoint))
+        )
         if self.budget.accountant == "gdp":
             print_once(f"Privacy: {GDP_WARNING}.", flush=True)
         if self.plan.affordable_steps < self.plan.num_steps:
@@ -292,6 +295,14 @@ class DifferentialPrivacy(Callback):
         """Take up what was spent before."""
         if state_dict:
             self.ledger.restore(state_dict)
+
+    def _save(
+        self, trainer: Trainer, original: Any, filepath: Any, weights_only: bool | None = None, *args: Any
+    ) -> None:
+        """Write the report before a checkpoint of weights alone, too; callbacks are not asked about these."""
+        if weights_only and trainer.is_global_zero:
+            write_report(self._directory, self.report())
+        original(filepath, weights_only, *args)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the report before the checkpoint, so that no checkpoint is ever there which it does not count."""

@@ -66,7 +66,7 @@ def test_a_private_run_is_tabled_and_drawn_and_not_trained(private, capsys):
         (["--config=plain.yaml"], "privacy-budget needs a private run"),
         (
             ["--epsilon=0.1", "--noise_multiplier=0.5", "--sampling_probability=1"],
-            "--epsilon must be at least 10.01, which is what one step costs",
+            "--epsilon must be at least 10, which is what one step costs",
         ),
     ],
 )

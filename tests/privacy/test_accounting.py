@@ -4,6 +4,7 @@ import time
 
 import pytest
 from opacus.accountants import create_accountant
+from opacus.accountants.analysis.prv import compose
 from privacy.accountants import independent
 
 from knlightning.checks import ArgumentError
@@ -81,7 +82,7 @@ def test_large_epsilons_are_finite_and_soon_known(accountant, noise, rate, steps
 
 def test_the_grid_of_prv_stays_small(monkeypatch):
     """Its number of points grows with the number of steps; then the error does, and at last it is not asked."""
-    monkeypatch.setattr(accounting, "PRV_POINTS", 1000)
+    monkeypatch.setattr(accounting, "PRV_POINTS", 1024)
     assert epsilon([(1.0, 0.01, 500)], 1e-5, "prv") == epsilon([(1.0, 0.01, 500)], 1e-5, "rdp")
 
 
@@ -89,3 +90,14 @@ def test_pld_without_its_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ValueError, match=r"pip install 'knlightning\[privacy\]'"):
         epsilon([(1.0, 0.1, 5)], 1e-5, "pld")
+
+
+def test_all_epochs_of_a_run_have_one_plan_of_fourier_transforms(monkeypatch):
+    """A plan for each number of steps would stay in memory, megabytes for every epoch."""
+    sizes = []
+    original = compose.rfft
+    monkeypatch.setattr(compose, "rfft", lambda pmf: sizes.append(len(pmf)) or original(pmf))
+    for epoch in range(1, 8):
+        epsilon([(1.03, 0.05, 20 * epoch)], 1e-4, "prv")
+    assert len(set(sizes)) <= 3
+    assert all(size.bit_count() == 1 for size in sizes)

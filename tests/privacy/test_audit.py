@@ -104,6 +104,14 @@ def test_an_accountant_that_understates(tmp_path):
     assert failed(findings) == {"epsilon is not understated"}
 
 
+@pytest.mark.parametrize(("accountant", "noise"), [("pld", 2.0), ("pld", 100.0), ("rdp", 100.0)])
+def test_each_accountant_is_held_against_another_library(tmp_path, accountant, noise):
+    """Also where epsilon is small, and what the other is rounded by must be small too."""
+    findings = audited(tmp_path, privacy(accountant=accountant, noise_multiplier=noise))
+    assert failed(findings) == set()
+    assert ("by Opacus" if accountant == "pld" else "by dp-accounting") in findings["epsilon is not understated"].text
+
+
 def test_a_run_without_noise_fails(tmp_path):
     assert "noise of the stated scale" in failed(audited(tmp_path, privacy(noise_multiplier=0.0)))
 

@@ -164,6 +164,15 @@ def test_the_report_lies_beside_the_checkpoints(tmp_path):
     assert not (tmp_path / "root" / "privacy.json").exists()
 
 
+def test_checkpoints_of_weights_alone_are_counted(tmp_path):
+    files = ModelCheckpoint(tmp_path / "kept", save_weights_only=True, every_n_train_steps=3)
+    run = trainer(tmp_path, quick(), files, max_epochs=1, enable_checkpointing=True)
+    run.fit(task(), RandomData(SAMPLES, 5))
+    assert [path.name for path in (tmp_path / "kept").glob("*.ckpt")] == ["epoch=0-step=3.ckpt"]
+    assert report(tmp_path / "kept")["history"] == [[0.8, 0.25, 3]]
+    assert run.save_checkpoint.__func__ is Trainer.save_checkpoint  # as it was
+
+
 def test_a_minimum_of_epochs_does_not_outlast_the_budget(tmp_path):
     callback = quick(target_epsilon=8.0)
     run = trainer(tmp_path, callback, max_epochs=50, min_epochs=40, min_steps=150)
