@@ -267,8 +267,9 @@ def _observed(
 
 
 def _generator_states(device: torch.device) -> list[Any]:
+    _, keys, place, *_ = np.random.get_state(legacy=True)
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    return [random.getstate(), repr(np.random.get_state(legacy=False)), *(state.numpy().tobytes() for state in states)]
+    return [random.getstate(), np.asarray(keys).tobytes(), place, *(state.numpy().tobytes() for state in states)]
 
 
 @contextmanager
