@@ -158,7 +158,7 @@ class KNLightningCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
         config = parser.parse_args(config_first(args, finds_runs=True))
-        check_groups(config, ("trainer", *CONFIGURED))
+        check_groups(config, parser.get_defaults(), ("trainer", *CONFIGURED))
         self.config = config
         check_lightning_arguments(config.seed_everything, vars(config.trainer))
         expand_paths(config)

@@ -11,19 +11,21 @@ MOST_BATCHES = 10**9
 """Largest number of batches that a limit may be; more is no limit."""
 
 
-def check_groups(config: Namespace, keys: Iterable[str]) -> None:
+def check_groups(config: Namespace, defaults: Namespace, keys: Iterable[str]) -> None:
     """Check that groups of arguments are groups, which jsonargparse does not.
 
     Args:
         config: The configuration of a run.
+        defaults: The same by default.
         keys: Keys of the groups.
 
     Raises:
-        ValueError: If one of them is a single value.
+        ValueError: If one of them is, or was in a file before the command line has added to it, a single value.
     """
     for key in keys:
-        if not isinstance(group := config.get(key), Namespace):
-            raise ValueError(f"{key} must be a group of arguments (name: value, or {{}} for none), got {group!r}")
+        group = config.get(key)
+        if not isinstance(group, Namespace) or vars(defaults[key]).keys() - vars(group).keys():
+            raise ValueError(f"{key} must be a group of arguments (name: value, or {{}} for none), not a single value")
 
 
 def check_lightning_arguments(seed_everything: Any, trainer: dict[str, Any]) -> None:
