@@ -14,6 +14,11 @@ from knlightning.internals.torch import WORKER_HINT, worker_failure
 
 DEBUG_VARIABLE = "KNL_DEBUG"
 """If set, errors come with their traceback."""
+MEMORY_HINT = (
+    "Set batch_size or eval_batch_size lower, or take smaller images. The segmentation of large images is computed "
+    "window by window with eval_window."
+)
+"""What to do when memory runs out."""
 
 
 @contextmanager
@@ -30,7 +35,12 @@ def plain_errors(prog: str) -> Iterator[None]:
         yield
     except BrokenPipeError:  # nobody is there to read a message: `knl` ends
         raise
-    except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError) as error:
+    except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError, MemoryError) as error:
+        from knlightning.analysis.measure import ran_out_of_memory  # here: not needed where all goes well
+
+        if ran_out_of_memory(error):
+            first = (str(error) or type(error).__name__).partition("\n")[0]
+            error = OSError(f"The memory does not suffice ({first}). {MEMORY_HINT}")
         if failure := worker_failure(error):  # raised wherever the signal comes
             error = OSError(f"{failure} {WORKER_HINT}")
         foreign = isinstance(error, RuntimeError) and "loading state_dict" not in str(error)

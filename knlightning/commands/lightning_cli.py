@@ -1,8 +1,7 @@
 """What the commands `fit`, `validate`, `test`, `predict`, `export` and `audit-privacy` share.
 
-A subclass of LightningCLI that adds the run directory (`knlightning.run_directory`): it fills in where a run lies and
-which checkpoint is meant, and lets the configuration win over what a checkpoint has stored. It uses LightningCLI's
-documented form `run=False`, with a parser for each command; each command has a file that says what is special to it.
+A subclass of LightningCLI that adds the run directory (`knlightning.run_directory`), and lets the configuration win over
+what a checkpoint has stored. It uses the documented form `run=False`, with a parser and a file for each command.
 """
 
 import json

@@ -59,14 +59,26 @@ def read(batches: Iterable[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except Exception as error:
-            lost = "A process that reads images has died." if workers and isinstance(error, LOST) else None
-            if failure := worker_failure(error) or lost:
-                late = f"The processes that read images have given no batch for {READ_TIMEOUT} seconds."
-                raise OSError(f"{late if exceeded.is_set() else failure} {WORKER_HINT}") from error
-            if isinstance(error, (ValueError, OSError)) and (message := worker_message(error)):
-                raise type(error)(message) from error
-            raise
+            try:
+                plain = _explained(error, workers, exceeded.is_set())
+            except RuntimeError as signalled:  # the signal that a process has died comes at any moment
+                plain = _explained(signalled, workers, exceeded.is_set())
+            if plain is None:
+                raise
+            raise plain from error
         yield batch
+
+
+def _explained(error: Exception, workers: list[Any], late: bool) -> Exception | None:
+    """Return the error to raise in place of one that a DataLoader raises; None for that error itself."""
+    failure = worker_failure(error)
+    if failure or (workers and isinstance(error, LOST)):
+        if late:
+            failure = f"The processes that read images have given no batch for {READ_TIMEOUT} seconds."
+        return OSError(f"{failure or 'A process that reads images has died.'} {WORKER_HINT}")
+    if isinstance(error, (ValueError, OSError)) and (message := worker_message(error)):
+        return type(error)(message)
+    return None
 
 
 @contextmanager

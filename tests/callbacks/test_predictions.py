@@ -65,7 +65,7 @@ class OddNames(LightningDataModule):
         return DataLoader(list(zip(LOGITS, ODD, strict=True)), batch_size=1)
 
     def on_before_batch_transfer(self, batch, dataloader_idx):
-        if self.act and batch[1] == [ODD[2]]:
+        if self.act and list(batch[1]) == [ODD[2]]:
             self.act()
         return batch
 

@@ -1,6 +1,8 @@
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from knlightning.checks import ArgumentError
 from knlightning.commands.arguments import find_argument, flatten, plain_errors, walk
@@ -55,6 +57,25 @@ def test_faults_of_the_user_become_a_line_and_a_status(error, capsys):
         raise error
     assert stop.value.code == 2
     assert capsys.readouterr().err == "knl x: error: bad\n(KNL_DEBUG=1 shows where)\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), r"The memory does not suffice \(MemoryError\)\. .*eval_window"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            "does not suffice .*9 bytes",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), "does not suffice .*CUDA out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "has died .number 7 is killed"),
+    ],
+)
+def test_what_runs_out_or_is_killed_becomes_a_line(error, message, capsys):
+    with pytest.raises(SystemExit) as stop, plain_errors("knl x"):
+        raise error
+    assert stop.value.code == 2
+    assert re.match(f"knl x: error: .*{message}", capsys.readouterr().err)
 
 
 def test_an_interrupt_becomes_a_status():
