@@ -1,6 +1,6 @@
 """What the commands `fit`, `validate`, `test`, `predict`, `export` and `audit-privacy` share.
 
-A subclass of LightningCLI that adds the run directory (`knlightning.run_directory`), and lets the configuration win over
+A subclass of LightningCLI that adds the run directory (`knlightning.run_directory`) and lets the configuration win over
 what a checkpoint has stored. It uses the documented form `run=False`, with a parser and a file for each command.
 """
 
