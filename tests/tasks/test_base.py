@@ -326,7 +326,7 @@ def test_network_without_parameters_to_train_is_refused(tmp_path):
 
 def test_optimizer_without_weight_decay_is_refused():
     made = ClassificationTask(Parts(), optimizer=Rprop, norm_weight_decay=0.0)
-    with pytest.raises(ValueError, match="^norm_weight_decay must be null for the optimizer Rprop"):
+    with pytest.raises(ValueError, match=r"^norm_weight_decay must be null for the optimizer Rprop"):
         made.configure_optimizers()
     ClassificationTask(Parts(), optimizer=Adagrad, norm_weight_decay=0.0).configure_optimizers()
 
