@@ -183,7 +183,8 @@ def test_a_dead_process_holds_nothing_even_if_its_children_live():
         with pytest.raises(BlockingIOError, match=f"process {process.pid} on"), locked(Path("run")):
             pass
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
         with locked(Path("run")):  # though the file lies there, and the child runs
             pass
     finally:

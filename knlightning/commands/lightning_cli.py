@@ -263,7 +263,7 @@ class KNLightningCLI(LightningCLI):
             if self.checkpoint is None or not isinstance(self.trainer, Trainer) or not is_restoring(self.trainer):
                 raise
             what = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.checkpoint} does not fit this configuration, or is damaged: {what}") from error
+            raise ValueError(f"{self.checkpoint} does not fit this configuration, or is damaged: {what}") from None
 
     @property
     def _run_name(self) -> str:

@@ -64,7 +64,7 @@ def test_an_interrupt_in_the_first_seconds_is_a_line(tmp_path):
 def test_a_closed_pipe_is_a_line(tmp_path):
     read, write = os.pipe()
     os.close(read)
-    code = "from knlightning.commands.main import main; main(['models'])"
+    code = "from knlightning.commands.main import main; main(['reproduce'])"
     process = subprocess.run(
         [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )

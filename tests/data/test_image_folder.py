@@ -366,6 +366,7 @@ def test_the_default_number_of_workers_is_shared_between_devices(root, monkeypat
         global_rank=0,
         num_devices=devices,
         current_epoch=0,
+        lightning_module=None,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     for loader in (data.train_dataloader(), data.val_dataloader()):

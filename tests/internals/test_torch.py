@@ -117,10 +117,10 @@ def test_what_became_of_a_process_is_read_from_the_error(act, read):
 
 def test_processes_of_a_loader_are_known():
     advice = "a DataLoader keeps its processes elsewhere: correct workers_of"
+    before = {process.pid for process in multiprocessing.active_children()}
     iterator = iter(DataLoader(Failing(lambda: 1), num_workers=2))
-    assert {worker.pid for worker in workers_of(iterator)} == {
-        process.pid for process in multiprocessing.active_children()
-    }, advice
+    started = {process.pid for process in multiprocessing.active_children()} - before
+    assert {worker.pid for worker in workers_of(iterator)} == started, advice
     assert workers_of(iter(DataLoader(Failing(lambda: 1)))) == []
 
 

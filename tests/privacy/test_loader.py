@@ -163,7 +163,7 @@ def test_what_cannot_be_read_contributes_nothing_in_any_view(views):
 def test_a_batch_of_which_nothing_can_be_read_is_empty():
     data = Damaged()
     pieces = loader(data, views=1)._batches
-    assert [part.shape for part in pieces[[3, 6]]] == [(0,), (0, 2)]
+    assert [part.shape for part in pieces["batch 0", 0, [3, 6]]] == [(0,), (0, 2)]
 
 
 def test_no_image_takes_the_place_of_a_damaged_one(tmp_path):
