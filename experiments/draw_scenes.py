@@ -39,7 +39,7 @@ def draw_scenes(runs: Mapping[str, Path]) -> Figure:
         images, labels = data.on_after_batch_transfer(batch, 0)
         palette = palette_of(data, len(data.class_names))
         stored = torch.load(checkpoint_in(run, "last"), map_location="cpu", weights_only=True)["state_dict"]
-        network = getattr(models, NETWORK)(len(data.class_names), norm=norm).eval()
+        network = getattr(models, NETWORK)(num_classes=len(data.class_names), norm=norm).eval()
         network.load_state_dict({name.removeprefix("backbone."): value for name, value in stored.items()})
         with torch.no_grad():
             predicted = network(images).argmax(dim=1)

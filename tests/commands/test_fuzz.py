@@ -22,7 +22,7 @@ from standins import PROJECT
 from knlightning.commands.arguments import plain_errors, walk
 from knlightning.commands.main import main, run
 
-CONFIGURATIONS = int(os.environ.get("KNL_FUZZ_CONFIGURATIONS", "150"))
+CONFIGURATIONS = int(os.environ.get("KNL_FUZZ_CONFIGURATIONS", "60"))
 SEED = int(os.environ.get("KNL_FUZZ_SEED", "0"))
 SECONDS = 60
 """What a configuration may take; a step takes less than one."""
