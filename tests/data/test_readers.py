@@ -60,14 +60,14 @@ def test_the_traceback_of_other_errors_stays():
 
 
 @pytest.mark.parametrize(
-    ("act", "message"),
+    ("act", "limit", "message"),
     [
-        (killed, r"A process that reads images has died.* Often the memory"),
-        (stopped, r"The processes that read images have given no batch for 2 seconds\. Often the memory"),
+        (killed, 60, r"A process that reads images has died.* Often the memory"),
+        (stopped, 2, r"The processes that read images have given no batch for 2 seconds\. Often the memory"),
     ],
 )
-def test_a_process_that_has_died_or_stopped_is_said(act, message, monkeypatch):
-    monkeypatch.setattr("knlightning.data.loader.READ_TIMEOUT", 2)
+def test_a_process_that_has_died_or_stopped_is_said(act, limit, message, monkeypatch):
+    monkeypatch.setattr("knlightning.data.loader.READ_TIMEOUT", limit)
     with pytest.raises(OSError, match=message):
         list(EvalLoader(Failing(act), num_workers=1))
 
