@@ -5,6 +5,11 @@ from unicodedata import category
 FORMULAS = ("=", "+", "-", "@")
 """How a cell begins that a spreadsheet takes for a formula, and so for something to execute."""
 
+ESCAPED = ("Cc", "Cs", "Zl", "Zp")
+"""Categories of characters that a terminal obeys, or cannot print."""
+DIRECTIONS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+"""Characters that turn the direction of the text around."""
+
 
 def printable(text: str) -> str:
     r"""Write control characters, and bytes that are no UTF-8, as escapes such as `\x1b` and `\udce9`.
@@ -12,7 +17,8 @@ def printable(text: str) -> str:
     Args:
         text: As the file system or a file gives it.
     """
-    return "".join(c.encode("unicode_escape").decode() if category(c) in ("Cc", "Cs") else c for c in text)
+    obeyed = {c for c in text if category(c) in ESCAPED or c in DIRECTIONS}
+    return "".join(c.encode("unicode_escape").decode() if c in obeyed else c for c in text)
 
 
 def cell(text: str) -> str:

@@ -5,6 +5,7 @@ from knlightning.text import cell, printable
 
 def test_what_a_terminal_would_obey_is_escaped():
     assert printable("\x1b[31mcat\x07\n\udce9\x9b.jpg") == r"\x1b[31mcat\x07\n\udce9\x9b.jpg"
+    assert printable("é 1\x1b[2J\n\u202e\u2028") == r"é 1\x1b[2J\n\u202e\u2028"
     assert printable("Größe 猫 \U0001f408.jpg") == "Größe 猫 \U0001f408.jpg"
 
 

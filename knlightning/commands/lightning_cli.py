@@ -30,7 +30,7 @@ from knlightning.checkpoint_files import check_checkpoint, check_plain, holds_we
 from knlightning.commands.arguments import flatten
 from knlightning.commands.claim import Claim
 from knlightning.commands.errors import locate
-from knlightning.commands.output import printable, say
+from knlightning.commands.output import say
 from knlightning.commands.paths import config_first, expand_paths
 from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
@@ -39,6 +39,7 @@ from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 from knlightning.internals.jsonargparse import set_titles
 from knlightning.internals.lightning import is_restoring
 from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
+from knlightning.text import printable
 
 RUN_DIR_VARIABLE = "KNL_RUN_DIR"
 """Tells the processes that Lightning starts for further devices where the run lies."""
@@ -110,8 +111,7 @@ class KNLightningCLI(LightningCLI):
             self._execute()
 
     def execute(self) -> None:
-        """Do what the command is for, with `trainer`, `model` and `datamodule`."""
-        raise NotImplementedError
+        """Do what the command is for, with `trainer`, `model` and `datamodule`; each command says how."""
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         """Add arguments of this command, before those of every run."""
@@ -262,8 +262,8 @@ class KNLightningCLI(LightningCLI):
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if self.checkpoint is None or not isinstance(self.trainer, Trainer) or not is_restoring(self.trainer):
                 raise
-            what = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.checkpoint} does not fit this configuration, or is damaged: {what}") from None
+            what = f"does not fit this configuration, or is damaged: {type(error).__name__}: {error}"
+            raise ValueError(f"{self.checkpoint} {what}") from None
 
     @property
     def _run_name(self) -> str:

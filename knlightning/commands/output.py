@@ -20,11 +20,6 @@ def say(message: str) -> None:
     print(message, flush=True)
 
 
-def printable(text: str) -> str:
-    """Escape what a terminal would not print but obey, in a text that comes from a file."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
 @rank_zero_only
 def write_text(path: Path, text: str) -> None:
     """Write a text file.

@@ -1,6 +1,6 @@
 from matplotlib.figure import Figure
 
-from knlightning.commands.output import printable, save_figure, say, write_csv, write_text
+from knlightning.commands.output import save_figure, say, write_csv, write_text
 
 
 def test_files_and_their_directories_are_made(tmp_path, capsys):
@@ -24,7 +24,3 @@ def test_other_ranks_are_silent(tmp_path, capsys, monkeypatch):
     say("done")
     assert not any(tmp_path.iterdir())
     assert capsys.readouterr().out == ""
-
-
-def test_texts_of_files_do_not_command_the_terminal():
-    assert printable("é 1\x1b[2J\n\u202e") == r"é 1\x1b[2J\n\u202e"
