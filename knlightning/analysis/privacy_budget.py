@@ -14,7 +14,7 @@ FACTORS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0)
 class Cost(NamedTuple):
     """What a noise costs.
 
-    Args:
+    Attributes:
         noise_multiplier: Standard deviation of the noise over the clipping bound.
         epsilon: Of all steps of the run.
     """

@@ -44,7 +44,7 @@ class Settings:
 class Saved(NamedTuple):
     """The tensors that `KNConvFunction` keeps for its backward pass.
 
-    Args:
+    Attributes:
         input: Its input [N, C, *spatial], before `relu_input`.
         weight: Filters [O, C / groups, *kernel].
         bias: Tensor [O], or None.

@@ -11,7 +11,7 @@ from knlightning.nn.windows import Window
 class Normalization(NamedTuple):
     """What a call of `knlightning.nn.kn_conv` convolved, and how it normalized it.
 
-    Args:
+    Attributes:
         input: The input of the convolution, before `relu_input` and after a padding that is not with zeros:
             [N, C, *spatial], detached.
         mean: Means of the windows after dropout: [N, 1, *positions], float32 or float64.

@@ -37,7 +37,7 @@ LARGEST_EPSILON = 200.0
 class Phase(NamedTuple):
     """Steps in a row of one kind: Gaussian noise on the sum of a Poisson sample.
 
-    Args:
+    Attributes:
         noise_multiplier: Standard deviation of the noise over the clipping bound.
         sampling_probability: Probability of each sample to be in a step.
         num_steps: Number of these steps.

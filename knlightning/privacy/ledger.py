@@ -39,7 +39,7 @@ _SEGMENTS = "_private_segments"
 class Segment(NamedTuple):
     """The steps that one start of a run has taken with one noise; how many there are is kept apart.
 
-    Args:
+    Attributes:
         start: Name of the start.
         noise_multiplier: Standard deviation of the noise over the clipping bound.
         sampling_probability: Probability of each sample to be in a step.
