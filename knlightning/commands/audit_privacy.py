@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from knlightning.commands.lightning_cli import KNLightningCLI, as_list
+from knlightning.commands.arguments import as_list
+from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
 from knlightning.privacy import DifferentialPrivacy
 from knlightning.privacy.audit import PrivacyAudit

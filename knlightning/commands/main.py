@@ -63,6 +63,8 @@ def main(args: list[str] | None = None) -> None:
         with _interrupted_at_once():
             from knlightning.commands.arguments import plain_errors  # here: the list of commands does without Lightning
 
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a configuration may name classes in files that lie here
         with plain_errors(f"knl {name}"):
             run(args)
 
@@ -76,7 +78,7 @@ def _plain_ends() -> Iterator[None]:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # as in `knl models | head -1`
+    except BrokenPipeError:  # as in `knl list | head -1`
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)  # else what is still to be written would be an error at the end
         with suppress(OSError):

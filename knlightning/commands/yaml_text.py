@@ -7,6 +7,8 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import register_type
 
+from knlightning.commands.names import complete_class_paths
+
 MOST_ALIASED = 1000
 """Largest number of values that aliases (*name) may add to those that are written."""
 DEEPEST = 100
@@ -38,7 +40,7 @@ def load_yaml(text: str, path: str = "") -> Any:
             raise yaml.YAMLError(f"aliases (*name) stand for more than {MOST_ALIASED} values: write them out")
         if path and not isinstance(node, yaml.MappingNode):
             raise yaml.YAMLError("a configuration has keys with values (key: value), and this has none")
-        return _load(text)
+        return complete_class_paths(_load(text))
     except yaml.YAMLError as error:
         raise yaml.YAMLError(f"{os.path.abspath(path)}: {error}" if path else str(error)) from error
 

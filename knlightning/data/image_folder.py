@@ -124,6 +124,11 @@ class ImageFolderDataModule(BaseDataModule):
         """
         return tuple(folders)
 
+    def find_class_names(self) -> tuple[str, ...]:
+        """Name the classes of the training images, whose files are not listed for it; none if they are not there."""
+        train = self.root / self.sampling.train
+        return self.name_classes(find_classes(train), train) if _has_classes(train) else ()
+
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
         return FolderImages(folder, self.image_size, self.eval_resize, self.skip_damaged)
 
