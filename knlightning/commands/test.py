@@ -1,16 +1,12 @@
 """Evaluate a checkpoint on the test data."""
 
-from knlightning.commands.lightning_cli import KNLightningCLI
+from knlightning.commands.evaluation import EvaluationCLI
 
 
-class TestCLI(KNLightningCLI):
+class TestCLI(EvaluationCLI):
     """`knl test`."""
 
     command = "test"
-
-    def execute(self) -> None:
-        """Print the scores on the test data."""
-        self.trainer.test(**self.trainer_arguments())
 
 
 def main(args: list[str]) -> TestCLI:

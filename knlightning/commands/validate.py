@@ -1,16 +1,12 @@
 """Evaluate a checkpoint on the validation data."""
 
-from knlightning.commands.lightning_cli import KNLightningCLI
+from knlightning.commands.evaluation import EvaluationCLI
 
 
-class ValidateCLI(KNLightningCLI):
+class ValidateCLI(EvaluationCLI):
     """`knl validate`."""
 
     command = "validate"
-
-    def execute(self) -> None:
-        """Print the scores on the validation data."""
-        self.trainer.validate(**self.trainer_arguments())
 
 
 def main(args: list[str]) -> ValidateCLI:

@@ -1,7 +1,8 @@
+import json
 import os
 
 import pytest
-from commands.runs import accuracy, column
+from commands.runs import accuracy, column, refused
 
 from knlightning.commands.main import main
 
@@ -13,7 +14,12 @@ def test_evaluation_gives_the_accuracy_that_fit_reported_and_leaves_the_run_as_i
     main(["test", "--config", "tiny.yaml", "--ckpt_path", which])
     scores = [value for _, value in column(folder / "runs" / "tiny" / "0", "val/acc")]
     assert accuracy(capsys) == pytest.approx(scores[-1] if which == "last" else max(scores), abs=1e-6)
-    assert before == {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    results = folder / "runs" / "tiny" / "0" / "test"
+    report = json.loads((results / "test.json").read_text())
+    assert report["checkpoint"]["path"].endswith(which if "/" in which else f"runs/tiny/0/checkpoints/{which}.ckpt")
+    assert report["checkpoint"]["epoch"] < 3
+    files = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
+    assert before == {path: content for path, content in files.items() if path.parent != results}
 
 
 def test_saved_configuration_names_its_run(folder, capsys):
@@ -28,3 +34,13 @@ def test_without_a_checkpoint_evaluation_says_so(empty, capsys):
     main(["test", "--config", "tiny.yaml"])
     assert "before any training" in capsys.readouterr().out
     assert os.listdir(empty) == ["tiny.yaml"]
+
+
+def test_results_go_where_they_are_asked_for_and_replace_nothing_else(empty, capsys):
+    (empty / "mine").mkdir()
+    (empty / "mine" / "notes").touch()
+    assert "--out mine must be" in refused(capsys, "test", "--config", "tiny.yaml", "--out", "mine")
+    for _ in range(2):
+        main(["test", "--config", "tiny.yaml", "--out", "there"])
+    assert "Results: there" in capsys.readouterr().out
+    assert json.loads((empty / "there" / "test.json").read_text())["checkpoint"] is None
