@@ -1,15 +1,15 @@
-from pathlib import Path
+import json
 
-import pytest
-from lightning.pytorch import Trainer
+from commands.runs import refused
 
-from knlightning.commands.evaluation import EvaluationCLI
-from knlightning.commands.test import TestCLI
-from knlightning.commands.validate import ValidateCLI
+from knlightning.commands.main import main
 
 
-@pytest.mark.parametrize("command", [TestCLI, ValidateCLI])
-def test_commands_are_methods_of_the_trainer(command):
-    assert issubclass(command, EvaluationCLI)
-    assert callable(getattr(Trainer, command.command))
-    assert Path(f"knlightning/commands/{command.command}.py").name == f"{command.__module__.rpartition('.')[2]}.py"
+def test_results_go_where_they_are_asked_for_and_replace_nothing_else(empty, capsys):
+    (empty / "mine").mkdir()
+    (empty / "mine" / "notes").touch()
+    assert "--out mine must be" in refused(capsys, "test", "--config", "tiny.yaml", "--out", "mine")
+    for _ in range(2):
+        main(["test", "--config", "tiny.yaml", "--out", "there"])
+    assert "Results: there" in capsys.readouterr().out
+    assert json.loads((empty / "there" / "test.json").read_text())["checkpoint"] is None

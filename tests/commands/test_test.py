@@ -2,7 +2,7 @@ import json
 import os
 
 import pytest
-from commands.runs import accuracy, column, refused
+from commands.runs import accuracy, column
 
 from knlightning.commands.main import main
 
@@ -34,13 +34,3 @@ def test_without_a_checkpoint_evaluation_says_so(empty, capsys):
     main(["test", "--config", "tiny.yaml"])
     assert "before any training" in capsys.readouterr().out
     assert os.listdir(empty) == ["tiny.yaml"]
-
-
-def test_results_go_where_they_are_asked_for_and_replace_nothing_else(empty, capsys):
-    (empty / "mine").mkdir()
-    (empty / "mine" / "notes").touch()
-    assert "--out mine must be" in refused(capsys, "test", "--config", "tiny.yaml", "--out", "mine")
-    for _ in range(2):
-        main(["test", "--config", "tiny.yaml", "--out", "there"])
-    assert "Results: there" in capsys.readouterr().out
-    assert json.loads((empty / "there" / "test.json").read_text())["checkpoint"] is None
