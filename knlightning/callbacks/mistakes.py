@@ -65,7 +65,8 @@ class WorstMistakes:
 
 
 def small(image: Tensor) -> Tensor:
-    """Make an image (C, H, W) in [0, 1] small, uint8."""
+    """Make an image (C, H, W) in [0, 1] small, uint8; of more than three channels the first three are kept."""
+    image = image[:3] if len(image) >= 3 else image[:1]
     factor = THUMBNAIL_SIDE / max(image.shape[-2:])
     if factor < 1:
         size = [max(1, round(side * factor)) for side in image.shape[-2:]]

@@ -24,7 +24,8 @@ def test_images_that_are_right_are_no_mistakes():
 
 
 def test_large_images_are_made_small():
-    assert small(torch.rand(3, 600, 300)).shape == (3, 256, 128)
+    assert small(torch.rand(5, 600, 300)).shape == (3, 256, 128)
+    assert small(torch.rand(2, 6, 3)).shape == (1, 6, 3)
     assert torch.equal(small(torch.full((1, 2, 2), 0.2)), torch.full((1, 2, 2), 51, dtype=torch.uint8))
 
 
