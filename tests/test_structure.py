@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "callbacks": {"tasks"},
     "privacy": {"nn", "models", "data", "tasks"},
     "export": set(),
+    "loading": {"data", "tasks", "export"},
+    "": {"loading"},
     "cli": {"commands"},
     "analysis": {"nn", "models", "data", "tasks", "callbacks", "privacy"},
     "commands": {"nn", "models", "data", "tasks", "callbacks", "privacy", "analysis", "export"},
