@@ -84,6 +84,17 @@ def check_checkpoint(path: str | os.PathLike[str], content: Any, to_resume: bool
         raise ValueError(f"{os.fspath(path)} is damaged, or not a checkpoint of a run: {part} is missing or wrong")
 
 
+def stored_config(content: Any) -> Any:
+    """Return the configuration of the run that has written a checkpoint; an empty one if it is not stored.
+
+    Args:
+        content: What `read_checkpoint` returns.
+    """
+    callbacks = content.get("callbacks") if isinstance(content, dict) else None
+    state = callbacks.get("RunConfig") if isinstance(callbacks, dict) else None
+    return state.get("config", {}) if isinstance(state, dict) else {}
+
+
 def check_plain(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
     """Return the configuration that is stored in a checkpoint, if it is one.
 

@@ -148,6 +148,14 @@ class IgnoresLabel(Protocol):
 
 
 @runtime_checkable
+class NamesFiles(Protocol):
+    """A dataset of files; the table of an evaluation names them."""
+
+    def path(self, index: int) -> str:
+        """Return the path of an image."""
+
+
+@runtime_checkable
 class KeepsLedger(Protocol):
     """A callback that makes a training private, and counts what it spends.
 

@@ -2,12 +2,14 @@
 
 A run directory holds `config.yaml`, `checkpoints/last.ckpt`, `checkpoints/best.ckpt`, `metrics.csv`, the events of
 TensorBoard and, after `knl predict`, `predictions.csv` or the folder `predictions`; of a private run, `privacy.json`.
+`knl test` and `knl validate` write into the folders `test` and `validate`, `knl report` writes `report.html`.
 """
 
 import fcntl
 import json
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: If it cannot be written; the message names `path` and the cause.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
@@ -58,13 +60,37 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Replace a folder as a whole: a reader finds the old one, the new one or, for a moment, none.
+
+    Args:
+        path: The folder to write; that in which it lies is made if it is missing.
+
+    Yields:
+        A temporary folder beside it. It takes the place of `path` once it is written without an exception, and is
+        removed otherwise.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = _temporary(path), _temporary(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def sweep(run: Path) -> None:
-    """Remove the temporary files that killed processes have left in a run."""
+    """Remove the temporary files and folders that killed processes have left in a run."""
     for path in [*run.glob(".*.tmp"), *(run / CHECKPOINTS).glob(".*.tmp")]:
         pid = path.name[1:].partition("-")[0]
         if not (pid.isdecimal() and int(pid) != os.getpid() and _lives(int(pid))):
             with suppress(OSError):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextmanager
@@ -226,6 +252,11 @@ def find_checkpoint(ckpt_path: str, run: Path | None, name: str) -> Path:
         f"There is no checkpoint {ckpt_path!r}. Looked for {looked or ROOT / name / '*'}. Name the directory of the run"
         " (run_dir), or start a run with knl fit."
     )
+
+
+def _temporary(path: Path) -> Path:
+    """Name what no other process uses, beside a path."""
+    return path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def _open_lock(path: Path) -> int:

@@ -20,6 +20,7 @@ from knlightning.run_directory import (
     new_run,
     numbered_runs,
     replacing,
+    replacing_folder,
     report_directory,
     run_of,
     run_of_config,
@@ -274,3 +275,26 @@ def test_a_damaged_report_is_removed(text):
     Path(PRIVACY_REPORT).write_text(text)
     mark_not_private(Path(), 3)
     assert not Path(PRIVACY_REPORT).exists()
+
+
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+    path = Path("a/b")
+    with replacing_folder(path) as folder:
+        (folder / "old").touch()
+        assert not path.exists()
+    with contextlib.suppress(ValueError), replacing_folder(path) as folder:
+        (folder / "new").touch()
+        raise ValueError
+    assert os.listdir(path) == ["old"]
+    with replacing_folder(path) as folder:
+        (folder / "new").touch()
+    assert os.listdir(path) == ["new"]
+    assert os.listdir("a") == ["b"]
+
+
+def test_folders_that_a_killed_process_has_left_are_swept():
+    left = Path("run/.999999999-0123.tmp")
+    left.mkdir(parents=True)
+    (left / "file").touch()
+    sweep(Path("run"))
+    assert os.listdir("run") == []

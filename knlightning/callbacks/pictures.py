@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from knlightning.callbacks.harmless import Harmless
 from knlightning.callbacks.label_maps import coloured, palette_of
+from knlightning.callbacks.scores import confused_pairs
 from knlightning.checks import check_number
 from knlightning.internals.lightning import is_fitting
 from knlightning.protocols import DataDescription, IgnoresLabel, data_of
@@ -19,10 +20,11 @@ from knlightning.tasks.segmentation import class_scores
 from knlightning.text import printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_NAMED_CLASSES = 25
-"""With more classes, the confusion matrix has neither names at its axes nor counts in its cells."""
+"""With more classes, the confusion matrix has neither names nor counts: the classes confused most are named beside."""
 LARGEST_COUNT = 9999
 """If a count is larger, such as one of pixels, the cells of the confusion matrix show shares of the true class."""
 MOST_CLASSES = 2000
@@ -157,7 +159,7 @@ def _label(name: str) -> str:
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
-    """Draw a confusion matrix.
+    """Draw a confusion matrix; beside one without names, the pairs of classes that are confused most often.
 
     Args:
         counts: Images or pixels (classes, classes); rows are the true classes.
@@ -166,20 +168,36 @@ def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
     from matplotlib.figure import Figure  # slow to import, and not needed by `knl --help`
 
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.add_subplot()
+    labels = [_label(name) for name in names]
+    named = len(names) <= MOST_NAMED_CLASSES
+    figure = Figure(figsize=(3.5 + 0.3 * max(len(names), 10), 2.8 + 0.3 * max(len(names), 10)) if named else (13, 6))
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot(1, 1 if named else 2, 1)
     figure.colorbar(axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1), label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true")
-    if len(names) <= MOST_NAMED_CLASSES:
-        labels = [_label(name) for name in names]
-        axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
-        axes.set_yticks(range(len(names)), labels)
-        for row, column in counts.nonzero().tolist():
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            share, count = shares[row, column], int(counts[row, column])
-            text = str(count) if counts.max() <= LARGEST_COUNT else f"{share:.0%}" if share >= 0.005 else ""
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    if not named:
+        _draw_pairs(figure.add_subplot(1, 2, 2), confused_pairs(counts, labels))
+        return figure
+    axes.set_xticks(range(len(names)), labels, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), labels)
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        share, count = shares[row, column], int(counts[row, column])
+        text = str(count) if counts.max() <= LARGEST_COUNT else f"{share:.0%}" if share >= 0.005 else ""
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
+
+
+def _draw_pairs(axes: "Axes", pairs: Sequence[tuple[str, str, int, float]]) -> None:
+    """Draw how often classes are taken for others."""
+    bars = axes.barh(range(len(pairs)), [count for _, _, count, _ in pairs], color="#8f9bdc")
+    axes.bar_label(bars, [f"{count:,} ({share:.0%})" for _, _, count, share in pairs], padding=3, fontsize=8)
+    axes.set_yticks(range(len(pairs)), [f"{true} \u2192 {predicted}" for true, predicted, _, _ in pairs], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_title("confused most often (share of the true class)", fontsize=10)
+    axes.set_xticks([])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def predictions_figure(images: Tensor, labels: Tensor, probabilities: Tensor, names: Sequence[str]) -> "Figure":

@@ -12,11 +12,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from knlightning.callbacks.contact_sheet import ContactSheet
 from knlightning.callbacks.label_maps import coloured, palette_of
 from knlightning.checks import check_number
-from knlightning.protocols import data_of, describe
+from knlightning.internals.torchvision import IMG_EXTENSIONS
+from knlightning.protocols import DataDescription, data_of, describe
 from knlightning.run_directory import replacing
 from knlightning.text import cell
 
@@ -28,7 +29,8 @@ class PredictionWriter(Callback):
     probability, then the next most probable classes. If it returns classes (N, H, W), each image gets a PNG in each of
     three folders in `predictions`: `colours` shows the classes in their colours, `overlays` the same over the image,
     and `label_ids` holds their numbers, as a benchmark server reads them. A picture has the same path in these folders
-    as its image in `predict_dir`, with `.png` appended if the image has another format.
+    as its image in `predict_dir`, with `.png` appended if the image has another format. In both cases
+    `predictions.html` shows the first images with what is predicted.
 
     The table is UTF-8; bytes of a path that are not, and control characters, are written as escapes such as `\udce9`. A
     cell that begins with `=`, `+`, `-` or `@` gets a `'` before it, so that no spreadsheet takes it for a
@@ -43,6 +45,7 @@ class PredictionWriter(Callback):
         top_k: Number of classes in the table for each image, at least 1; all of them if there are fewer.
 
     Attributes:
+        directory: Where to write; None for the run directory.
         path: The file, or the folder, that was written last; None before.
         partial: The file with the rows that came so far; None if there is none.
         rows: The number of images in it.
@@ -54,10 +57,16 @@ class PredictionWriter(Callback):
     def __init__(self, top_k: int = 5) -> None:
         check_number("top_k", top_k, at_least=1, integer=True)
         self.top_k = top_k
+        self.directory: Path | None = None
         self.path: Path | None = None
         self.partial: Path | None = None
         self.rows = 0
         self._rows: list[list[str]] = []
+        self._sheet = ContactSheet()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a new page of images."""
+        self._sheet = ContactSheet()
 
     def on_predict_batch_end(
         self,
@@ -72,9 +81,11 @@ class PredictionWriter(Callback):
         data = data_of(trainer)
         images, names = batch
         if outputs.ndim == 3:
-            root = Path(trainer.default_root_dir) / "predictions"
+            root = self._root(trainer) / "predictions"
             for name, image, label_map in zip(names, data.displayable(images), outputs.cpu(), strict=True):
-                write_pictures(root, relative_path(name, data.predict_dir), image.cpu(), label_map, data)
+                relative = relative_path(name, data.predict_dir)
+                overlay = write_pictures(root, relative, image.cpu(), label_map, data)
+                self._sheet.add(str(relative), overlay, num_classes=classes_of(data, label_map))
                 self._rows.append([name])
             return
         classes = data.names(outputs.shape[1])
@@ -87,6 +98,9 @@ class PredictionWriter(Callback):
             rows.append(row)
         self._append(trainer, rows)
         self._rows += rows
+        for row, image in zip(rows, data.displayable(images), strict=True) if images.ndim == 4 else ():
+            best = [(row[k], float(row[k + 1])) for k in range(1, len(row), 2)]
+            self._sheet.add(str(relative_path(row[0], data.predict_dir)), image, best)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say where the rows are that came before an error."""
@@ -100,13 +114,17 @@ class PredictionWriter(Callback):
         rows, self._rows = self._rows, []
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, rows)
-            rows = [row for part in parts for row in part]
+            torch.distributed.all_gather_object(parts, (rows, self._sheet.cards))
+            rows = [row for part, _ in parts for row in part]
+            self._sheet.cards = {name: card for _, cards in parts for name, card in cards.items()}
         self.rows = len(rows)
+        root = self._root(trainer)
+        if trainer.is_global_zero and self._sheet.cards:
+            self._sheet.write(root / "predictions.html", len(rows), data_of(trainer))
         if rows and len(rows[0]) == 1:  # pictures, which are there already
-            self.path = Path(trainer.default_root_dir) / "predictions"
+            self.path = root / "predictions"
             return
-        self.path = Path(trainer.default_root_dir) / "predictions.csv"
+        self.path = root / "predictions.csv"
         if trainer.is_global_zero:
             with replacing(self.path) as temporary:
                 _write(temporary, [_header(rows), *sorted(rows)])
@@ -117,10 +135,13 @@ class PredictionWriter(Callback):
     def _append(self, trainer: Trainer, rows: list[list[str]]) -> None:
         if self.partial is None:
             rank = f"-{trainer.global_rank}" if trainer.global_rank else ""
-            self.partial = Path(trainer.default_root_dir) / f"predictions.partial{rank}.csv"
+            self.partial = self._root(trainer) / f"predictions.partial{rank}.csv"
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             _write(self.partial, [_header(rows)])
         _write(self.partial, rows, "a")
+
+    def _root(self, trainer: Trainer) -> Path:
+        return self.directory or Path(trainer.default_root_dir)
 
 
 def _header(rows: list[list[str]]) -> list[str]:
@@ -135,7 +156,7 @@ def _write(path: Path, rows: list[list[str]], mode: Literal["w", "a"] = "w") -> 
         csv.writer(file).writerows([cell(text) for text in row] for row in rows)
 
 
-def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, datamodule: object) -> None:
+def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, datamodule: object) -> Tensor:
     """Write the classes of an image as `ROOT/{colours,overlays,label_ids}/NAME`.
 
     Args:
@@ -144,10 +165,12 @@ def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, dat
         image: Image (C, H, W) in [0, 1], C = 1 or 3.
         label_map: Classes (H, W), integers.
         datamodule: Its `palette` and `label_ids` are used if it has them. A description of the data will do.
+
+    Returns:
+        The overlay, uint8 (3, H, W).
     """
     data = describe(datamodule)
-    num_classes = len(data.palette or data.label_ids or ()) or int(label_map.max()) + 1
-    colours = coloured(label_map, palette_of(data, num_classes))
+    colours = coloured(label_map, palette_of(data, classes_of(data, label_map)))
     pixels = (image.expand(3, -1, -1).permute(1, 2, 0) * 255).round().clamp(0, 255)
     overlay = (0.5 * pixels + 0.5 * colours).round()
     numbers = torch.tensor(data.label_ids)[label_map] if data.label_ids is not None else label_map
@@ -160,6 +183,12 @@ def write_pictures(root: Path, name: Path, image: Tensor, label_map: Tensor, dat
     for folder, picture in pictures.items():
         with replacing(root / folder / png_name(name)) as temporary:
             Image.fromarray(picture).save(temporary, "PNG")
+    return torch.from_numpy(pictures["overlays"]).permute(2, 0, 1)
+
+
+def classes_of(data: DataDescription, label_map: Tensor) -> int:
+    """Return the number of classes that have a colour."""
+    return len(data.palette or data.label_ids or ()) or int(label_map.max()) + 1
 
 
 def relative_path(path: str, folder: Path | None) -> Path:
@@ -167,9 +196,11 @@ def relative_path(path: str, folder: Path | None) -> Path:
 
     Args:
         path: Path of the image.
-        folder: The folder that is predicted; None if it is not known.
+        folder: The folder, or the file, that is predicted; None if it is not known.
     """
     absolute = Path(os.path.abspath(path))
+    if folder is not None and folder.is_file():
+        folder = folder.parent
     if folder is not None and absolute.is_relative_to(os.path.abspath(folder)):
         return absolute.relative_to(os.path.abspath(folder))
     return absolute.relative_to(absolute.anchor)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from knlightning.checkpoint_files import stored_config
 from knlightning.run_directory import CHECKPOINTS, CONFIG, replacing
 
 JOB_VARIABLE = "SLURM_JOB_ID"
@@ -45,7 +46,8 @@ class RunConfig(Callback):
     @staticmethod
     def stored_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
         """Return the configuration stored in a checkpoint; empty if there is none."""
-        return _state(checkpoint).get("config", {})
+        config: dict[str, Any] = stored_config(checkpoint)
+        return config
 
     @staticmethod
     def job_of(checkpoint: dict[str, Any]) -> str | None:

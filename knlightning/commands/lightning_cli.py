@@ -75,7 +75,7 @@ class KNLightningCLI(LightningCLI):
 
     command: ClassVar[str]
     usage: ClassVar[str] = "--config FILE [--key value ...]"
-    starts_runs: ClassVar[bool] = False
+    starts_runs: bool = False
     trains: ClassVar[bool] = False
     own_arguments: ClassVar[tuple[str, ...]] = ()
 

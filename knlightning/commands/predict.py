@@ -1,21 +1,53 @@
-"""Apply a checkpoint to images of your own; writes predictions.csv, or for segmentation predictions/."""
+"""Apply a checkpoint to images of your own; writes a table, or for segmentation pictures, and a page to look at."""
+
+from datetime import datetime
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser
 
 from knlightning.callbacks import PredictionWriter
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
+
+WRITTEN = ("predictions.csv", "predictions", "predictions.html")
 
 
 class PredictCLI(KNLightningCLI):
     """`knl predict`."""
 
     command = "predict"
+    usage = "--config FILE --ckpt_path best --data.predict_dir FOLDER_OR_IMAGE [--out DIRECTORY] [--key value ...]"
     starts_runs = True
+    own_arguments = ("out",)
+
+    def add_own_arguments(self, parser: LightningArgumentParser) -> None:
+        """Add where to write."""
+        parser.add_argument(
+            "--out",
+            type=str | None,
+            default=None,
+            help="Directory for the predictions, without any so far; null for the run, where they are replaced.",
+        )
+
+    def check_own_arguments(self) -> None:
+        """Refuse to replace predictions that are not those of the run."""
+        if self.config.out is None:
+            return
+        self.starts_runs = False
+        if there := [path for name in WRITTEN if (path := Path(self.config.out) / name).exists()]:
+            raise ValueError(f"--out {self.config.out} holds {there[0].name} already: choose another directory")
 
     def execute(self) -> None:
         """Write the predictions, and say where they lie."""
-        self.trainer.predict(**self.trainer_arguments(), return_predictions=False)
         writer: PredictionWriter = self.config_init.predictions
-        say(f"Predictions of {writer.rows} images: {writer.path}")
+        if self.config.out is not None:
+            writer.directory = Path(self.config.out)
+        elif there := [path for name in WRITTEN[:2] if self.run_dir and (path := self.run_dir / name).exists()]:
+            written = datetime.fromtimestamp(there[0].stat().st_mtime)
+            say(f"Replaces {there[0]} of {written:%Y-%m-%d %H:%M}; --out DIRECTORY keeps both.")
+        self.trainer.predict(**self.trainer_arguments(), return_predictions=False)
+        assert writer.path is not None
+        say(f"Predictions of {writer.rows} images: {writer.path}\nLook at them: {writer.path.with_name(WRITTEN[2])}")
 
 
 def main(args: list[str]) -> PredictCLI:

@@ -162,14 +162,14 @@ def warn_of_damaged(damaged: Tensor, reported: int, path: Callable[[int], str], 
 
 
 class FolderImages(Dataset[tuple[Tensor, str] | None]):
-    """All images in a folder and its subfolders (`find_images`), in the order of their paths.
+    """All images in a folder and its subfolders (`find_images`), in the order of their paths; or a single image.
 
-    An image is turned as its EXIF data say, converted to RGB, and brought to a size by `fitted`, or left at its own.
-    Nothing else is done to it: for a network trained on light strokes on a dark background, such as the digits, invert
-    scans of dark ink first.
+    Of an animation, and of a file with several pages, the first image counts. An image is turned as its EXIF data say,
+    converted to RGB, and brought to a size by `fitted`, or left at its own. Nothing else is done to it: for a network
+    trained on light strokes on a dark background, such as the digits, invert scans of dark ink first.
 
     Args:
-        root: The folder.
+        root: The folder, or the file of a single image.
         size: `(height, width)` of the images to give; None for their own.
         resize: Length to which the shorter side is scaled before the centre is cut out; None for the least that
             covers `size`.
@@ -179,7 +179,7 @@ class FolderImages(Dataset[tuple[Tensor, str] | None]):
         damaged: bool `(N,)`, which files could not be read so far; shared by all processes that read.
 
     Raises:
-        FileNotFoundError: If the folder does not exist.
+        FileNotFoundError: If there is no such folder or file.
         ValueError: If it holds no image, or a file with the suffix of an image that is none; the message names it. When
             the object is made, the headers of all files are checked, and the checksums of formats that have them; other
             damage raises the same error when the image is read.
@@ -193,10 +193,10 @@ class FolderImages(Dataset[tuple[Tensor, str] | None]):
         skip_damaged: bool = False,
     ) -> None:
         folder = Path(root)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"There is no folder {folder.absolute()} with images to predict on.")
+        if not folder.exists():
+            raise FileNotFoundError(f"There is no folder, and no image, {folder.absolute()} to predict on.")
         self.size, self.resize, self.skip_damaged = size, resize, skip_damaged
-        self.paths = find_images(folder)
+        self.paths = find_images(folder) if folder.is_dir() else [os.fspath(root)]
         if not self.paths:
             raise ValueError(
                 f"There are no images in {folder.absolute()} or its subfolders. Image files have one of the suffixes "

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.checks import check, check_choice, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
 from knlightning.nn.normalization import NORM_TYPES
@@ -20,6 +21,7 @@ from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
 from knlightning.tasks.optimizer_settings import check_settings
 from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
+from knlightning.tasks.stored import make_arguments
 
 
 class Metrics(nn.Module, ABC):
@@ -84,8 +86,7 @@ class Task(LightningModule, ABC):
         check_number("norm_weight_decay", norm_weight_decay, at_least=0, none="the optimizer's")
         check_number("bias_weight_decay", bias_weight_decay, at_least=0, none="the optimizer's")
         super().__init__()
-        # Plain values alone, so that a checkpoint needs no pickled code: TASK.load_from_checkpoint(path, backbone=...)
-        # makes the task again. A task adds its own.
+        # Plain values alone, so that a checkpoint needs no pickled code. A task adds its own.
         self.save_hyperparameters(
             *("lr_scheduler_interval", "channels_last", "norm_weight_decay", "bias_weight_decay", "compile")
         )
@@ -104,6 +105,24 @@ class Task(LightningModule, ABC):
         self._accumulated = 0  # number of batches in the gradient
         self._stopping = False  # whether the run stops after this step
         self._private_before = False
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Make the task that a run has trained, and load its weights; no code in the file is run.
+
+        What is not given is made by the configuration of the run, which names classes and functions to import.
+
+        Args:
+            checkpoint_path: A file such as runs/quickstart/0/checkpoints/best.ckpt.
+            *args: Further arguments of Lightning's method of this name.
+            **kwargs: Likewise, and arguments of the task. With a backbone the configuration is not used.
+
+        Raises:
+            ValueError: If the file is damaged, or the task in it is another.
+        """
+        if "backbone" not in kwargs and (config := stored_config(read_checkpoint(checkpoint_path, "meta"))):
+            kwargs = make_arguments(cls, config) | kwargs
+        return super().load_from_checkpoint(checkpoint_path, *args, **({"weights_only": True} | kwargs))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule.

@@ -1,6 +1,8 @@
 import csv
 from pathlib import Path
 
+import pytest
+from commands.runs import refused
 from PIL import Image
 
 from knlightning.commands.main import main
@@ -19,3 +21,29 @@ def test_predict_writes_a_table(folder, capsys):
     assert [Path(row["file"]).name for row in table] == ["a.png", "b.png"]
     assert 0 < float(table[0]["probability"]) <= 1
     assert table[0]["class"] in map(str, range(10))
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [("a.gif", {"save_all": True}), ("a.TIFF", {})])
+def test_predict_takes_a_single_image_and_a_place_for_the_table(folder, capsys, name, kwargs):
+    """Of an animation the first image counts."""
+    frames = [Image.new("RGB", (9, 12), colour) for colour in ("white", "black")]
+    frames[0].save(name, **kwargs, **({"append_images": frames[1:]} if kwargs else {}))
+    frames[0].save("a.png")
+    for out, path in (("one", name), ("other", "a.png")):
+        main(["predict", "--config", "tiny.yaml", "--ckpt_path=best", f"--data.predict_dir={path}", f"--out={out}"])
+    rows = [(folder / out / "predictions.csv").read_text().partition("\n")[2] for out in ("one", "other")]
+    assert rows[0].startswith(f"{name},")
+    assert rows[0].removeprefix(name) == rows[1].removeprefix("a.png")
+    assert f"<small>{name}</small>" in (folder / "one" / "predictions.html").read_text()
+    assert not (folder / "runs" / "tiny" / "0" / "predictions.csv").exists()
+
+
+def test_predictions_are_not_replaced_without_a_word(folder, capsys):
+    Image.new("RGB", (9, 12), "white").save("a.png")
+    args = ["predict", "--config", "tiny.yaml", "--ckpt_path", "best", "--data.predict_dir", "a.png"]
+    main(args)
+    main([*args, "--out", "there"])
+    assert "Replaces" not in capsys.readouterr().out
+    main(args)
+    assert "Replaces runs/tiny/0/predictions.csv of 20" in capsys.readouterr().out
+    assert "--out there holds predictions.csv already" in refused(capsys, *args, "--out", "there")

@@ -38,6 +38,14 @@ def test_two_processes_train_together_and_count_every_image_once(tmp_path, monke
     # 7 images: 4 in two batches for one process, 3 in a single batch for the other
     main(["test", "--config", "a.yaml", "--ckpt_path", "last"])
     alone = scores(capsys.readouterr().out)
+    results = directory / "test"
+    files = {path.name: path.read_bytes() for path in results.iterdir()}
     together = scores(run("test", "--config", "a.yaml", "--ckpt_path", "last", *TWO, cwd=tmp_path))
     assert alone.keys() == {"test/loss", "test/acc", "test/acc_top5"}
     assert together == pytest.approx(alone, rel=1e-6)
+    for name in ("predictions.csv", "classes.csv", "confusion.csv"):
+        assert (results / name).read_bytes() == files[name]
+    pages = [
+        file.decode().count("<figure>") for file in (files["mistakes.html"], (results / "mistakes.html").read_bytes())
+    ]
+    assert pages[0] == pages[1] > 0
