@@ -37,7 +37,7 @@ from knlightning.commands.output import say
 from knlightning.commands.paths import config_first, expand_paths
 from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
-from knlightning.commands.ranges import check_groups, check_lightning_arguments
+from knlightning.commands.ranges import check_lightning_arguments, check_parsed
 from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
 from knlightning.internals.lightning import is_restoring
 from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
@@ -155,7 +155,7 @@ class KNLightningCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
         config = parser.parse_args(complete_names(config_first(args, finds_runs=True)))
-        check_groups(config, parser.get_defaults(), ("trainer", *CONFIGURED))
+        check_parsed(parser, config, ("trainer", *CONFIGURED))
         self.config = config
         check_lightning_arguments(config.seed_everything, vars(config.trainer))
         expand_paths(config)

@@ -89,7 +89,7 @@ class BaseDataModule(LightningDataModule, ABC):
         check_number("eval_batch_size", eval_batch_size, at_least=1, integer=True, none="batch_size")
         check_choice("scaling", scaling, get_args(Scaling))
         check_number("val_split", val_split, at_least=0, below=1)
-        check(split_seed in range(2**32), "split_seed", split_seed, "a whole number from 0 to 2**32 - 1")
+        check_number("split_seed", split_seed, at_least=0, at_most=2**32 - 1, integer=True)
         check_number("num_workers", num_workers, at_least=0, integer=True, none="the number of processors")
         self.save_hyperparameters()
         for name, value in self.hparams.items():

@@ -19,7 +19,7 @@ from knlightning.internals.lightning import is_accumulating, is_resuming, rewind
 from knlightning.nn.normalization import NORM_TYPES
 from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
-from knlightning.tasks.optimizer_settings import check_settings
+from knlightning.tasks.optimizer_settings import check_layers, check_settings
 from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
 from knlightning.tasks.stored import make_arguments
 
@@ -59,7 +59,8 @@ class Task(LightningModule, ABC):
             of the weights stay the same.
 
     Raises:
-        ArgumentError: If a weight decay is negative, or lr_scheduler_interval is neither "epoch" nor "step".
+        ArgumentError: If a weight decay is negative or not finite in float32, if lr_scheduler_interval is neither
+            "epoch" nor "step", or if a setting of a layer is NaN.
     """
 
     main_metric: str
@@ -83,8 +84,10 @@ class Task(LightningModule, ABC):
         compile: bool = False,
     ) -> None:
         check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
-        check_number("norm_weight_decay", norm_weight_decay, at_least=0, none="the optimizer's")
-        check_number("bias_weight_decay", bias_weight_decay, at_least=0, none="the optimizer's")
+        most = torch.finfo(torch.float32).max
+        check_number("norm_weight_decay", norm_weight_decay, at_least=0, at_most=most, none="the optimizer's")
+        check_number("bias_weight_decay", bias_weight_decay, at_least=0, at_most=most, none="the optimizer's")
+        check_layers(backbone)
         super().__init__()
         # Plain values alone, so that a checkpoint needs no pickled code. A task adds its own.
         self.save_hyperparameters(
