@@ -138,12 +138,12 @@ class BaseDataModule(LightningDataModule, ABC):
         return stratified_split(train, self.val_split, self.split_seed)
 
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
-        """Return the images of a folder, in the form for evaluation.
+        """Return the images of a folder, in the form for evaluation. Those that cannot be read are left out, and told.
 
         Args:
             folder: `predict_dir`.
         """
-        return FolderImages(folder, self.image_size)
+        return FolderImages(folder, self.image_size, skip_damaged=True)
 
     def setup(self, stage: str) -> None:
         """Read what a stage needs, unless it was read before.

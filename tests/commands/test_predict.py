@@ -1,17 +1,22 @@
 import csv
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from knlightning.commands.main import main
 
 
-def test_predict_writes_a_table(folder, capsys):
+def test_predict_writes_a_table_without_damaged_images(folder, capsys):
     images = folder / "images"
     images.mkdir()
     for name in ("b.png", "a.png"):
         Image.new("RGB", (9, 12), "white").save(images / name)
-    main(["predict", "--config", "tiny.yaml", "--ckpt_path", "best", "--data.predict_dir", "images"])
+    Image.effect_noise((64, 64), 50).save(images / "cut.jpg")
+    (images / "cut.jpg").write_bytes((images / "cut.jpg").read_bytes()[:900])
+    (images / "text.jpg").write_text("no image")
+    with pytest.warns(UserWarning, match=r"2 of the 4 images .* no prediction: .*cut\.jpg: .*truncated.*text\.jpg: "):
+        main(["predict", "--config", "tiny.yaml", "--ckpt_path", "best", "--data.predict_dir", "images"])
     path = folder / "runs" / "tiny" / "0" / "predictions.csv"
     assert f"Predictions of 2 images: {path.relative_to(folder)}" in capsys.readouterr().out
     with path.open(newline="") as file:

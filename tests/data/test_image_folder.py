@@ -419,11 +419,11 @@ def test_a_decoder_may_be_put_in_place_of_ours(root, monkeypatch):
     assert data.val_dataloader().dataset[0][0][:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_damaged_images_to_predict_on_are_skipped_if_so_chosen(root, tmp_path):
+def test_damaged_images_to_predict_on_are_skipped(root, tmp_path):
     (tmp_path / "own").mkdir()
     shutil.copy(root / "val" / "cat" / "1.png", tmp_path / "own")
     (tmp_path / "own" / "2.png").write_bytes(BROKEN)
-    data = module(root, predict_dir=tmp_path / "own", skip_damaged=True)
+    data = module(root, predict_dir=tmp_path / "own")
     data.setup("predict")
     with pytest.warns(UserWarning, match="1 of the 2 images could not be read, and have no prediction"):
         ((images, paths),) = data.predict_dataloader()
