@@ -31,11 +31,12 @@ from knlightning.commands.arguments import flatten
 from knlightning.commands.claim import Claim
 from knlightning.commands.errors import locate
 from knlightning.commands.output import say
+from knlightning.commands.parser import RunArgumentParser
 from knlightning.commands.paths import config_first, expand_paths
 from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
 from knlightning.commands.ranges import check_groups, check_lightning_arguments
-from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
+from knlightning.commands.yaml_text import read_yaml_strictly
 from knlightning.internals.jsonargparse import set_titles
 from knlightning.internals.lightning import is_restoring
 from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
@@ -53,10 +54,6 @@ VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, tor
 """Stands above the configuration in a run directory."""
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
-
-
-class RunArgumentParser(NamesFiles, LightningArgumentParser):
-    """LightningArgumentParser whose errors name the file."""
 
 
 class KNLightningCLI(LightningCLI):
@@ -156,7 +153,7 @@ class KNLightningCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
-        config = parser.parse_args(config_first(args, finds_runs=True))
+        config = parser.parse_args(config_first(args))
         check_groups(config, parser.get_defaults(), ("trainer", *CONFIGURED))
         self.config = config
         check_lightning_arguments(config.seed_everything, vars(config.trainer))
@@ -171,7 +168,7 @@ class KNLightningCLI(LightningCLI):
             self.without_checkpoint(bool(launched))
             return
         checkpoint = find_checkpoint(config.ckpt_path, self.run_dir, self._run_name)
-        if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read, and training starts a new run from it
+        if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read: what is written goes into a new run
             self.run_dir = self.run_dir or run_of(checkpoint)
         self._lock()
         stored = read_checkpoint(checkpoint, map_location="meta")
@@ -182,8 +179,6 @@ class KNLightningCLI(LightningCLI):
         self.first_step = stored["global_step"]
         self._show_differences(checkpoint, check_plain(checkpoint, RunConfig.stored_in(stored)))
         self.checkpoint = checkpoint
-        if not self.trains:
-            self.run_dir = self.run_dir or run_of(checkpoint)
 
     def settle_checkpoint(self, ckpt_path: str | None) -> str | None:
         """Settle what `--ckpt_path` means where that depends on what is there.

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from knlightning.internals.lightning import is_accumulating, is_resuming, rewind
 from knlightning.nn.normalization import NORM_TYPES
 from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
+from knlightning.tasks.deferred import DeferredChecks, check_finite
 from knlightning.tasks.optimizer_settings import check_settings
 from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
 
@@ -99,6 +101,7 @@ class Task(LightningModule, ABC):
         self.norm_weight_decay = norm_weight_decay
         self.bias_weight_decay = bias_weight_decay
         self.stop_at_nonfinite = True  # whether a training loss that is not finite ends the run
+        self.checks = DeferredChecks()
         self._configured: dict[str, Any] = {}
         self._stored: Stored | None = None  # of the checkpoint from which the run goes on
         self._accumulated = 0  # number of batches in the gradient
@@ -153,7 +156,8 @@ class Task(LightningModule, ABC):
         """Compute the loss of a batch.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
+            FloatingPointError: If the loss is not finite; on a CUDA device some steps later, but before a checkpoint is
+                written.
             ValueError: If the batch is a single image, which batch normalization cannot be trained on.
         """
         try:
@@ -165,13 +169,9 @@ class Task(LightningModule, ABC):
                 f"{error}. Batch normalization cannot be trained on a single image, which batch {batch_idx} is: leave"
                 " out a last batch that is not full (drop_last of the data), or choose another batch_size"
             ) from error
-        if self.stop_at_nonfinite and not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
-                f" {self.global_step}). Try a lower learning rate of the optimizer, or the trainer's"
-                " gradient_clip_val=1; instead of its precision 16-mixed try bf16-mixed or 32-true; and check that the"
-                " images themselves are finite."
-            )
+        if self.stop_at_nonfinite:
+            where = f"epoch {self.current_epoch}, batch {batch_idx} (step {self.global_step})"
+            self.checks.add(loss.detach(), partial(check_finite, where))
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
 
@@ -181,6 +181,7 @@ class Task(LightningModule, ABC):
         What `self.log` sends to the loggers is written after the checkpoint, and would be lost if the process is
         killed in between.
         """
+        self.checks.look(wait=True)
         values = self._compute("train", self.train_metrics)
         for name, value in values.items():
             self.log(name, value, logger=False, sync_dist=True)  # for the progress bar and the callbacks
@@ -205,6 +206,7 @@ class Task(LightningModule, ABC):
         self._log_evaluation("test", self.test_metrics)
 
     def _log_evaluation(self, stage: str, metrics: Metrics) -> None:
+        self.checks.look(wait=True)
         for name, value in self._compute(stage, metrics).items():
             # all devices have computed the same value: the mean is this value too, and Lightning does not warn
             self.log(name, value, prog_bar=name == f"{stage}/{self.main_metric}", sync_dist=True)
@@ -232,6 +234,7 @@ class Task(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the optimizer and the schedule were configured with; a run goes on where it was stopped."""
+        self.checks.look(wait=True)  # may end the run, before anything is written
         checkpoint["configured"] = self._configured
         rewind_unfinished_epoch(self.trainer, checkpoint)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined] # set where mypy does not look
@@ -263,6 +266,7 @@ class Task(LightningModule, ABC):
             )
         stored, self._stored = self._stored, None
         self._accumulated, self._stopping = 0, False
+        self.checks.forget()
         start(self.trainer, self._configured, stored)
 
     def on_after_backward(self) -> None:

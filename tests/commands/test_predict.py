@@ -24,3 +24,14 @@ def test_predict_writes_a_table_without_damaged_images(folder, capsys):
     assert [Path(row["file"]).name for row in table] == ["a.png", "b.png"]
     assert 0 < float(table[0]["probability"]) <= 1
     assert table[0]["class"] in map(str, range(10))
+
+
+def test_another_runs_folder_is_left_alone(folder, capsys):
+    (folder / "images").mkdir()
+    Image.new("RGB", (9, 12), "white").save(folder / "images" / "a.png")
+    args = ["--ckpt_path", "runs/tiny/0/checkpoints/best.ckpt", "--data.predict_dir", "images"]
+    main(["predict", "--config", "tiny.yaml", *args])
+    assert "Predictions of 1 images: runs/tiny/1/predictions.csv" in capsys.readouterr().out
+    assert not (folder / "runs" / "tiny" / "0" / "predictions.csv").exists()
+    main(["predict", "--config", "runs/tiny/0/config.yaml", *args])
+    assert "runs/tiny/0/predictions.csv" in capsys.readouterr().out

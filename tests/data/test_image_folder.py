@@ -428,3 +428,17 @@ def test_damaged_images_to_predict_on_are_skipped(root, tmp_path):
     with pytest.warns(UserWarning, match="1 of the 2 images could not be read, and have no prediction"):
         ((images, paths),) = data.predict_dataloader()
     assert (len(images), paths) == (1, [str(tmp_path / "own" / "1.png")])
+
+
+@pytest.mark.parametrize(("validated_on", "told"), [("test", True), ("val", False), (None, False)])
+def test_a_checkpoint_chosen_on_what_are_test_images_now_is_told(root, caplog, validated_on, told):
+    shutil.copytree(root / "val", root / "test")
+    stored = module(root, val_folder=validated_on or "val").state_dict()
+    assert stored["validated_on"] == (validated_on or "val")
+    if validated_on is None:  # of an earlier release
+        del stored["validated_on"]
+    data = module(root)
+    data.trainer = SimpleNamespace(testing=True)
+    with caplog.at_level("INFO"):
+        data.load_state_dict(stored)
+    assert ("Test images: the same as for validation ('test')" in caplog.text) == told
