@@ -34,11 +34,12 @@ from knlightning.commands.help import explain
 from knlightning.commands.names import complete_names
 from knlightning.commands.num_classes import take_from_data
 from knlightning.commands.output import say
+from knlightning.commands.parser import RunArgumentParser
 from knlightning.commands.paths import config_first, expand_paths
 from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
 from knlightning.commands.ranges import check_lightning_arguments, check_parsed
-from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
+from knlightning.commands.yaml_text import read_yaml_strictly
 from knlightning.internals.lightning import is_restoring
 from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
 from knlightning.text import printable
@@ -51,10 +52,6 @@ TRAINER_DEFAULTS = {"use_distributed_sampler": False, "enable_model_summary": Fa
 """A distributed sampler would replace a datamodule's own samplers; the callback Summary replaces Lightning's."""
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
-
-
-class RunArgumentParser(NamesFiles, LightningArgumentParser):
-    """LightningArgumentParser whose errors name the file."""
 
 
 class KNLightningCLI(LightningCLI):
@@ -154,7 +151,7 @@ class KNLightningCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
-        config = parser.parse_args(complete_names(config_first(args, finds_runs=True)))
+        config = parser.parse_args(complete_names(config_first(args)))
         check_parsed(parser, config, ("trainer", *CONFIGURED))
         self.config = config
         check_lightning_arguments(config.seed_everything, vars(config.trainer))
@@ -169,7 +166,7 @@ class KNLightningCLI(LightningCLI):
             self.without_checkpoint(bool(launched))
             return
         checkpoint = find_checkpoint(config.ckpt_path, self.run_dir, self._run_name)
-        if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read, and training starts a new run from it
+        if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read: what is written goes into a new run
             self.run_dir = self.run_dir or run_of(checkpoint)
         self._lock()
         stored = read_checkpoint(checkpoint, map_location="meta")
@@ -180,8 +177,6 @@ class KNLightningCLI(LightningCLI):
         self.first_step = stored["global_step"]
         self._show_differences(checkpoint, check_plain(checkpoint, RunConfig.stored_in(stored)))
         self.checkpoint = checkpoint
-        if not self.trains:
-            self.run_dir = self.run_dir or run_of(checkpoint)
 
     def before_instantiate_classes(self) -> None:
         """Let the number of classes follow from the data."""

@@ -1,13 +1,14 @@
 """YAML as all commands read it: keys that stand twice, and aliases without end, are refused."""
 
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import register_type
 
 from knlightning.commands.names import complete_class_paths
+from knlightning.internals.jsonargparse import in_one_line
 
 MOST_ALIASED = 1000
 """Largest number of values that aliases (*name) may add to those that are written."""
@@ -53,7 +54,16 @@ def _path(value: Any) -> Any:
 
 
 class NamesFiles:
-    """Let an `ArgumentParser` name a configuration file that is not text; a base class before the parser's own."""
+    """Let an `ArgumentParser` name a configuration file that is not text, and put what is wrong with a value in a line.
+
+    A base class before the parser's own.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong, and exit."""
+        whole = self.exit_on_error  # type: ignore[attr-defined] # otherwise it is the parser of a part
+        super().error(in_one_line(message) if whole else message, ex)  # type: ignore[misc] # of the parser
+        raise AssertionError("a parser leaves at an error")
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration file.

@@ -1,6 +1,8 @@
 """What is used of jsonargparse that is not documented. Tried with release 4.53."""
 
+import re
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -54,3 +56,53 @@ def set_choices(texts: Mapping[type, str]) -> None:
         return f", {texts[self._typehint]}" if self._typehint in texts else _listed(self)
 
     setattr(ActionTypeHint, "extra_help", extra_help)  # noqa: B010 # mypy refuses the assignment to a method
+
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_NAMES = (
+    (r"<class 'NoneType'>", "null"),
+    (r"<class '(?:\w+\.)*(\w+)'>", r"\1"),
+    (r"typing\.Literal\[([^\]]*)\]", r"\1"),
+    (r"\b(?:\w+\.)+(?=[A-Z]\w*)", ""),
+)
+"""How types are written in messages, and how they are meant."""
+
+
+def in_one_line(message: str) -> str:
+    """Bring a message of a parser, about a value that does not fit its key, into one line.
+
+    The form of these messages is not documented. Tried with jsonargparse 4.53.
+
+    Args:
+        message: The message, with a line for each type that was tried.
+
+    Returns:
+        The full key, what is allowed there, and the value; the message as it is if it has another form.
+    """
+    lines = message.splitlines()
+    keys: list[str] = []
+    depth, place = -1, 0
+    for number, line in enumerate(lines):
+        found, indentation = _KEY.search(line), len(line) - len(line.lstrip())
+        if found and indentation > depth:
+            keys.append(found[1])
+            depth, place = indentation, number
+    if not keys or len(lines) < 2:
+        return message
+    inner = takewhile(lambda line: not line or len(line) - len(line.lstrip()) > depth, lines[place + 1 :])
+    key, reasons = ".init_args.".join(keys), [line.strip().removeprefix("- ") for line in inner if line]
+    problem = next((n for n, reason in enumerate(reasons) if reason.startswith("Problem with given class_path")), None)
+    if problem is not None:
+        return f"{key}: {reasons[problem].removeprefix('Problem with given ')} {reasons[problem + 1]}"
+    text = "\n".join(reasons)
+    union, single = r"^Subtypes: \[(.*)\]$", r"^Expected an? (.*?)\. Got value: "
+    expected = re.search(union, text, re.M) or re.search(single, text, re.M)
+    given = re.search(r"(?:^Given value: |\. Got value: )(.*)", text, re.M)
+    if expected is None or given is None:
+        return f"{key}: {reasons[-1]}"
+    allowed = ("one of " if "," in expected[1] else "") + expected[1]
+    for written, meant in _NAMES:
+        allowed = re.sub(written, meant, allowed)
+    ours = [reason for reason in reasons if reason.startswith("Not of type")]  # a type that this project has registered
+    hint = f" ({ours[0].partition(': ')[2]})" if ours else ""
+    return f"{key} must be {allowed}; got {given[1].partition('. Got value: ')[0]:.100}{hint}"

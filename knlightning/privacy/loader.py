@@ -110,9 +110,12 @@ class PrivateLoader:
                 f"the checkpoint was written within a step, after {part} of its {self.micro_batches} micro-batches, and"
                 " a private run can only go on between two steps: resume from another one"
             )
-        for batch in read(self._loader):
-            self._batches_given += 1
-            yield batch
+        try:
+            for batch in read(self._loader):
+                self._batches_given += 1
+                yield batch
+        finally:  # a limit on the number of batches ends an iteration too
+            getattr(self._batches.dataset, "report", lambda: None)()
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the epoch."""

@@ -4,7 +4,7 @@ from traceback import walk_tb
 import pytest
 from jsonargparse import ArgumentParser
 
-from knlightning.internals.jsonargparse import made_by, set_choices, set_titles
+from knlightning.internals.jsonargparse import in_one_line, made_by, set_choices, set_titles
 
 MEND = "jsonargparse no longer keeps groups of arguments in `parser.groups`: mend knlightning/internals/jsonargparse.py"
 
@@ -52,3 +52,13 @@ def test_choices_in_the_help():
         assert "one of those we have" in " ".join(parser.format_help().split()), mend
     finally:
         set_choices({})
+
+
+def test_messages_about_values_are_brought_into_one_line(capsys):
+    mend = "jsonargparse writes other messages: mend in_one_line in knlightning/internals/jsonargparse.py"
+    parser = ArgumentParser()
+    parser.add_argument("--engine", type=Engine | None)
+    parser.error = lambda message, ex=None: (_ for _ in ()).throw(ValueError(in_one_line(message)))
+    with pytest.raises(ValueError, match=r"^engine\.init_args\.power must be int; got much$"):
+        parser.parse_args([f"--engine={__name__}.Engine", "--engine.power=much"])
+    assert in_one_line("something else") == "something else", mend
