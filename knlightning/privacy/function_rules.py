@@ -36,7 +36,7 @@ def _linear(meeting: Meeting, input: Tensor, weight: Tensor, bias: Tensor | None
 
 def _matmul(meeting: Meeting, input: Tensor, other: Tensor) -> Tensor:
     if not isinstance(other, StandIn) or other.plain.dim() != 2:
-        raise TypeError("in a product of matrices, a parameter must be the second factor, and have two dimensions")
+        raise ValueError("in a product of matrices, a parameter must be the second factor, and have two dimensions")
     return _linear(meeting, input, other.t())
 
 
@@ -196,7 +196,7 @@ def _multi_head_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what `torch.nn.MultiheadAttention` asks for, with samples in the second dimension."""
     if query.dim() != 3 or any(extra is not None for extra in (bias_k, static_k, static_v)) or add_zero_attn:
-        raise TypeError("attention needs a batch of samples, without bias_kv, zero_attn or static keys and values")
+        raise ValueError("attention needs a batch of samples, without bias_kv, zero_attn or static keys and values")
     if use_separate_proj_weight:
         matrices = q_proj_weight, k_proj_weight, v_proj_weight
         biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)

@@ -306,8 +306,9 @@ class PerSampleGradients:
                 self._add(weight, product.samples())
 
     def _add(self, parameter: Tensor, samples: Tensor) -> None:
+        samples = samples if samples.dim() > 1 else samples.unsqueeze(1)  # of a number
         if parameter in self._vectors:
-            self._vectors[parameter] += samples
+            self._vectors[parameter] = self._vectors[parameter] + samples
         else:
             self._vectors[parameter] = samples
 

@@ -51,6 +51,8 @@ COMPOSITES = {
     "torch.nn.modules.activation.MultiheadAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
+    "timm.models.beit.Attention",
+    "timm.models.eva.EvaAttention",
     "timm.models.swin_transformer_v2.WindowAttention",
 }
 """Modules that give parameters of their parts to functions, or call their parts for what is no sample."""

@@ -121,26 +121,26 @@ class Meeting:
             tensors: All tensors of these.
 
         Raises:
-            TypeError: If there is no rule for it.
+            ValueError: If there is no rule for it.
         """
         if not torch.is_grad_enabled():
             return func(*plain(args), **plain(kwargs))
         name = getattr(func, "__name__", "").strip("_")
         if name in ("backward", "register_hook"):
-            raise TypeError(f"{self._named(stand_ins)}: a loss or a layer got no samples, but parameters alone")
+            raise ValueError(f"{self._named(stand_ins)}: a loss or a layer got no samples, but parameters alone")
+        if name in ("expand", "expand_as", "repeat") and isinstance(args[0], StandIn):
+            return self._expanded(args[0], func(*plain(args), **plain(kwargs)))
         others = [tensor for tensor in tensors if not isinstance(tensor, StandIn)]
         if any(tensor.requires_grad for tensor in others) or func is F.embedding:  # by numbers of each sample
-            if func in self.rules:
+            if func in self.rules and not isinstance(args[0], StandIn):
                 return self.rules[func](self, *args, **kwargs)
             if name in ELEMENTWISE:
                 return self._elementwise(func, args, kwargs, tensors)
-            raise TypeError(
+            raise ValueError(
                 f"{self._named(stand_ins)} meets samples in the function {name}, for which there is no rule of single"
                 " samples: freeze it, or use it in a layer, or in a sum or a product with the samples"
             )
         value = func(*plain(args), **plain(kwargs))
-        if name in ("expand", "expand_as", "repeat") and isinstance(value, Tensor):
-            return self._expanded(stand_ins[0], value)
         leaves = {leaf: parameter for each in stand_ins for leaf, parameter in each.leaves.items()}
 
         def wrapped(tensor: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class Meeting:
         shape = torch.broadcast_shapes(*(plain(tensor).shape for tensor in tensors))
         for tensor in tensors:
             if isinstance(tensor, StandIn) and tensor.plain.dim() == len(shape) and tensor.plain.shape[:1] != (1,):
-                raise TypeError(
+                raise ValueError(
                     f"{self._named([tensor])} of the shape {tuple(tensor.plain.shape)} meets samples in values of the"
                     f" shape {tuple(shape)}: a parameter must be the same for all samples, which come first"
                 )

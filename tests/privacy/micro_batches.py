@@ -70,7 +70,7 @@ def micro_batches(net, x, loss, masks):
 
 def norms_of(samples):
     """Compute the norms [N] of the samples' gradients over all parameters."""
-    return torch.stack([t.flatten(1).square().sum(1) for t in samples.values()]).sum(0).sqrt()
+    return torch.stack([t[:, None].flatten(1).square().sum(1) for t in samples.values()]).sum(0).sqrt()
 
 
 def loss_with(coefficients):
@@ -112,5 +112,5 @@ def check(net, x, reduction="mean", rtol=1e-9, views=1):
     torch.testing.assert_close(norms, norms_of(expected), rtol=rtol, atol=1e-10)
     for name, samples in expected.items():
         wanted = torch.einsum("n,n...->...", weights, samples)
-        scale = samples.flatten(1).norm(dim=1).sum().item()
+        scale = samples[:, None].flatten(1).norm(dim=1).sum().item()
         torch.testing.assert_close(sums[name], wanted, rtol=rtol, atol=max(rtol * scale, 1e-10), msg=name)

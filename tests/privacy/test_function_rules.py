@@ -1,12 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from privacy.micro_batches import check
 from torch import nn
-from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerBlockV2
-
-from knlightning.privacy import PerSampleGradients
 
 torch.manual_seed(0)
 
@@ -100,19 +96,3 @@ def test_layers_equal_micro_batches(name):
     check(layer, x, views=2)
     check(layer, x[:1])
     check(layer, x[:0])
-
-
-class Dictionary(nn.Module):
-    """So large a table that its gradients are kept in factors, and one row several times."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Embedding(100, 3)
-
-    def forward(self, x):
-        return self.table(x.abs().long())
-
-
-@pytest.mark.parametrize("views", [1, 2])
-def test_large_tables_equal_micro_batches(views):
-    check(Dictionary().double(), torch.randint(5, (4, 2, 3)).double(), views=views)
