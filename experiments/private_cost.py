@@ -6,9 +6,9 @@ A private step clips the gradient of each sample and adds noise to their sum. It
 that of `knlightning.privacy.PerSampleGradients`; each network is compared with its own step without privacy.
 Opacus has no rules for class tokens and position embeddings: these are frozen in its ways.
 
-The ways run one after the other, so that a machine that becomes slower slows all; ratios are taken within a round. Memory
-is what torch's allocator hands out, less that before the step: at the peak of the step, and still in use after the
-forward pass.
+The ways run one after the other, so that a machine that becomes slower slows all; ratios are taken within a round.
+Memory is what torch's allocator hands out, less that before the step: at the peak of the step, and still in use after
+the forward pass.
 """
 
 import statistics
