@@ -53,6 +53,11 @@ class ClippedSum:
         self._gradients = PerSampleGradients(module, "sum", views)  # the scale is that of `add`
         self._gradients.attach()
 
+    @property
+    def sensitivity(self) -> float:
+        """The largest norm of what a sample contributes to the vector of `pop`."""
+        return self.max_grad_norm
+
     def add(self, scale: float, num_samples: int | None = None) -> None:
         """Clip and add the gradients of the last backward pass.
 
