@@ -124,7 +124,7 @@ def check_contributions(
         privacy: The callback, after its `on_train_start`.
         samples: Number of samples to remove.
     """
-    changes, excesses, empty, stored, public = remove_samples(trainer, task, privacy, samples)
+    changes, excesses, moves, empty, stored, public = remove_samples(trainer, task, privacy, samples)
     bound = privacy.sums.sensitivity
     clipped = sum(change > 0.999 * bound for change in changes)
     return [
@@ -133,6 +133,11 @@ def check_contributions(
             bool(changes) and max(excesses) <= 1,
             f"removing one of {len(changes)} samples changed the sum by up to {max(changes, default=math.nan):.6g}, the"
             f" bound is {bound:.6g} ({clipped} of them reach it)",
+        ),
+        Finding(
+            "a sample changes no other sample",
+            max(moves, default=math.inf) <= 1,
+            f"the norms of the others' gradients moved by {max(moves, default=math.nan):.2g} of what rounding explains",
         ),
         Finding("a step without samples is empty", empty == 0.0, f"norm {empty:g} of the sum of no samples"),
         Finding("a step stores nothing of its samples", not stored, stored or "nothing changed but the gradients"),

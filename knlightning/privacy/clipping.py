@@ -42,9 +42,14 @@ class ClippedSum:
         clipping: As in `clipping_weights`.
         views: Number of views of each sample, whose gradients are averaged before they are clipped.
 
+    Attributes:
+        norms: Norms of the gradients that were added last, before they were clipped.
+
     Raises:
         ValueError: If there is no exact rule for a layer with trainable parameters.
     """
+
+    norms: Tensor
 
     def __init__(self, module: nn.Module, max_grad_norm: float, clipping: Clipping, views: int = 1) -> None:
         self.max_grad_norm = max_grad_norm
@@ -68,7 +73,7 @@ class ClippedSum:
         Raises:
             RuntimeError: If the layers were given another number of samples.
         """
-        norms = self._gradients.norms() * scale
+        self.norms = norms = self._gradients.norms() * scale
         if num_samples not in (None, len(norms)):
             raise RuntimeError(
                 f"privacy: the layers of the network were given {len(norms)} samples, and the training step"

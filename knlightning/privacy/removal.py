@@ -33,7 +33,8 @@ class Removals(NamedTuple):
 
     Attributes:
         changes: Norm of the change of the clipped sum, for each sample that was removed.
-        excesses: By how much each is above what rounding explains, over the bound; 1 at most for a private step.
+        excesses: Each over the bound and what rounding adds to it; 1 at most for a private step.
+        moves: By how much the norm of another sample's gradient moved at most, likewise over what rounding explains.
         empty: Norm of the sum of samples that are not finite, and contribute nothing.
         stored: What a step changed in what checkpoints hold, in words; empty if it is nothing.
         public: What was drawn for the samples without the secret key, in words; empty if it is nothing.
@@ -41,6 +42,7 @@ class Removals(NamedTuple):
 
     changes: list[float]
     excesses: list[float]
+    moves: list[float]
     empty: float
     stored: str
     public: str
@@ -58,12 +60,14 @@ def remove_samples(trainer: Trainer, task: LightningModule, privacy: Differentia
     bound, stored = privacy.sums.sensitivity, StoredValues(task)
     changes: list[float] = []
     excesses: list[float] = []
+    moves: list[float] = []
     empty, said = 0.0, ""
     for number, batch in enumerate(_batches(privacy, samples)):
         with _silent(task), _other_key(privacy, number):
             stored.check()
-            whole, without = _with_and_without_last(trainer, task, privacy, batch, number)
+            whole, without, move = _with_and_without_last(trainer, task, privacy, batch, number)
             rounding = _precision(trainer) * math.sqrt(len(batch))
+            moves.append(move / (16 * _precision(trainer)))
             changes.append(float((whole - without).norm()))
             excesses.append(changes[-1] / (bound * (1 + 1e-4 + rounding)))
             if number == 0:
@@ -74,7 +78,7 @@ def remove_samples(trainer: Trainer, task: LightningModule, privacy: Differentia
         except ValueError as error:
             said = str(error)
             break
-    return Removals(changes, excesses, empty, said, public if changes else "")
+    return Removals(changes, excesses, moves, empty, said, public if changes else "")
 
 
 def _batches(privacy: DifferentialPrivacy, samples: int) -> Iterator[list[int]]:
@@ -90,23 +94,36 @@ def _batches(privacy: DifferentialPrivacy, samples: int) -> Iterator[list[int]]:
 
 def _with_and_without_last(
     trainer: Trainer, task: LightningModule, privacy: DifferentialPrivacy, batch: Sequence[int], step: int
-) -> tuple[Tensor, Tensor]:
-    """Sum the clipped gradients of a batch, and of the same without its last sample."""
+) -> tuple[Tensor, Tensor, float]:
+    """Sum the clipped gradients of a batch, and of the same without its last sample.
+
+    Returns:
+        The two sums, and by how much the norm of another sample's gradient moved at most, relative to itself; to a
+        hundredth of the largest if it is smaller.
+    """
     drawn: dict[int, list[Tensor]] = {}  # by the seed of what draws: a sample that is read, a hook, the training step
     with changing_draws(lambda values: drawn.setdefault(torch.initial_seed(), []).append(values.clone())):
         whole = _clipped_sum(trainer, task, privacy, batch, step)
+    norms = privacy.sums.norms
     again = {seed: iter(each) for seed, each in drawn.items()}
 
     def repeat(values: Tensor) -> None:
         before = next(again.get(torch.initial_seed(), iter(())), values)
+        if before.dim() == values.dim():  # samples are along one of the dimensions, which is shorter now
+            before = before[tuple(slice(length) for length in values.shape)]
         if before.shape == values.shape:
             values.copy_(before)
-        elif before.dim() and before.shape[1:] == values.shape[1:] and len(before) > len(values):
-            values.copy_(before[: len(values)])
 
     with changing_draws(repeat):
         without = _clipped_sum(trainer, task, privacy, batch[:-1], step)
-    return whole, without
+    if len(norms) != len(batch) or len(batch) < 2:  # a sample was damaged, or there is no other
+        return whole, without, 0.0
+    others, moved = norms[:-1], (norms[:-1] - privacy.sums.norms).abs()
+    kept = others.isfinite()
+    relative = (
+        moved[kept] / torch.maximum(others[kept], 0.01 * others[kept].amax()) if bool(kept.any()) else moved[kept]
+    )
+    return whole, without, float(relative.nan_to_num(0.0, math.inf).amax()) if len(relative) else 0.0
 
 
 def _public_draws(
