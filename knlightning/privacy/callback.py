@@ -136,11 +136,11 @@ class DifferentialPrivacy(Callback):
         self.check_before(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined] # set by Lightning
         self.ledger.restored = {}  # a checkpoint is read after this
         key = trainer.strategy.broadcast(fresh_key()) if self.seed is None else known_key(self.seed)
-        self._random = SecretRandom(key, self.secure_mode)
+        self.random = SecretRandom(key, self.secure_mode)
         take_over = partial(
             private_loader,
             trainer=trainer,
-            random=self._random,
+            random=self.random,
             target_delta=self.budget.target_delta,
             physical_batch_size=self.physical_batch_size,
             views=self.views,
@@ -149,7 +149,7 @@ class DifferentialPrivacy(Callback):
         self.loader = self._undo.enter_context(replaced_train_loader(trainer, take_over))
         self._undo.enter_context(counting_steps(trainer, self.loader.micro_batches))
         sums = partial(ClippedSum, max_grad_norm=self.max_grad_norm, clipping=self.clipping, views=self.views)
-        self._step = PrivateStep(trainer, pl_module, self.loader, self._random, sums, self.check)
+        self._step = PrivateStep(trainer, pl_module, self.loader, self.random, sums, self.check)
         self._undo.callback(self._step.close)
         hooks = hooks_by_sample(trainer, pl_module, self.views, self._step.seed, self._step.follow_freezing)
         self._undo.enter_context(hooks)
@@ -230,7 +230,7 @@ class DifferentialPrivacy(Callback):
         assert self.plan is not None
         total = self.sums.pop()
         if trainer.is_global_zero and self.plan.noise_multiplier > 0:
-            noise = self._random.normal(len(total), "noise", step, total.device)
+            noise = self.random.normal(len(total), "noise", step, total.device)
             total.add_(noise, alpha=self.plan.noise_multiplier * self.max_grad_norm)
         return trainer.strategy.reduce(total, reduce_op="sum").div_(self.plan.batch_size)
 

@@ -42,9 +42,14 @@ class ClippedSum:
         clipping: As in `clipping_weights`.
         views: Number of views of each sample, whose gradients are averaged before they are clipped.
 
+    Attributes:
+        norms: Norms of the gradients that were added last, before they were clipped.
+
     Raises:
         ValueError: If there is no exact rule for a layer with trainable parameters.
     """
+
+    norms: Tensor
 
     def __init__(self, module: nn.Module, max_grad_norm: float, clipping: Clipping, views: int = 1) -> None:
         self.max_grad_norm = max_grad_norm
@@ -52,6 +57,11 @@ class ClippedSum:
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self._gradients = PerSampleGradients(module, "sum", views)  # the scale is that of `add`
         self._gradients.attach()
+
+    @property
+    def sensitivity(self) -> float:
+        """The largest norm of what a sample contributes to the vector of `pop`."""
+        return self.max_grad_norm
 
     def add(self, scale: float, num_samples: int | None = None) -> None:
         """Clip and add the gradients of the last backward pass.
@@ -63,7 +73,7 @@ class ClippedSum:
         Raises:
             RuntimeError: If the layers were given another number of samples.
         """
-        norms = self._gradients.norms() * scale
+        self.norms = norms = self._gradients.norms() * scale
         if num_samples not in (None, len(norms)):
             raise RuntimeError(
                 f"privacy: the layers of the network were given {len(norms)} samples, and the training step"

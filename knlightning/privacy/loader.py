@@ -12,7 +12,7 @@ from torch.utils.data.distributed import DistributedSampler
 from knlightning.data.loader import read
 from knlightning.data.samplers import ExactIndex, SeededIndex, SeededSampler
 from knlightning.privacy.batches import images_of, join_batches, map_tensors
-from knlightning.privacy.global_random import seeded_generators
+from knlightning.privacy.global_random import seed_generators, seeded_generators
 from knlightning.privacy.plan import check_sampling, count_micro_batches, count_steps_per_epoch
 from knlightning.privacy.randomness import SecretRandom
 from knlightning.protocols import is_batch_independent
@@ -27,7 +27,8 @@ class PrivateLoader:
     A step comes as `micro_batches` batches for each rank, of nearly equal sizes, some of them perhaps empty. Each
     sample is read and collated by itself, and the results are joined, so that none changes another. Only where the
     dataset and its collate function are marked by `knlightning.protocols.batch_independent`, batches are read as a
-    whole. Random numbers of the dataset (augmentation) come from the secret key, by the number of the step.
+    whole. Random numbers of the dataset (augmentation) come from the secret key, by the numbers of the step and the
+    sample, whatever other samples the step has.
 
     Not a DataLoader, so that Lightning leaves it as it is. It has one, with the dataset, the workers and the collate
     function of the loader it takes the place of.
@@ -70,9 +71,7 @@ class PrivateLoader:
         self._seeded = isinstance(loader.sampler, SeededSampler)
         self._batches_given = 0
         self._restored = 0
-        # by the secret key: who knows how the samples are varied could tell by it how many there are before one
-        self._augmentation_seed = random.seed("augmentation", 0)
-        any_index = SeededIndex(self._augmentation_seed, 0, 0, 0) if self._seeded else 0
+        any_index = SeededIndex(0, 0, 0, 0) if self._seeded else 0
         self._batches = _Pieces(loader.dataset, loader.collate_fn, any_index, views, random)
         self._loader = DataLoader(
             self._batches,
@@ -131,11 +130,9 @@ class PrivateLoader:
         rest = state_dict.get("micro_batch", state_dict.get("part", 0))
         self._restored = steps * self.micro_batches + (rest if rest < self.micro_batches else 1)
 
-    def batch_of(self, samples: Iterable[int]) -> Any:
-        """Read a batch of some samples by their numbers, as the training sees them in its first step."""
-        return self._batches[
-            "trial", 0, [self._index(0, sample, view) for sample in samples for view in range(self.views)]
-        ]
+    def batch_of(self, samples: Iterable[int], step: int = 0) -> Any:
+        """Read a batch of some samples by their numbers, as the training sees them in a step."""
+        return self._batches["trial", step, self._indices(step, samples)]
 
     def draw(self, step: int) -> torch.Tensor:
         """Draw the samples of a step.
@@ -159,11 +156,16 @@ class PrivateLoader:
             drawn = self.draw(step)
             for batch in range(self.micro_batches):
                 start, stride = self.rank * self.micro_batches + batch, self.world_size * self.micro_batches
-                own = drawn[start::stride].tolist()
-                yield f"batch {start}", step, [self._index(step, i, view) for i in own for view in range(self.views)]
+                yield f"batch {start}", step, self._indices(step, drawn[start::stride].tolist())
 
-    def _index(self, step: int, sample: int, view: int) -> Any:
-        return ExactIndex(self._augmentation_seed, step, sample, view) if self._seeded else sample
+    def _indices(self, step: int, samples: Iterable[int]) -> list[Any]:
+        """List what the dataset gets for each view of each sample."""
+        views = range(self.views)
+        if not self._seeded:
+            return [sample for sample in samples for _ in views]
+        # by the secret key: who knows how the samples are varied could tell by it how many there are before one
+        seed = self.random.seed("augmentation", 0)
+        return [ExactIndex(seed, step, sample, view) for sample in samples for view in views]
 
 
 def private_loader(
@@ -269,15 +271,18 @@ class _Pieces(Dataset[Any]):
         name, step, indices = batch
         with seeded_generators(self.random.seed(name, step), CPU):
             if self.independent:
-                return self._read(indices)
-            parts = [self._read(indices[start : start + self.views]) for start in range(0, len(indices), self.views)]
+                return self._read(indices, step)
+            starts = range(0, len(indices), self.views)
+            parts = [self._read(indices[start : start + self.views], step) for start in starts]
             return join_batches([part for part in parts if len(images_of(part))] or [self._empty()])
 
-    def _read(self, indices: list[Any]) -> Any:
+    def _read(self, indices: list[Any], step: int) -> Any:
         if self.several and indices:
+            if not self.independent:
+                self._seed(indices[0], 0, step)
             batch = self.collate(self.several(indices))
         else:
-            samples = [self.dataset[index] for index in indices]
+            samples = [self._sample(index, place % self.views, step) for place, index in enumerate(indices)]
             damaged = {_sample_of(index) for index, sample in zip(indices, samples, strict=True) if sample is None}
             # in all of its views, also if some could be read
             kept = [sample for index, sample in zip(indices, samples, strict=True) if _sample_of(index) not in damaged]
@@ -290,6 +295,14 @@ class _Pieces(Dataset[Any]):
                 " each image contributes: for several views of a sample, set views of DifferentialPrivacy"
             )
         return batch
+
+    def _sample(self, index: Any, view: int, step: int) -> Any:
+        self._seed(index, view, step)
+        return self.dataset[index]
+
+    def _seed(self, index: Any, view: int, step: int) -> None:
+        """Make what is drawn for a sample independent of the others in its batch."""
+        seed_generators(self.random.seed(f"sample {_sample_of(index)}, view {view}", step))
 
     def _empty(self) -> Any:
         samples = self.several([self.any_index] * self.views) if self.several else [self._any_sample()] * self.views

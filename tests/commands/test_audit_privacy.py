@@ -19,7 +19,7 @@ def test_a_private_run_is_audited_and_nothing_written(private, capsys):
     folder, args = private
     main(args)
     lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("pass")]) == 7
+    assert len([line for line in lines if line.startswith("pass")]) == 11
     assert [path.name for path in folder.iterdir()] == ["private.yaml"]
 
 
