@@ -34,12 +34,14 @@ pre { background: var(--back); border-radius: 6px; padding: 12px 14px; overflow-
 summary { cursor: pointer; color: var(--main) } details[open] summary { margin-bottom: 10px }
 table { border-collapse: collapse; width: 100%; margin: 0 0 12px }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px }
-th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere }
-td.number, th.number { text-align: right } td.share { min-width: 110px }
+th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: middle;
+  overflow-wrap: anywhere }
+td.number, th.number { text-align: right } td.share { min-width: 110px } td .bar { margin: 0 }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 14px; margin: 24px 0 0 }
 .facts .box { padding: 14px 18px } .facts b { display: block; font-size: 25px; line-height: 1.25; font-weight: 650 }
 .facts span { color: var(--soft); font-size: 13px }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; align-items: center }
+.pair.top { align-items: start; margin-top: 16px }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(154px, 1fr)); gap: 14px }
 .gallery.wide { grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)) }
 figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; overflow: hidden }

@@ -62,7 +62,7 @@ class EvaluationFiles(Callback):
     _worst: WorstMistakes
     _rows: list[tuple[Tensor, ...]]
 
-    def __init__(self, directory: Path, top_k: int = 5, mistakes: int = 48) -> None:
+    def __init__(self, directory: Path, top_k: int = 5, mistakes: int = 24) -> None:
         self.directory = directory
         self.top_k = top_k
         self.mistakes = mistakes
