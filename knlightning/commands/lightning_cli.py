@@ -311,7 +311,12 @@ class KNLightningCLI(LightningCLI):
 
     def _plain(self, config: Namespace) -> dict[str, Any]:
         """Write a configuration in plain values."""
-        plain: dict[str, Any] = json.loads(self.parser.dump(config, skip_unset=False, format="json"))
+        try:
+            plain: dict[str, Any] = json.loads(self.parser.dump(config, skip_unset=False, format="json"))
+        except ValueError as error:  # such as for the default of Lightning's Timer
+            reason = next((line.strip(" -") for line in str(error).splitlines() if "cannot represent" in line), error)
+            hint = "Give the argument that has this value, in words"
+            raise ValueError(f"the configuration cannot be written into config.yaml: {reason}. {hint}") from error
         return plain
 
     def _show_differences(self, checkpoint: Path, stored: dict[str, Any]) -> None:

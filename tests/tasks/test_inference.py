@@ -128,3 +128,10 @@ def test_tiles_of_a_network_with_strides_equal_the_whole_image():
     images = torch.rand(1, 3, 128, 192)
     with torch.no_grad():
         torch.testing.assert_close(by_tiles(network, images, tile=160, margin=64), network(images))
+
+
+@pytest.mark.parametrize("options", [{}, {"window": (4, 6)}, {"flip": True, "scales": (0.5, 1.0)}])
+def test_a_device_without_images_gives_none(options):
+    network = fcn_knresnet8(num_classes=4).eval()
+    with torch.no_grad():
+        assert averaged_logits(network, IMAGES.float()[:0], **options).shape == (0, 4, 11, 17)
