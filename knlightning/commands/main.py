@@ -8,6 +8,7 @@ import threading
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,6 +112,8 @@ def _choose(args: list[str]) -> str:
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
     for name, (_, text) in list_commands().items():
         subparsers.add_parser(name, help=text.replace("%", "%%"), add_help=False)
+    if args and (meant := get_close_matches(args[0], list_commands(), n=1)) and meant[0] != args[0]:
+        parser.error(f"there is no command {args[0]}. Did you mean {meant[0]}?")
     return str(parser.parse_args(args[:1]).command)
 
 

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from typing import Any
+
+from knlightning.commands.hints import did_you_mean
 
 PACKAGES = ("tasks", "data", "models", "callbacks", "privacy")
 TAKES_NAME = re.compile(r"(^|\.)(model|data|backbone|lr_scheduler|callbacks|help|class_path)\+?$")
@@ -58,12 +59,6 @@ def complete_class_paths(config: Any) -> Any:
     if isinstance(config, dict) and isinstance(config.get("class_path"), str):
         config["class_path"] = _complete(config["class_path"], "class_path")
     return config
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """Name what is known and much like a name; empty if there is nothing."""
-    found = get_close_matches(name, known, n=1, cutoff=0.75)
-    return f" Did you mean {found[0]}?" if found else ""
 
 
 def _complete(name: str, key: str) -> str:

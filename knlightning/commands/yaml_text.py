@@ -7,6 +7,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import register_type
 
+from knlightning.commands.hints import hint
 from knlightning.commands.names import complete_class_paths
 from knlightning.internals.jsonargparse import in_one_line
 
@@ -62,7 +63,10 @@ class NamesFiles:
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, and exit."""
         whole = self.exit_on_error  # type: ignore[attr-defined] # otherwise it is the parser of a part
-        super().error(in_one_line(message) if whole else message, ex)  # type: ignore[misc] # of the parser
+        if whole:
+            message = in_one_line(message)
+            message += hint(message, self)  # type: ignore[arg-type] # it is a base class of one
+        super().error(message, ex)  # type: ignore[misc] # of the parser
         raise AssertionError("a parser leaves at an error")
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,6 @@
 import pytest
 
-from knlightning.commands.names import complete_class_paths, complete_names, did_you_mean
+from knlightning.commands.names import complete_class_paths, complete_names
 
 PATH = "knlightning.data.DigitsDataModule"
 
@@ -36,7 +36,3 @@ def test_names_in_a_configuration_file():
     assert complete_class_paths([config, 3]) == [config, 3]
     assert config["model"]["class_path"] == "knlightning.tasks.ClassificationTask"
     assert config["model"]["init_args"]["backbone"]["class_path"] == "knlightning.models.resnet8"
-
-
-def test_what_is_nothing_like_it_has_no_hint():
-    assert did_you_mean("xyz", ["batch", "kernel"]) == ""

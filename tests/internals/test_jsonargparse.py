@@ -4,7 +4,7 @@ from traceback import walk_tb
 import pytest
 from jsonargparse import ArgumentParser
 
-from knlightning.internals.jsonargparse import in_one_line, made_by, set_choices, set_titles
+from knlightning.internals.jsonargparse import in_one_line, made_by, options_of, set_choices, set_titles
 
 MEND = "jsonargparse no longer keeps groups of arguments in `parser.groups`: mend knlightning/internals/jsonargparse.py"
 
@@ -62,3 +62,10 @@ def test_messages_about_values_are_brought_into_one_line(capsys):
     with pytest.raises(ValueError, match=r"^engine\.init_args\.power must be int; got much$"):
         parser.parse_args([f"--engine={__name__}.Engine", "--engine.power=much"])
     assert in_one_line("something else") == "something else", mend
+
+
+def test_options_of_a_parser():
+    mend = "argparse no longer keeps options in `_actions`: mend options_of in knlightning/internals/jsonargparse.py"
+    parser = ArgumentParser()
+    parser.add_class_arguments(Engine, "engine")
+    assert {"help", "engine.power"} <= options_of(parser), mend
