@@ -252,7 +252,9 @@ def read_report(directory: Path) -> dict[str, Any] | None:
     path = directory / REPORT
     try:
         report = current_keys(json.loads(path.read_text()))
-        read_segments(report)
+        for segment, steps in read_segments(report).items():
+            if not (segment.noise_multiplier >= 0 and 0 <= segment.sampling_probability <= 1 and steps >= 0):
+                raise ValueError(f"{segment}: {steps} steps")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

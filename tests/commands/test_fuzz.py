@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import traceback
 import warnings
 
@@ -110,7 +111,8 @@ def time_limit():
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(SECONDS)
-    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # of code that no signal interrupts
+    # of code that no signal interrupts
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
