@@ -166,8 +166,8 @@ class DifferentialPrivacy(Callback):
         )
         self.loader = self._undo.enter_context(replaced_train_loader(trainer, take_over))
         self._undo.enter_context(counting_steps(trainer, self.loader.micro_batches))
-        bounds = {"max_grad_norm": self.max_grad_norm, "clipping": self.clipping}
-        sums: Any = partial(ClippedSum, views=self.views, metrics_share=self.metrics_share, **bounds)
+        bounds: dict[str, Any] = {"max_grad_norm": self.max_grad_norm, "clipping": self.clipping}
+        sums = partial(ClippedSum, views=self.views, metrics_share=self.metrics_share, **bounds)
         metrics = PrivateMetrics(pl_module) if self.metrics_share else None
         self._step = PrivateStep(trainer, pl_module, self.loader, self.random, sums, self.check, metrics)
         self._undo.callback(self._step.close)

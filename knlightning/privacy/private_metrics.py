@@ -2,8 +2,8 @@
 
 They are two more coordinates of what each sample contributes to a step. All of it together has the norm bound /
 sqrt(1 - share) at most, and gets noise for that: the same mechanism, sampling and epsilon, with 1 / sqrt(1 - share)
-times the noise on the gradient. Source: Andrew et al., Differentially private learning with adaptive clipping (NeurIPS 2021),
-who release the share of clipped samples likewise.
+times the noise on the gradient. Source: Andrew et al., Differentially private learning with adaptive clipping (NeurIPS
+2021), who release the share of clipped samples likewise.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The training step of a private run, and what is checked in each: the optimizers' parameters, and the weights."""
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -101,7 +101,7 @@ class PrivateStep:
         if not self._num_samples:
             return torch.zeros((), device=self.task.device, requires_grad=True)
         self._loss.check_labels(batch)
-        watching = self.metrics.watching() if self.metrics else nullcontext([])
+        watching: AbstractContextManager[list[Any]] = self.metrics.watching() if self.metrics else nullcontext([])
         with seeded_generators(self.seed("training_step"), self.task.device), watching as outputs:
             result = original(batch, *args, **kwargs)
         if self.metrics:
