@@ -242,22 +242,22 @@ def check_epsilon(privacy: DifferentialPrivacy) -> Finding:
         privacy: The callback, after its `on_train_start`.
     """
     dp_event, PLDAccountant = _independent_accountant()  # noqa: N806 # a class
-    plan, budget = privacy.plan, privacy.budget
+    plan, budget, delta = privacy.plan, privacy.budget, privacy.budget.accounted_delta
     assert plan is not None
     run = Phase(plan.noise_multiplier, plan.sampling_probability, plan.affordable_steps)
-    ours = epsilon([run], budget.target_delta, budget.accountant)
+    ours = epsilon([run], delta, budget.accountant)
     if budget.accountant == "pld":  # which is dp-accounting's
-        other, theirs = "Opacus (prv)", epsilon([run], budget.target_delta, "prv")
+        other, theirs = "Opacus (prv)", epsilon([run], delta, "prv")
     else:
         accountant = PLDAccountant(value_discretization_interval=min(1e-3, ours / 10_000))
         step = dp_event.PoissonSampledDpEvent(run.sampling_probability, dp_event.GaussianDpEvent(run.noise_multiplier))
         accountant.compose(dp_event.SelfComposedDpEvent(step, run.num_steps))
-        other, theirs = "dp-accounting", accountant.get_epsilon(budget.target_delta)
+        other, theirs = "dp-accounting", accountant.get_epsilon(delta)
     return Finding(
         "epsilon is not understated",
         ours >= 0.99 * theirs,
         f"{ours:.4g} by {budget.accountant} after all of {run.num_steps} steps, {theirs:.4g} by {other}, at delta"
-        f" {budget.target_delta:g}",
+        f" {delta:g}",
     )
 
 

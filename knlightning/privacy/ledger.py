@@ -145,16 +145,18 @@ class Ledger:
             num_steps: Number of steps of the whole run.
             steps_taken: Number of steps that the weights have seen.
         """
-        report = {**self.restored, **self.restored.get("plan", {})}
+        before = self.restored
+        report = {"accounted_delta": before.get("target_delta"), **before, **before.get("plan", {})}
         same = {
             "target_epsilon": budget.target_epsilon,
             "target_delta": budget.target_delta,
+            "accounted_delta": budget.accounted_delta,
             "accountant": budget.accountant,
             "sampling_probability": sampling_probability,
             "num_steps": num_steps,
         }
         taken_again = total_steps(self.history) - steps_taken
-        if not report or taken_again or any(report[name] != value for name, value in same.items()):
+        if not before or taken_again or any(report[name] != value for name, value in same.items()):
             return None
         return float(report["noise_multiplier"])
 

@@ -13,7 +13,12 @@ from knlightning.data.loader import read
 from knlightning.data.samplers import ExactIndex, SeededIndex, SeededSampler
 from knlightning.privacy.batches import images_of, join_batches, map_tensors
 from knlightning.privacy.global_random import seed_generators, seeded_generators
-from knlightning.privacy.plan import check_sampling, count_micro_batches, count_steps_per_epoch
+from knlightning.privacy.plan import (
+    check_sampling,
+    count_cut_micro_batches,
+    count_micro_batches,
+    count_steps_per_epoch,
+)
 from knlightning.privacy.randomness import SecretRandom
 from knlightning.protocols import is_batch_independent
 
@@ -44,6 +49,7 @@ class PrivateLoader:
         rank: Number of this one.
         next_step: Returns the number of the step that comes next in the run.
         poisson_sampling: False for batches of equal size that divide a permutation of the samples, renewed each epoch.
+        max_samples: Number of samples at which a step is cut; None for none.
 
     Raises:
         ValueError: If the loader cannot be taken over.
@@ -62,12 +68,13 @@ class PrivateLoader:
         rank: int,
         next_step: Callable[[], int],
         poisson_sampling: bool = True,
+        max_samples: int | None = None,
     ) -> None:
         check_loader(loader)
         self.num_samples, self.batch_size = len(loader.dataset), batch_size
         self.steps_per_epoch, self.micro_batches, self.views = steps_per_epoch, micro_batches, views
         self.random, self.world_size, self.rank = random, world_size, rank
-        self.next_step, self.poisson_sampling = next_step, poisson_sampling
+        self.next_step, self.poisson_sampling, self.max_samples = next_step, poisson_sampling, max_samples
         self._seeded = isinstance(loader.sampler, SeededSampler)
         self._batches_given = 0
         self._restored = 0
@@ -153,7 +160,7 @@ class PrivateLoader:
         """Yield for each batch of this rank its name, the number of the step, and the samples it takes."""
         first = self.next_step()
         for step in range(first, first + self.steps_per_epoch - self._batches_given // self.micro_batches):
-            drawn = self.draw(step)
+            drawn = self.draw(step)[: self.max_samples]
             for batch in range(self.micro_batches):
                 start, stride = self.rank * self.micro_batches + batch, self.world_size * self.micro_batches
                 yield f"batch {start}", step, self._indices(step, drawn[start::stride].tolist())
@@ -175,6 +182,7 @@ def private_loader(
     random: SecretRandom,
     target_delta: float,
     physical_batch_size: int | None,
+    max_physical_batch_size: int | None,
     views: int,
     poisson_sampling: bool,
 ) -> PrivateLoader:
@@ -185,7 +193,8 @@ def private_loader(
         trainer: Of the run.
         random: Where the samples are drawn from; the same on all ranks.
         target_delta: Probability with which the guarantee may fail.
-        physical_batch_size: Number of images at once on each device; None for all of a step.
+        physical_batch_size: Number of images at once on each device, on average; None for all of a step.
+        max_physical_batch_size: The same at most; None for no bound.
         views: How many times a sample comes in a row.
         poisson_sampling: As in `PrivateLoader`.
 
@@ -199,6 +208,10 @@ def private_loader(
     check_sampling(num_samples, batch_size, target_delta)
     if physical_batch_size is not None:
         micro_batches = count_micro_batches(batch_size, views, physical_batch_size, world_size)
+    max_samples = None
+    if (most := max_physical_batch_size) is not None:
+        micro_batches = count_cut_micro_batches(num_samples, batch_size, views, most, world_size, target_delta)
+        max_samples = micro_batches * world_size * (most // views)
     return PrivateLoader(
         loader,
         batch_size=batch_size,
@@ -210,6 +223,7 @@ def private_loader(
         rank=trainer.global_rank,
         next_step=lambda: trainer.global_step,
         poisson_sampling=poisson_sampling,
+        max_samples=max_samples,
     )
 
 

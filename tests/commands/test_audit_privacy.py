@@ -36,6 +36,7 @@ def test_a_failed_check_is_told_by_the_status(private, capsys):
         ("quickstart", [], "audit-privacy needs a private run"),
         ("digits_dp", ["--ckpt_path", "last"], "an audit is of a run from its beginning"),
         ("digits_dp", ["--samples", "0"], "samples must be"),
+        ("digits_dp", ["--canaries", "-1"], "canaries must be"),
     ],
 )
 def test_requests_that_cannot_be_met(capsys, config, args, said):

@@ -1,6 +1,7 @@
 """The audit passes sound runs, and finds each of the faults that it is there for."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,14 @@ def failed(findings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"physical_batch_size": 2}, {"accountant": "prv"}, {"clipping": "automatic"}, {"secure_mode": True}],
+    [
+        {},
+        {"physical_batch_size": 2},
+        {"max_physical_batch_size": 3},
+        {"accountant": "prv"},
+        {"clipping": "automatic"},
+        {"secure_mode": True},
+    ],
 )
 def test_a_sound_run_passes(tmp_path, settings):
     findings = audited(tmp_path, privacy(noise_multiplier=2.0, **settings))
@@ -61,11 +69,11 @@ def test_sums_that_do_not_come_from_samples(tmp_path, monkeypatch):
 
 class LittleNoise(DifferentialPrivacy):
     def noisy_gradient(self, trainer, step):
-        before, self.max_grad_norm = self.max_grad_norm, self.max_grad_norm * 0.97
+        before, self.plan = self.plan, replace(self.plan, noise_multiplier=0.97 * self.plan.noise_multiplier)
         try:
             return super().noisy_gradient(trainer, step)
         finally:
-            self.max_grad_norm = before
+            self.plan = before
 
 
 class OldNoise(DifferentialPrivacy):

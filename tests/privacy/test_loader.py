@@ -122,6 +122,15 @@ def test_shuffled_batches_of_equal_size():
     assert numbers(loader(micro_batches=1, poisson_sampling=False, first=5)) != steps
 
 
+def test_steps_are_cut_at_a_largest_size():
+    whole, cut = (numbers(loader(max_samples=most)) for most in (None, 9))
+    steps = [[i for batch in batches[3 * s : 3 * s + 3] for i in batch] for batches in (whole, cut) for s in range(5)]
+    assert max(map(len, steps[:5])) > 9
+    assert [len(step) for step in steps[5:]] == [min(9, len(step)) for step in steps[:5]]
+    assert all(set(few) <= set(all_of) for few, all_of in zip(steps[5:], steps[:5], strict=True))
+    assert max(map(len, cut)) == 3
+
+
 def test_what_cannot_be_taken_over():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

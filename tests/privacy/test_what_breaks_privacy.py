@@ -170,7 +170,7 @@ CASES = {
 
 def findings(tmp_path, case, **settings):
     """Train with an audit, and return what it finds."""
-    audit = PrivacyAudit(SAMPLES)
+    audit = PrivacyAudit()
     others = [case.callback] if case.callback else []
     run = trainer(tmp_path, privacy(**({"max_grad_norm": 0.2} | settings)), audit, *others, max_epochs=5)
     run.fit(case.module(), case.data())
