@@ -161,7 +161,7 @@ class KNConvFunction(torch.autograd.Function):
         mean, var = inflate(*window_moments(*pixels, settings.window), settings.inflation)
         rstd = torch.rsqrt(var + settings.eps)
         sums = filter_sums(weight, mean.dtype)
-        undropped = mask is None and dropped is None
+        undropped = mask is None and dropped is None and weight.dtype == mean.dtype
         if undropped and settings.groups == 1 and mean.numel() * weight.shape[0] > 2 * weight.numel():
             # the mean is that of all a filter sees: centre the filters, which are smaller than the result
             centre = sums.div(weight[0].numel()).to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))

@@ -7,8 +7,7 @@ each of them from a seed, and never stored. The formulas are those of `knlightni
 The operators are known to `torch.library`, so that compilers take them as they are.
 """
 
-import functools
-import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -50,6 +49,11 @@ torch.library.define(
 )
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_NO_TRITON = (
+    "kernel normalized convolutions run without fused kernels, which takes more time and memory, because Triton is not "
+    "installed. It comes with torch for Linux; pip install triton adds it"
+)
 _choice = {"0": False, "1": True}.get(os.environ.get("KNL_FUSED", ""))
 
 
@@ -74,28 +78,16 @@ def fused_kernels(enabled: bool) -> Iterator[None]:
 
 def runs_fused(input: Tensor, weight: Tensor) -> bool:
     """Whether a convolution runs by fused kernels, from its input and filters as autocast leaves them."""
-    wanted = input.is_cuda if _choice is None else _choice
-    return wanted and input.dtype == weight.dtype and input.dtype in _DTYPES and triton_imports()
-
-
-@functools.cache
-def triton_imports() -> bool:
-    """Whether Triton can be imported; warns once if not."""
-    try:
-        importlib.import_module("triton")
-    except Exception as error:  # a damaged installation may raise anything
-        warnings.warn(
-            f"kernel normalized convolutions run without fused kernels, which takes more time and memory, because "
-            f"Triton cannot be imported ({error}). It comes with torch for Linux; pip install triton adds it",
-            stacklevel=2,
-        )
+    if not (input.is_cuda if _choice is None else _choice):
         return False
-    return True
+    if not _HAS_TRITON:
+        warnings.warn(_NO_TRITON, stacklevel=2)  # shown once, as Python's warnings are
+    return _HAS_TRITON and input.dtype == weight.dtype and input.dtype in _DTYPES
 
 
 def draw_seed(device: torch.device) -> Tensor:
     """Draw the seed of a mask, a tensor [1] of 64 bits, from torch's generator of the device."""
-    return torch.empty(1, dtype=torch.int64, device=device).random_(-(2**63), None)
+    return torch.randint(-(2**63), 2**63 - 1, (1,), device=device)
 
 
 def fused_kn_conv(
