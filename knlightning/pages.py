@@ -42,6 +42,7 @@ td.number, th.number { text-align: right } td.share { min-width: 110px } td .bar
 .facts span { color: var(--soft); font-size: 13px }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; align-items: center }
 .pair.top { align-items: start; margin-top: 16px }
+h1 + .gallery { margin-top: 20px }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(154px, 1fr)); gap: 14px }
 .gallery.wide { grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)) }
 figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; overflow: hidden }

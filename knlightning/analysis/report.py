@@ -89,8 +89,6 @@ def _facts(run: RunResults) -> dict[str, str]:
         found[f"best {run.best[0]}, in epoch {run.epoch}"] = shown(*run.best)
     if run.num_parameters:
         found["parameters"] = f"{run.num_parameters:,}"
-    if speeds := run.metrics.get("train/images_per_s"):
-        found["images per second, in training"] = f"{speeds[-1][1]:,.0f}"
     return found
 
 

@@ -3,6 +3,7 @@
 from knlightning.callbacks.always_on import CONFIGURED, made_for_every_run
 from knlightning.callbacks.checkpoints import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from knlightning.callbacks.ema import EMA
+from knlightning.callbacks.evaluation import EvaluationFiles
 from knlightning.callbacks.hparams import HParams, TensorBoardLog
 from knlightning.callbacks.metrics_csv import MetricsCSV
 from knlightning.callbacks.pictures import Pictures
@@ -16,6 +17,7 @@ __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "BestCheckpoint",
+    "EvaluationFiles",
     "HParams",
     "LastCheckpoint",
     "MetricsCSV",

@@ -12,6 +12,7 @@ from knlightning.data.imagenet import ImageNetDataModule
 from knlightning.data.imagenet32 import ImageNet32DataModule
 from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.loader import ResumableLoader
+from knlightning.data.loops import batches
 from knlightning.data.masked_files import MaskedFiles
 from knlightning.data.samplers import EvalSampler, Sampling, TrainSampler
 from knlightning.data.segmentation import SegmentationDataModule
@@ -36,6 +37,7 @@ __all__ = [
     "Sampling",
     "SegmentationDataModule",
     "TrainSampler",
+    "batches",
     "random_crop",
     "random_horizontal_flip",
 ]
