@@ -75,9 +75,9 @@ class Progress(TQDMProgressBar):
 
 
 def _epoch(trainer: Trainer) -> str:
-    """Count epochs from one, as people do."""
-    last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
-    return f"Epoch {trainer.current_epoch + 1}{last}"
+    """Count epochs from zero, as the logs do."""
+    last = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs - 1}"
+    return f"Epoch {trainer.current_epoch}{last}"
 
 
 def _short(value: Any) -> Any:

@@ -99,7 +99,7 @@ def _data(trainer: Trainer) -> str:
 def _run(trainer: Trainer) -> str:
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     epochs = "no limit of epochs" if trainer.max_epochs in (None, -1) else f"{trainer.max_epochs} epochs"
-    parts = [epochs if not trainer.current_epoch else f"{epochs}, from epoch {trainer.current_epoch + 1}"]
+    parts = [epochs if not trainer.current_epoch else f"{epochs}, from epoch {trainer.current_epoch}"]
     parts.append(f"{steps} steps an epoch")
     if trainer.max_steps != -1:
         parts.append(f"at most {trainer.max_steps} steps")

@@ -114,7 +114,7 @@ class FitCLI(KNLightningCLI):
         best: BestCheckpoint = self.config_init.best_checkpoint
         if best.best_model_path:
             epoch = read_checkpoint(best.best_model_path, map_location="meta")["epoch"]
-            lines.append(f"Best:       {best.monitor} {best.best_model_score:.4f}, in epoch {epoch + 1}")
+            lines.append(f"Best:       {best.monitor} {best.best_model_score:.4f}, in epoch {epoch}")
             lines.append(f"Test it:    knl test --config {run}/config.yaml --ckpt_path best")
         lines.append(f"Look at it: tensorboard --logdir {run}")
         return "\n".join(lines)

@@ -41,7 +41,7 @@ def test_fit_ends_by_telling_where_how_well_and_what_next(trained):
     accuracies = [value for _, value in column(run, "val/acc")]
     best = max(accuracies)
     assert "Run:        runs/tiny/0" in output
-    assert f"Best:       val/acc {best:.4f}, in epoch {accuracies.index(best) + 1}" in output
+    assert f"Best:       val/acc {best:.4f}, in epoch {accuracies.index(best)}" in output
     assert "knl test --config runs/tiny/0/config.yaml --ckpt_path best" in output
 
 
