@@ -23,8 +23,6 @@ from knlightning.commands.output import save_figure, say, write_csv, write_text
 from knlightning.commands.trials import BY_TEST, run_search
 from knlightning.run_directory import ROOT
 
-QUIET: dict[str, Value] = {"trainer.enable_progress_bar": "false", "trainer.enable_model_summary": "false"}
-
 
 def compare(
     rows: dict[str, dict[str, Value | list[Value]]],
@@ -64,9 +62,10 @@ def compare(
     """
     overrides = overrides or {}
     check_overrides(overrides, [key for settled in (rows, columns) for part in settled.values() for key in part])
-    cells = list_cells(rows, columns, {**QUIET, **settings, **overrides}, only or ())
+    cells = list_cells(rows, columns, {**settings, **overrides}, only or ())
     searches: dict[Cell, Search] = {}
-    for cell, given in cells.items():
+    for number, (cell, given) in enumerate(cells.items(), 1):
+        say(f"\n{', '.join(cell)} ({number} of {len(cells)})\n")
         directory = out / "-".join(re.sub(r"[^\w.]+", "-", label) for label in cell)
         config, start = Path(str(given.pop("config"))), float(given.pop(short(LEARNING_RATE)))
         searches[cell] = run_search(config, directory, given, start, seeds, patience, max_halvings)

@@ -61,6 +61,7 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     with _plain_ends():
         name = _choose(args)
+        _check_configurations(name, args[1:])
         with _interrupted_at_once():
             from knlightning.commands.arguments import plain_errors  # here: the list of commands does without Lightning
 
@@ -115,6 +116,25 @@ def _choose(args: list[str]) -> str:
     if args and (meant := get_close_matches(args[0], list_commands(), n=1)) and meant[0] != args[0]:
         parser.error(f"there is no command {args[0]}. Did you mean {meant[0]}?")
     return str(parser.parse_args(args[:1]).command)
+
+
+def _check_configurations(command: str, args: list[str]) -> None:
+    """Look for the configuration files of a command line before libraries are imported, which takes seconds.
+
+    Raises:
+        SystemExit: If there is no such file, with status 2.
+    """
+    for place, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        path = value if equals else "".join(args[place + 1 : place + 2])
+        if name not in ("--config", "-c") or not path.endswith((".yaml", ".yml")) or "$" in path:
+            continue
+        if not os.path.exists(os.path.expanduser(path)):
+            there = {file.name: str(file) for folder in (Path(), Path("configs")) for file in folder.glob("*.yaml")}
+            meant = get_close_matches(Path(path).name, there, n=1)
+            hint = f" Did you mean {there[meant[0]]}?" if meant else ""
+            print(f"knl {command}: error: --config {path}: there is no such file.{hint}", file=sys.stderr)
+            raise SystemExit(2)
 
 
 def _scan() -> Iterator[tuple[str, str]]:

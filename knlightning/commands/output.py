@@ -1,6 +1,8 @@
 """What commands print and write: in the process of rank zero alone."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,29 @@ from matplotlib.figure import Figure
 
 from knlightning.run_directory import replacing
 
+_muted = False
+
 
 @rank_zero_only
 def say(message: str) -> None:
-    """Print a message at once.
+    """Print a message at once, unless within `muted`.
 
     Args:
         message: The message.
     """
-    print(message, flush=True)
+    if not _muted:
+        print(message, flush=True)
+
+
+@contextmanager
+def muted() -> Iterator[None]:
+    """Let commands that are parts of another one say nothing."""
+    global _muted
+    _muted = True
+    try:
+        yield
+    finally:
+        _muted = False
 
 
 @rank_zero_only

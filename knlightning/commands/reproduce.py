@@ -114,11 +114,11 @@ def reproduce(
     for row in rows:
         if not row.path.is_file():
             raise FileNotFoundError(f"no {row.path} in {Path.cwd()}: start in the directory of the project")
-    lines = ["| backbone | norm | batch size | published | reproduced |", "| --- | --- | --- | --- | --- |"]
+    say(f"\nTest accuracy in %, mean ± SD of {seeds} runs\n")
+    say("| backbone | norm | batch size | published | reproduced |\n| --- | --- | --- | --- | --- |")
     for row in rows:
         runs = [_run(row, seed, out, overrides or {}) for seed in range(seeds)]
-        lines.append(f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.published} | {_summary(runs)} |")
-        say("\n".join([f"\nTest accuracy in %, mean ± SD of {seeds} runs\n", *lines]))
+        say(f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.published} | {_summary(runs)} |")
 
 
 def _run(row: Row, seed: int, out: Path, overrides: Mapping[str, str]) -> list[float]:

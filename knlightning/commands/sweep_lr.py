@@ -56,8 +56,7 @@ def sweep_lr(
         ValueError: If an argument is out of its range, or `out` holds runs of other settings.
     """
     given: dict[str, Value | None] = {NORM: norm, BATCH_SIZE: batch_size, VAL_SPLIT: val_split}
-    settings: dict[str, Value] = {"trainer.enable_model_summary": "false"}
-    settings |= {key: value for key, value in given.items() if value is not None}
+    settings: dict[str, Value] = {key: value for key, value in given.items() if value is not None}
     check_overrides(overrides or {}, settings)
     settings |= overrides or {}
     if out is None:
@@ -66,10 +65,6 @@ def sweep_lr(
     if val_split == 0:
         say(BY_TEST)
     found = run_search(config, out, settings, start, seeds, patience, max_halvings)
-    say("\n| learning rate | seed | validation | test |\n| --- | --- | --- | --- |")
-    for trial in found.trials:
-        accuracies = "diverged | diverged" if trial.diverged else f"{100 * trial.val:.2f} | {100 * trial.test:.2f}"
-        say(f"| {trial.learning_rate:g} | {trial.seed} | {accuracies} |")
     say(f"\nBest learning rate: {found.learning_rate:g}")
     say(f"Test accuracy:      {found.accuracy} % ({'mean ± SD of ' if seeds > 1 else ''}{seeds} seeds)")
     for note in [*found.notes, *([BY_TEST] if val_split == 0 else [])]:

@@ -13,7 +13,7 @@ from knlightning.analysis.search import Search, Trial, search
 from knlightning.analysis.settings import LEARNING_RATE, Value
 from knlightning.checks import check_number
 from knlightning.commands.fit import FitCLI
-from knlightning.commands.output import say, write_csv
+from knlightning.commands.output import muted, say, write_csv
 from knlightning.commands.test import TestCLI
 from knlightning.commands.validate import ValidateCLI
 from knlightning.privacy.search import write_search_report
@@ -28,6 +28,10 @@ BY_TEST = (
     "learning rate is chosen by the accuracy on the test images that is reported, as in the paper. Such accuracies\n"
     "are too high; compare them only with others of the same kind."
 )
+SHOWS_PROGRESS = "trainer.enable_progress_bar"
+"""A run that is one of many has no progress of its own, unless it is asked for: a table grows by a line for each."""
+TABLE = "| learning rate | seed | validation | test | run |\n| --- | --- | --- | --- | --- |"
+"""Head of the table of a search."""
 RESULT = "result.json"
 """Written into the directory of a run once it has been tested: its settings, and its accuracies."""
 
@@ -60,13 +64,15 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
             )
         accuracies: dict[str, float] = result["accuracies"]
         return accuracies
-    line = [f"--{key}={value}" for key, value in plain.items()] + [f"--run_dir={directory}"]
-    FitCLI([*line, *(["--ckpt_path=last"] if checkpoint_in(directory, "last").is_file() else [])])
+    options = {**plain, "run_dir": directory, SHOWS_PROGRESS: plain.get(SHOWS_PROGRESS, "false")}
+    line = [f"--{key}={value}" for key, value in options.items()]
     accuracies = {}
-    for stage, command in (("val", ValidateCLI), ("test", TestCLI)):
-        cli = command([*line, "--ckpt_path=last"])
-        metrics = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
-        accuracies[stage] = metrics[f"{stage}/{cli.model.main_metric}"]
+    with muted():
+        FitCLI([*line, *(["--ckpt_path=last"] if checkpoint_in(directory, "last").is_file() else [])])
+        for stage, command in (("val", ValidateCLI), ("test", TestCLI)):
+            cli = command([*line, "--ckpt_path=last"])
+            metrics = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
+            accuracies[stage] = metrics[f"{stage}/{cli.model.main_metric}"]
     accuracies |= {name: metrics[f"test/{name}"] for name in FURTHER if f"test/{name}" in metrics}
     record(directory, config, settings, accuracies)
     return accuracies
@@ -138,6 +144,7 @@ def run_search(
         ValueError: If an argument is out of its range, or `out` holds runs of other settings.
     """
     trials: list[Trial] = []
+    say(TABLE)
 
     def train(learning_rate: float, seed: int) -> Trial:
         directory = out / f"rate{learning_rate:g}-seed{seed}"
@@ -151,7 +158,8 @@ def run_search(
         trial = Trial(learning_rate, seed, result["val"], result["test"], "diverged" in result, directory)
         trials.append(trial)
         write_csv(out / "trials.csv", [asdict(trial) for trial in trials])  # after each: what is done is not lost
-        say(f"{directory}: {'diverged' if trial.diverged else f'validation {trial.val:.2%}, test {trial.test:.2%}'}")
+        reached = "diverged | diverged" if trial.diverged else f"{100 * trial.val:.2f} | {100 * trial.test:.2f}"
+        say(f"| {learning_rate:g} | {seed} | {reached} | {directory} |")
         note_privacy(out, trials)
         return trial
 

@@ -71,3 +71,16 @@ def test_a_closed_pipe_is_a_line(tmp_path):
     os.close(write)
     assert process.returncode == 141
     assert process.stderr == "The output is read by nobody any more: ended.\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [(["--config", "tinny.yaml"], " Did you mean tiny.yaml?"), (["--config=other.yaml"], "")],
+)
+def test_a_configuration_that_is_not_there_is_told_at_once(empty, capsys, monkeypatch, args, hint):
+    monkeypatch.setattr("knlightning.commands.main.run", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *args])
+    assert stop.value.code == 2
+    path = args[-1].removeprefix("--config=")
+    assert capsys.readouterr().err == f"knl fit: error: --config {path}: there is no such file.{hint}\n"

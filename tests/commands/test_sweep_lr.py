@@ -146,7 +146,6 @@ def test_norm_and_batch_size_reach_the_runs(tmp_path, monkeypatch):
     assert seen == [
         {
             "out": Path("runs/sweep-lr/a-group-batch2"),
-            "trainer.enable_model_summary": "false",
             "model.init_args.backbone.init_args.norm": "group",
             "data.init_args.batch_size": 2,
             "data.root": "x",

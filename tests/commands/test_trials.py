@@ -36,6 +36,7 @@ def test_settings_are_passed_on_to_training_and_evaluation(commands, tmp_path):
     assert run_trial(directory, tmp_path / "a.yaml", settings) == {"val": 0.5, "test": 0.25}
     line = [f"--config={tmp_path}/a.yaml", "--seed_everything=3", "--trainer.max_epochs=7"]
     line += ["--model.init_args.optimizer.init_args.lr=0.0001953125", f"--run_dir={directory}"]
+    line += ["--trainer.enable_progress_bar=false"]
     last = "--ckpt_path=last"
     assert commands == [["fit", *line], ["validate", *line, last], ["test", *line, last]]
 
