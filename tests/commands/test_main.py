@@ -75,7 +75,7 @@ def test_a_closed_pipe_is_a_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("args", "hint"),
-    [(["--config", "tinny.yaml"], " Did you mean tiny.yaml?"), (["--config=other.yaml"], "")],
+    [(["--config", "tinny.yaml"], " Did you mean tiny.yaml?"), (["--config=elsewhere.yaml"], "")],
 )
 def test_a_configuration_that_is_not_there_is_told_at_once(empty, capsys, monkeypatch, args, hint):
     monkeypatch.setattr("knlightning.commands.main.run", None)

@@ -142,6 +142,7 @@ def test_norm_and_batch_size_reach_the_runs(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "run_search", search)
+    Path("a.yaml").touch()
     main(["sweep-lr", "--config=a.yaml", "--norm=group", "--batch_size=2", "--val_split=null", "--data.root", "x"])
     assert seen == [
         {
