@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.checks import check, check_choice, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
+from knlightning.internals.torch import found_too_small
 from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
 from knlightning.tasks.deferred import DeferredChecks, check_finite
@@ -161,8 +162,19 @@ class Task(LightningModule, ABC):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Apply the backbone to images (N, C, H, W)."""
-        return self.backbone(images.to(memory_format=self.memory_format))
+        """Apply the backbone to images (N, C, H, W).
+
+        Raises:
+            ValueError: If they are too small for it.
+        """
+        try:
+            return self.backbone(images.to(memory_format=self.memory_format))
+        except RuntimeError as error:
+            if not found_too_small(error):
+                raise
+            height, width = images.shape[-2:]
+            hint = "Take larger images, or a network that scales them down less, such as one with low_resolution"
+            raise ValueError(f"Images of {height}x{width} are too small for the network. {hint}: {error}") from error
 
     @abstractmethod
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:

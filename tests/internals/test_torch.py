@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from knlightning.internals.torch import (
     changing_draws,
     convolves_as,
+    found_too_small,
     function_transforms_active,
     has_hooks,
     is_compiled,
@@ -160,6 +161,14 @@ def test_processes_of_a_loader_are_known():
     started = {process.pid for process in multiprocessing.active_children()} - before
     assert {worker.pid for worker in workers_of(iterator)} == started, advice
     assert workers_of(iter(DataLoader(Failing(lambda: 1)))) == []
+
+
+@pytest.mark.parametrize("layer", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Conv2d(3, 3, 2)])
+def test_images_that_are_too_small(layer):
+    with pytest.raises(RuntimeError) as error:
+        layer(torch.ones(1, 3, 1, 1))
+    assert found_too_small(error.value), "torch says in other words that images are too small: correct found_too_small"
+    assert not found_too_small(RuntimeError("a bug"))
 
 
 def test_other_errors_are_not_taken_for_those_of_processes():

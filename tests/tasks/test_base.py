@@ -430,3 +430,9 @@ def test_compiled_network_trains_as_the_plain_one_and_keeps_its_names(tmp_path, 
     compiled = trained(True)
     assert counters["stats"]["unique_graphs"] > 0
     torch.testing.assert_close(compiled, plain)  # the names too
+
+
+def test_images_too_small_for_the_network():
+    task = ClassificationTask(torch.nn.Sequential(torch.nn.MaxPool2d(4), torch.nn.Flatten()))
+    with pytest.raises(ValueError, match=r"^Images of 3x3 are too small for the network\. Take larger images"):
+        task(torch.ones(1, 3, 3, 3))
