@@ -64,9 +64,10 @@ class _Pass:
 class PerSampleGradients:
     """Watch a network, and compute the gradients of the samples of a batch after its backward pass.
 
-    Works with any layer of `knlightning.privacy.rules.TYPES`, several times in a pass or with parameters in
-    common as well; their contributions to a sample's gradient are added before norms are taken. Norms and sums are
-    computed in float32, or in float64 for such a network. A parameter that took no part in a pass counts as zero.
+    Works with any layer of `knlightning.privacy.rules`, and with modules that give their parameters to functions of
+    `knlightning.privacy.function_rules`, several times in a pass or with parameters in common as well; their
+    contributions to a sample's gradient are added before norms are taken. Norms and sums are computed in float32, or in
+    float64 for such a network. A parameter that took no part in a pass counts as zero.
     Samples whose norm is not finite take no part in the sums, whatever their weight.
 
     Args:

@@ -1,3 +1,4 @@
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from privacy.micro_batches import check
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import VisionTransformer
 from torchvision.models.convnext import CNBlock, LayerNorm2d
 
 from knlightning import models
@@ -182,10 +184,14 @@ def run(net, x):
     return gradients
 
 
-def test_norms_hold_under_autocast():
+NETWORKS = [partial(models.knresnet8, activation="mish"), partial(VisionTransformer, 16, 8, 1, 2, 8, 16)]
+
+
+@pytest.mark.parametrize("make", NETWORKS, ids=["KNResNet", "ViT"])
+def test_norms_hold_under_autocast(make):
     """The sum of one sample alone has the norm that was computed, to the precision of float32."""
     torch.manual_seed(0)
-    net = models.knresnet8(num_classes=3, activation="mish")
+    net = make(num_classes=3)
     x = torch.rand(3, 3, 16, 16)
     for sample in range(3):
         torch.manual_seed(0)

@@ -8,6 +8,7 @@ from privacy.private_runs import SAMPLES, privacy, task, trainer
 from standins import RandomData
 from torch import nn
 
+from knlightning.models import fine_tuned
 from knlightning.tasks import ClassificationTask
 
 
@@ -57,6 +58,24 @@ def test_parameters_that_are_unfrozen_are_clipped_and_noised(tmp_path, way):
     spread = torch.cat([gradient.flatten() for gradient in last.values()]).std() * 5 / 0.7
     assert 80 < spread < 120  # the noise is on all of them
     assert private.ledger.history == [(100.0, 0.25, 8)]
+
+
+def test_a_pretrained_network_is_fine_tuned(tmp_path):
+    """With frozen batch normalization, a trained part, LoRA and a new last layer."""
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 3),
+        nn.ReLU(),
+    ]
+    net = fine_tuned(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 9)), 3, None, ["4"], 2)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    trainer(tmp_path, privacy(), max_epochs=1).fit(task(net), RandomData(SAMPLES, 5))
+    changed = {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"2.down.weight", "2.up.weight", "4.weight", "4.bias", "8.weight", "8.bias"}
 
 
 def test_unfreezing_a_layer_that_mixes_samples_is_refused(tmp_path):

@@ -22,7 +22,7 @@ REFUSED = {
         r"backbone.1 \(SyncBatchNorm\)",
     ),
     "running statistics": ({"net": Net(nn.InstanceNorm2d(4, track_running_stats=True))}, {}, "keeps statistics"),
-    "a layer without a rule": ({"net": Net(nn.PReLU())}, {}, r"backbone.1 \(PReLU\): there is no rule"),
+    "a layer without a rule": ({"net": Net(nn.GRU(4, 4))}, {}, r"backbone.1 \(GRU\): there is no rule"),
     "mixup": ({"mixup_alpha": 0.2}, {}, "mixup and cutmix put two samples into one"),
     "compiled": ({"compile": True}, {}, "is compiled"),
     "gradient clipping": ({}, {"gradient_clip_val": 1.0}, "clips the noisy sum"),
