@@ -70,7 +70,7 @@ class Canaries:
         if privacy.plan.noise_multiplier == 0:
             raise ValueError("noise_multiplier is 0: canaries have nothing to hide in")
         self.privacy = privacy
-        generator = np.random.default_rng()  # neither the seed of the run nor its key
+        generator = np.random.default_rng(privacy.seed)  # None, so secret, except in tests
         self.samples = torch.from_numpy(generator.permutation(loader.num_samples)[:count])
         self.included = torch.from_numpy(generator.random(count) < 0.5)
         self.scores = torch.zeros(count, dtype=torch.float64)

@@ -13,7 +13,7 @@ def guessing_p_value(canaries: int, guesses: int, right: int, epsilon: float, de
     """Bound the probability of so many right guesses, if the mechanism is (epsilon, delta)-differentially private.
 
     Each of a number of canaries took part with probability 1/2, independently. What came out was used to guess of some
-    of them whether they did; nothing was guessed of the others. Source: theorem 5.2 and algorithm 3 in appendix D of
+    of them whether they did; nothing was guessed of the others. Source: theorem 5.2 and the code in the appendix of
     Steinke, Nasr and Jagielski, Privacy auditing with one (1) training run (NeurIPS 2023).
 
     Args:

@@ -42,7 +42,7 @@ class PrivateMetrics:
             handle.remove()
 
     def correct(self, outputs: list[Tensor], labels: list[Tensor], views: int) -> Tensor | None:
-        """Tell for each sample whether its class is the most probable one; of segmentation, the share of its pixels.
+        """Tell for each sample whether its class is the most probable one; of segmentation, in which share of pixels.
 
         Args:
             outputs: What the task returned in a training step, the logits [N, classes, ...] last.
@@ -50,13 +50,16 @@ class PrivateMetrics:
             views: Number of rows of each sample.
 
         Returns:
-            Float tensor [N / views] of [0, 1]; None if there are no logits and labels.
+            Float tensor [N / views] of [0, 1], 0 for a sample whose label is that of no class; None if there are no
+            logits and labels.
         """
         for logits in outputs[-1:]:
             for one in labels if isinstance(logits, Tensor) and logits.dim() > 1 else ():
                 if one.shape == (len(logits), *logits.shape[2:]):
                     self._seen = True
-                    return (logits.argmax(1) == one).float().reshape(len(one) // views, -1).mean(1)
+                    labelled, right = (one >= 0) & (one < logits.shape[1]), logits.argmax(1) == one
+                    counts = [each.reshape(len(one) // views, -1).sum(1) for each in (right, labelled)]
+                    return counts[0] / counts[1].clamp(min=1)
         return None
 
     def add(self, values: Tensor) -> None:

@@ -1,5 +1,7 @@
+import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -113,6 +115,33 @@ def test_each_showing_has_random_numbers_of_its_own():
     assert seed != 7  # a secret one
     assert {step for _, step, *_ in draws} == {10, 11, 12, 13, 14}
     assert {view for *_, view in draws} == {0, 1}
+
+
+class Drawing(Dataset):
+    """Draws from all global generators."""
+
+    def __len__(self):
+        return SAMPLES
+
+    def __getitem__(self, index):
+        return torch.tensor(index), torch.tensor([float(torch.rand(())), np.random.rand(), random.random()])
+
+
+class DrawingAtOnce(Drawing):
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+@pytest.mark.parametrize("kind", [Drawing, DrawingAtOnce])
+def test_what_is_drawn_for_a_sample_does_not_depend_on_the_others(kind):
+    one = loader(kind(), views=2)
+    (_, with_others), (_, alone), (_, later) = one.batch_of([3, 7, 1]), one.batch_of([7]), one.batch_of([7], step=1)
+    assert torch.equal(with_others[2:4], alone)
+    assert len({*alone.flatten().tolist(), *later.flatten().tolist()}) == 12
+    # the same in training
+    number, drawn = next(batch for batch in one if len(batch[0]) > 2)
+    step = next(s for s in range(5) if set(number.tolist()) <= set(one.draw(s).tolist()))
+    assert torch.equal(drawn[-2:], one.batch_of([int(number[-1])], step)[1])
 
 
 def test_shuffled_batches_of_equal_size():

@@ -85,6 +85,8 @@ def test_the_accuracy_is_known_where_logits_and_labels_are():
         [logits[:, :, None, None].expand(-1, -1, 2, 2)], [labels[:, None, None].expand(-1, 2, 2)], 1
     )
     assert pixels.tolist() == [1, 1, 0, 1]
+    ignored = torch.tensor([[0, 255, 255], [1, 0, 255], [255, 255, 255], [1, 2, 1]])
+    assert metrics.correct([logits[:, :, None].expand(-1, -1, 3)], [ignored], 1).tolist() == [1, 0.5, 0, 0]
     metrics.add(torch.tensor([0.5, 0.25], dtype=torch.float64))
     metrics.add(torch.tensor([0.5, 0.75], dtype=torch.float64))
     assert metrics.pop() == {"privacy/clipped": 0.5, "privacy/train_acc": 0.5}
