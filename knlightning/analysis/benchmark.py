@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
@@ -17,15 +18,17 @@ from typing import Any, Literal, get_args
 import torch
 
 from knlightning.analysis.measure import PASSES, Worker, milliseconds, start
-from knlightning.analysis.variants import Case, NetworkName, Variant
+from knlightning.analysis.variants import Case, NetworkName, Precision, Variant
 
 Row = dict[str, Any]
-Preset = Literal["laptop", "table3", "table6", "table7", "table8", "targets"]
+Preset = Literal["gpu", "laptop", "table3", "table6", "table7", "table8", "targets"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 FCN_VARIANTS: tuple[Variant, ...] = tuple(variant for variant in VARIANTS if variant != "batch-primitives")
 KERNEL_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "algorithm1")
 MEASURES = ("step_ms", "evaluation_ms", "step_peak", "evaluation_peak", "evaluation_maps", "kept", "flops")
+GPU_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "batch", "group")
 BATCH_SIZES: dict[Preset, int | None] = {
+    "gpu": 32,
     "laptop": 8,
     "table3": 8,
     "table6": 32,
@@ -50,7 +53,7 @@ def list_cases(
     Args:
         preset: Its name.
         batch_size: Images in a batch; None only for "targets", which then has sizes of its own.
-        resolutions: Heights and widths of the images, for "table3" heights of the crops; not for "targets".
+        resolutions: Heights and widths of the images, for "table3" heights of the crops; not for "gpu" and "targets".
         variants: Those wanted, as far as the preset has them.
     """
     kernels = [variant for variant in KERNEL_VARIANTS if variant in variants]
@@ -68,6 +71,8 @@ def list_cases(
             for size in resolutions
             for variant in kernels
         ]
+    if preset == "gpu":
+        return _gpu_cases(batch_size, wanted, kernels)
     networks: tuple[NetworkName, ...] = ("resnet18", "resnet34", "resnet50")
     if preset == "table3":
         networks = ("fcn_resnet18", "fcn_resnet34", "fcn_resnet50")
@@ -76,6 +81,26 @@ def list_cases(
         networks = ("resnet18", "layers")
     return [
         Case(network, variant, size, batch_size) for network in networks for size in resolutions for variant in wanted
+    ]
+
+
+def _gpu_cases(batch_size: int, wanted: Sequence[Variant], kernels: Sequence[Variant]) -> list[Case]:
+    """List layers, networks, and networks that are compiled, which take longest to start."""
+    networks: tuple[NetworkName, ...] = ("resnet18", "resnet50")
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    plans = [(net, precision, False) for net in networks for precision in precisions]
+    plans += [(net, "bfloat16", True) for net in networks]
+    layers = [
+        Case("layers", variant, size, batch_size, precision=precision)
+        for size in (32, 128)
+        for precision in precisions
+        for variant in kernels
+    ]
+    return layers + [
+        Case(net, variant, 224, batch_size, precision=precision, compiled=compiled)
+        for net, precision, compiled in plans
+        for variant in wanted
+        if variant in GPU_VARIANTS
     ]
 
 
@@ -91,15 +116,17 @@ def run_setting(settings: Sequence[Case], rounds: int, device: str, channels_las
     Returns:
         For each case its settings, its "status", the costs of `knlightning.analysis.measure.Probe.costs`, and
         "step_ms" and "evaluation_ms", medians over the rounds. Each of these also with the ending "_over_floor",
-        medians of the ratios within a round, and "kept_over_batch", relative to the variant "batch". What could not be
-        measured is None.
+        medians of the ratios within a round, and "kept_over_batch", relative to the variant "batch". Also
+        "images_per_second" of the training step. What could not be measured is None.
     """
     measured: list[dict[str, list[float | None]]] = [{key: [] for key in MEASURES} for _ in settings]
     with ExitStack() as stack:
-        workers = []
-        for case, values in zip(settings, measured, strict=True):  # in turn: they do not take cores from each other
-            workers.append(stack.enter_context(closing(Worker())))
-            for key, value in (workers[-1].ask(start, case, device, channels_last) or {}).items():
+        workers = [stack.enter_context(closing(Worker())) for _ in settings]
+        # on a CPU in turn: they do not take cores from each other; beside a GPU most of their time is for starting
+        starters = stack.enter_context(ThreadPoolExecutor(len(settings) if device == "cuda" else 1))
+        starts = starters.map(lambda worker, case: worker.ask(start, case, device, channels_last), workers, settings)
+        for costs, values in zip(starts, measured, strict=True):
+            for key, value in (costs or {}).items():
                 values[key].append(value)
         for _ in range(rounds):
             for which in PASSES:
@@ -115,6 +142,7 @@ def run_setting(settings: Sequence[Case], rounds: int, device: str, channels_las
         for key in MEASURES:
             row[key] = median(values[key])
             row[f"{key}_over_floor"] = median_ratio(values[key], floor[key])
+        row["images_per_second"] = None if row["step_ms"] is None else 1e3 * case.batch_size / row["step_ms"]
         row["kept_over_batch"] = median_ratio(values["kept"], batch["kept"])
         rows.append(row)
     return rows

@@ -114,6 +114,8 @@ class Probe:
             self.whole = torch.rand(case.evaluation_shape, device=device).contiguous(memory_format=layout)
         self.net = build(case).to(device, memory_format=layout)  # type: ignore[call-overload] # torch's stub lacks it
         labels = (case.batch_size, *case.shape[2:]) if case.segmentation else (case.batch_size,)
+        self.run = torch.compile(self.net) if case.compiled else self.net
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=case.precision == "bfloat16")
         self.labels = torch.randint(19 if case.segmentation else 100, labels, device=device)
         # The learning rate is 0: nothing diverges, and the time is the same.
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.0, momentum=0.9)
@@ -138,9 +140,10 @@ class Probe:
             peaks[f"{which}_peak"] = self._peak() - self.before
             self.repeats[which] = math.ceil(MIN_MILLISECONDS / milliseconds)
         weights = sum(parameter.nbytes for parameter in self.net.parameters())
-        peaks["evaluation_maps"] = (peaks["evaluation_peak"] - weights) / largest_map(self.net, self.whole)
-        self.net.train()
-        return peaks | {"kept": bytes_kept(self.net, self.images), "flops": count_flops(self.net, self.images)}
+        with self.autocast:
+            peaks["evaluation_maps"] = (peaks["evaluation_peak"] - weights) / largest_map(self.net, self.whole)
+            self.net.train()
+            return peaks | {"kept": bytes_kept(self.net, self.images), "flops": count_flops(self.net, self.images)}
 
     def milliseconds(self, which: str) -> float:
         """Time one of the passes, in milliseconds."""
@@ -158,12 +161,15 @@ class Probe:
 
     def _step(self) -> None:
         self.optimizer.zero_grad()
-        F.cross_entropy(self.net(self.images), self.labels).backward()
+        with self.autocast:
+            loss = F.cross_entropy(self.run(self.images), self.labels)
+        loss.backward()
         self.optimizer.step()
 
     @torch.inference_mode()
     def _evaluate(self) -> None:
-        self.net(self.whole)
+        with self.autocast:
+            self.run(self.whole)
 
     def _synchronize(self) -> None:
         if self.device == "cuda":

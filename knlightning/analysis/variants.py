@@ -17,6 +17,7 @@ from knlightning.nn import KernelNorm2d, KNConv2d
 from knlightning.nn.windows import Window
 
 NetworkName = Literal["resnet18", "resnet34", "resnet50", "layers", "fcn_resnet18", "fcn_resnet34", "fcn_resnet50"]
+Precision = Literal["float32", "bfloat16"]
 Variant = Literal["floor", "kernel", "algorithm1", "batch", "batch-primitives", "group", "layer"]
 
 LAYERS = 4
@@ -41,6 +42,8 @@ class Case:
         batch_size: Images in a batch.
         stride: Stride of each of the "layers".
         kernel_size: Kernel size of each of the "layers".
+        precision: "bfloat16" for autocast; "float32" computes as torch is set to, on a GPU convolutions in TF32.
+        compiled: Whether `torch.compile` compiles it.
     """
 
     network: NetworkName
@@ -49,6 +52,8 @@ class Case:
     batch_size: int
     stride: int = 1
     kernel_size: int = 3
+    precision: Precision = "float32"
+    compiled: bool = False
 
     @property
     def setting(self) -> str:
@@ -57,7 +62,8 @@ class Case:
         if name == "layers":
             name = f"{LAYERS} layers {self.kernel_size}x{self.kernel_size}, {CHANNELS} filters, stride {self.stride}"
         height, width = self.shape[2:]
-        return f"{name}, {width}x{height}, batch {self.batch_size}"
+        how = (", bfloat16" if self.precision == "bfloat16" else "") + (", compiled" if self.compiled else "")
+        return f"{name}, {width}x{height}, batch {self.batch_size}{how}"
 
     @property
     def segmentation(self) -> bool:
@@ -133,7 +139,7 @@ def build(case: Case) -> nn.Module:
     else:
         net = _fcn(case) if case.segmentation else _resnet(case)
     if case.variant == "algorithm1":
-        _compute_as_published(net)
+        compute_as_published(net)
     return net
 
 
@@ -157,7 +163,7 @@ def _resnet(case: Case) -> nn.Module:
     return net
 
 
-def _compute_as_published(net: nn.Module) -> None:
+def compute_as_published(net: nn.Module) -> None:
     """Let a kernel normalized network compute what it computes by Algorithm 1, with the same parameters."""
     for module in net.modules():
         if isinstance(module, KNConv2d):

@@ -10,6 +10,7 @@ Table 3, on whatever device there is.
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import groupby
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from knlightning.analysis.benchmark import (
     run_setting,
 )
 from knlightning.analysis.benchmark_plots import COLUMNS, draw_bars, draw_scaling
-from knlightning.analysis.measure import Device, choose_device
+from knlightning.analysis.measure import Device, Worker, choose_device
+from knlightning.analysis.parity import compare_paths
 from knlightning.analysis.variants import Variant
 from knlightning.checks import ArgumentError, check, check_number
 from knlightning.commands.command import command
@@ -44,6 +46,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     result.add_column("variant", no_wrap=True)
     for _, head, _ in COLUMNS:
         result.add_column(head.replace(", ", "\n"), justify="right")
+    result.add_column("training\nimages/s", justify="right")
     result.add_column("status")
     for row in rows:
         cells = []
@@ -51,7 +54,8 @@ def table(rows: Sequence[Row], title: str) -> Table:
             value, ratio = row[key], row[f"{key}_over_floor"]
             text = "-" if value is None else f"{value / unit:.3g}" if value < 100 * unit else f"{value / unit:.0f}"
             cells.append(text if ratio is None else f"{text} ({ratio:.2f}x)")
-        result.add_row(row["variant"], *cells, row["status"])
+        images = row["images_per_second"]
+        result.add_row(row["variant"], *cells, "-" if images is None else f"{images:.3g}", row["status"])
     return result
 
 
@@ -80,6 +84,21 @@ def write(rows: Sequence[Row], settings: Row, stem: Path) -> None:
     save_figure(figure, stem.with_suffix(".png"))
 
 
+def check_parity(device: str) -> list[Row]:
+    """Compare the fused kernels with plain operations in a process of their own, print and return the rows.
+
+    Raises:
+        RuntimeError: If they disagree; then their times say nothing.
+    """
+    with closing(Worker()) as worker:
+        rows: list[Row] = worker.ask(compare_paths, device)
+    for row in rows:
+        print(", ".join(f"{key}: {value}" for key, value in row.items()))
+    if not all(row["ok"] for row in rows):
+        raise RuntimeError("the fused kernels and the plain operations disagree; see the rows above that are not ok")
+    return rows
+
+
 def benchmark(
     preset: Preset = "laptop",
     batch_size: int | None = None,
@@ -93,11 +112,13 @@ def benchmark(
     """Measure time, memory and operations of kernel normalized networks beside others.
 
     Args:
-        preset: "laptop": ResNet-18 and four layers on small images, about two minutes on two cores. "table3": memory
-            of the FCNs of 18, 34 and 50 layers, of a step on crops of 1024x512 and of evaluation of a whole image of
-            2048x1024; what is kept grows in proportion to the batch. "table6": time of the ResNets of 18, 34 and 50
-            layers. "table7": their memory. "table8": four layers at several resolutions and strides. "targets":
-            KNResNet-18 at 32x32 and -50 at 224x224, and layers with kernels from 1x1 to 7x7.
+        preset: "gpu": on a GPU, parity of the fused kernels with plain operations, then four layers, and ResNet-18 and
+            -50 at 224x224, in TF32 and bfloat16, eager and compiled. "laptop": ResNet-18 and four layers on small
+            images, about two minutes on two cores. "table3": memory of the FCNs of 18, 34 and 50 layers, of a step on
+            crops of 1024x512 and of evaluation of a whole image of 2048x1024; what is kept grows in proportion to the
+            batch. "table6": time of the ResNets of 18, 34 and 50 layers. "table7": their memory. "table8": four layers
+            at several resolutions and strides. "targets": KNResNet-18 at 32x32 and -50 at 224x224, and layers with
+            kernels from 1x1 to 7x7.
         batch_size: Images in a batch; null for that of the preset, which is the paper's for its tables.
         resolutions: Heights and widths of the images, for "table3" heights of the crops; null for those of the
             preset.
@@ -119,9 +140,17 @@ def benchmark(
     check_number("rounds", rounds, at_least=0, integer=True, none="5, or 0 for table3 and table7")
     ok = resolutions is None or (bool(resolutions) and min(resolutions) >= 16)
     check(ok, "resolutions", resolutions, "a list of numbers of at least 16, such as '[32, 64]'")
-    check(not (resolutions and preset == "targets"), "resolutions", resolutions, "null for the preset targets")
+    fixed = preset in ("gpu", "targets")
+    check(not (resolutions and fixed), "resolutions", resolutions, f"null for the preset {preset}")
     check(variants != [], "variants", variants, f"some of {', '.join(VARIANTS)}")
     device = choose_device(device)
+    check(
+        preset != "gpu" or device == "cuda",
+        "preset",
+        preset,
+        "another one",
+        "This one needs a GPU, and torch finds none",
+    )
     if rounds is None:
         rounds = 0 if preset in ("table3", "table7") else 5
     planned = list_cases(
@@ -133,7 +162,9 @@ def benchmark(
     console = Console(width=None if sys.stdout.isatty() else 132)
     described = machine(device)
     print(", ".join(f"{key}: {value}" for key, value in described.items()))
-    settings = {"preset": preset, "machine": described, "rounds": rounds, "channels_last": channels_last}
+    settings: Row = {"preset": preset, "machine": described, "rounds": rounds, "channels_last": channels_last}
+    if preset == "gpu":
+        settings["parity"] = check_parity(device)
     rows: list[Row] = []
     for title, group in groupby(planned, key=lambda case: case.setting):
         done = run_setting(list(group), rounds, device, channels_last)

@@ -1,6 +1,7 @@
 """The kernel normalized convolution as operations for autograd: with its gradient in closed form, and composed."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -193,7 +194,8 @@ class KNConvFunction(torch.autograd.Function):
             mask = saved.mask if saved.dropped is None else mask_of(saved.dropped, saved.input)
             return *composite_gradients(inputs, mask, grad, needs, ctx.settings), *nothing
 
-        with torch.autocast(grad.device.type, enabled=False):  # whatever backward itself is called under
+        # whatever backward itself is called under; for the meta device there is no autocast
+        with nullcontext() if grad.is_meta else torch.autocast(grad.device.type, enabled=False):
             parts = [
                 _gradients(grad[part], saved.select(part), needs, ctx.kept_output, ctx.settings)
                 for part in _slices(saved.kept)

@@ -152,7 +152,8 @@ def kn_conv(
     _check_tensors(input, weight, residual, groups, window, relu_output)
     sampled, inflation = _dropout(input, window, dropout_p, training, eval_statistics, mask)
     dtypes = input.dtype, weight.dtype
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+    autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)
+    if autocast and input.dtype != torch.float64:
         dtypes = (torch.get_autocast_dtype(input.device.type),) * 2
     if not sampled and groups == 1 and (dtypes[0].itemsize < 4 or input.is_cuda):
         weight = _centre(weight)

@@ -122,7 +122,6 @@ def _unpack(weight: Tensor, stride: list[int], pads: list[int], dilation: list[i
     return Settings(Window(tuple(weight.shape[2:]), tuple(stride), padding, tuple(dilation)), *numbers)
 
 
-@torch.library.impl(_FORWARD, "default")
 def _forward(
     input: Tensor,
     weight: Tensor,
@@ -195,11 +194,11 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
     return *found, grad if needs[3] else None, *nothing
 
 
+torch.library.impl(_FORWARD, "default", _forward)
 torch.library.register_fake(_FORWARD, _fake_forward)
 torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_setup_context)
 
 
-@torch.library.impl(_BACKWARD, "default")
 def _backward(
     grad: Tensor,
     input: Tensor,
@@ -258,4 +257,5 @@ def _fake_backward(
     return d_input, d_weight, input.new_empty(0) if bias is None or not needs[2] else torch.empty_like(bias)
 
 
+torch.library.impl(_BACKWARD, "default", _backward)
 torch.library.register_fake(_BACKWARD, _fake_backward)

@@ -3,6 +3,7 @@ from knlightning.analysis.benchmark import KERNEL_VARIANTS, VARIANTS, list_cases
 from knlightning.analysis.measure import start
 from knlightning.analysis.variants import Case
 
+PRECISIONS = [("float32", False), ("bfloat16", False), ("bfloat16", True)]
 TIMES = {  # milliseconds of three rounds
     ("floor", "step"): [100.0, 200.0, 400.0],
     ("kernel", "step"): [110.0, 260.0, 400.0],
@@ -32,6 +33,7 @@ def test_ratios_are_taken_within_a_round_of_all_variants(monkeypatch):
     assert asked[:4] == [("floor", "step"), ("kernel", "step"), ("floor", "evaluation"), ("kernel", "evaluation")]
     assert (floor["step_ms"], kernel["step_ms"]) == (200.0, 260.0)
     assert kernel["step_ms_over_floor"] == 1.1  # of 1.1, 1.3 and 1: not 260 / 200
+    assert kernel["images_per_second"] == 1e3 / 260
     assert kernel["evaluation_ms"] is kernel["evaluation_ms_over_floor"] is None
     assert (kernel["kept_over_floor"], kernel["kept_over_batch"], kernel["flops_over_floor"]) == (1.5, None, 1.0)
 
@@ -55,6 +57,11 @@ def test_presets_plan_what_the_tables_show():
         (f"fcn_resnet{d}", v) for d in (18, 34, 50) for v in VARIANTS if v != "batch-primitives"
     }
     assert {(c.shape, c.evaluation_shape) for c in table3} == {((8, 3, 512, 1024), (1, 3, 1024, 2048))}
+    gpu = list_cases("gpu", 32, (), VARIANTS)
+    networks = {(c.network, c.precision, c.compiled) for c in gpu if c.resolution == 224}
+    assert networks == {(f"resnet{d}", *how) for d in (18, 50) for how in PRECISIONS}
+    assert {c.variant for c in gpu if c.resolution == 224} == {"floor", "kernel", "batch", "group"}
+    assert [c.compiled for c in gpu] == sorted(c.compiled for c in gpu)
     assert {c.variant for c in list_cases("laptop", 4, [32], ["kernel", "floor"])} == {"kernel", "floor"}
 
 

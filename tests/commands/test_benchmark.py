@@ -49,6 +49,7 @@ def test_a_run_prints_a_table_and_writes_files(tmp_path, capsys):
         ({"rounds": -1}, "rounds must be a whole number at least 0, .*, got -1"),
         ({"resolutions": [8]}, r"resolutions must be a list of numbers of at least 16.*got \[8\]"),
         ({"resolutions": [32], "preset": "targets"}, r"resolutions must be null for the preset targets, got \[32\]"),
+        ({"preset": "gpu", "device": "cpu"}, "preset must be another one, got 'gpu'. This one needs a GPU"),
         ({"variants": []}, "variants must be some of floor, kernel"),
         (
             {"variants": ["batch"], "preset": "table8"},
@@ -63,6 +64,37 @@ def test_a_run_prints_a_table_and_writes_files(tmp_path, capsys):
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         benchmark(**arguments)
+
+
+def test_the_preset_for_gpus_checks_parity_first(tmp_path, monkeypatch, capsys):
+    parity = [{"fused": 0.25, "plain": 0.5, "ok": True}]
+
+    class FakeWorker:
+        def ask(self, function, *args):
+            return parity
+
+        def close(self):
+            pass
+
+    run_setting = module.run_setting
+    case = Case("layers", "kernel", 16, 1, 3, precision="bfloat16")
+    fakes = {
+        "Worker": FakeWorker,
+        "choose_device": lambda device: "cuda",
+        "machine": lambda device: {},
+        "list_cases": lambda *args: [case],
+        "run_setting": lambda cases, rounds, device, last: run_setting(cases, 1, "cpu", last),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(module, name, fake)
+    (row,) = benchmark(preset="gpu", out=tmp_path)
+    assert row["images_per_second"] > 0
+    assert row["setting"].endswith("16x16, batch 1, bfloat16")
+    assert json.loads((tmp_path / "gpu.json").read_text())["parity"] == parity
+    assert "fused: 0.25, plain: 0.5, ok: True" in capsys.readouterr().out
+    parity[0]["ok"] = False
+    with pytest.raises(RuntimeError, match="the fused kernels and the plain operations disagree"):
+        benchmark(preset="gpu", out=tmp_path)
 
 
 def test_a_missing_gpu_is_an_error(monkeypatch, capsys):

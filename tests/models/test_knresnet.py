@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from experiments.traffic import count_bytes
 from knlightning.analysis.measure import bytes_kept
 from knlightning.models import KNResNet, fcn_knresnet8, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.layers import Layers, Options, Stage
 from knlightning.models.norm_torch import norm_torch_names
-from knlightning.nn import KNConv2d, kernel_norm, kn_conv
+from knlightning.nn import KNConv2d, fused_kernels, kernel_norm, kn_conv
 
 MODELS = {
     "knresnet18": knresnet18,
@@ -140,3 +141,18 @@ def test_initial_logits_have_a_sane_scale():
     assert logits.isfinite().all()
     assert 0.01 < logits.std().item() < 10
     assert math.isfinite(logits.sum().item())
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_no_step_waits_for_the_device(fused):
+    """On the meta device nothing has a value: whatever reads one, as `item`, `bool` or `nonzero` do, is an error."""
+    net = knresnet18(num_classes=10, low_resolution=True).to("meta")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    images, labels = torch.empty(2, 3, 32, 32, device="meta"), torch.empty(2, dtype=torch.long, device="meta")
+    with fused_kernels(fused):
+        count_bytes(lambda: F.cross_entropy(net(images), labels))
+    optimizer.step()
+    with pytest.raises(RuntimeError):
+        net(images).sum().item()
+    with pytest.raises(NotImplementedError):
+        images.nonzero()
