@@ -4,9 +4,11 @@
 
 A private step clips the gradient of each sample and adds noise to their sum. It is taken in the ways of Opacus and in
 that of `knlightning.privacy.PerSampleGradients`; each network is compared with its own step without privacy.
-They run one after the other, so that a machine that becomes slower slows all; ratios are taken within a round. Memory
-is what torch's allocator hands out, less that before the step: at the peak of the step, and still in use after the
-forward pass.
+Opacus has no rules for class tokens and position embeddings: these are frozen in its ways.
+
+The ways run one after the other, so that a machine that becomes slower slows all; ratios are taken within a round.
+Memory is what torch's allocator hands out, less that before the step: at the peak of the step, and still in use after
+the forward pass.
 """
 
 import statistics
@@ -16,12 +18,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
+import timm
 import torch
 import torch.nn.functional as F
 from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping
 from opacus.grad_sample.conv import compute_conv_grad_sample
 from opacus.grad_sample.group_norm import compute_group_norm_grad_sample
-from opacus.grad_sample.linear import compute_linear_grad_sample
+from opacus.grad_sample.layer_norm import compute_layer_norm_grad_sample
+from opacus.grad_sample.linear import compute_linear_grad_sample, compute_linear_norm_sample
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -30,25 +34,40 @@ from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.models import knresnet18, resnet18
 from knlightning.privacy import PerSampleGradients, register_opacus_rules, watch_statistics
+from knlightning.privacy.rules import TYPES
 
 Way = Literal["plain", "hooks", "ghost", "book-keeping"]
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "KNResNet-18": partial(knresnet18, num_classes=10, low_resolution=True, activation="mish"),
+    "ViT-Tiny": partial(timm.create_model, "vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10),
     "ResNet-18 GroupNorm": partial(resnet18, num_classes=10, norm="group", low_resolution=True, activation="mish"),
 }
 
 register_opacus_rules()  # before the hooks of any network, and for those of KNConv below
 
 
+OWN_RULES = {
+    nn.Conv2d: compute_conv_grad_sample,
+    nn.GroupNorm: compute_group_norm_grad_sample,
+    nn.LayerNorm: compute_layer_norm_grad_sample,
+    nn.Linear: compute_linear_grad_sample,
+}
+
+
 class OpacusHooks(GradSampleHooks):
     """Opacus as it comes, where it has rules of its own; that of convolutions is wrong of channels-last images."""
 
-    GRAD_SAMPLERS = {  # noqa: RUF012 # as in the base
-        **GradSampleHooks.GRAD_SAMPLERS,
-        nn.Conv2d: compute_conv_grad_sample,
-        nn.GroupNorm: compute_group_norm_grad_sample,
-        nn.Linear: compute_linear_grad_sample,
+    GRAD_SAMPLERS = {**GradSampleHooks.GRAD_SAMPLERS, **OWN_RULES}  # noqa: RUF012 # as in the base
+
+
+class OpacusGhost(GradSampleHooksFastGradientClipping):
+    """Ghost clipping of Opacus with its own rules; it has no norms of convolutions."""
+
+    GRAD_SAMPLERS = OpacusHooks.GRAD_SAMPLERS
+    NORM_SAMPLERS = {  # noqa: RUF012 # as in the base
+        **GradSampleHooksFastGradientClipping.NORM_SAMPLERS,
+        nn.Linear: compute_linear_norm_sample,
     }
 
 
@@ -58,7 +77,8 @@ class Step:
     Args:
         make: Makes the network.
         way: "plain", without privacy; "hooks", Opacus with its own rules where they are right; "ghost", Opacus with two
-            backward passes and the rules of this package, for it has no norms of convolutions; "book-keeping", one
+            backward passes, and with the rules of this package for convolutions, whose norms it has none of;
+            "book-keeping", one
             backward pass.
         batch_size: Images in the batch.
         channels_last: Memory format of images and weights.
@@ -71,8 +91,13 @@ class Step:
         self.net = make().to(memory_format=layout)
         self.images = torch.rand(batch_size, 3, 32, 32).contiguous(memory_format=layout)
         self.labels = torch.randint(10, (batch_size,))
+        if way in ("hooks", "ghost"):
+            for module in self.net.modules():
+                if type(module) not in TYPES:
+                    for parameter in module.parameters(recurse=False):
+                        parameter.requires_grad_(False)
         # The learning rate is 0: nothing diverges, and the time is the same.
-        sgd = torch.optim.SGD(self.net.parameters(), lr=0.0)
+        sgd = torch.optim.SGD([p for p in self.net.parameters() if p.requires_grad], lr=0.0)
         self.optimizer: torch.optim.Optimizer = sgd
         kind = DPOptimizerFastGradientClipping if way == "ghost" else DPOptimizer
         if way != "plain":
@@ -81,7 +106,7 @@ class Step:
         if way == "hooks":
             (GradSampleHooks if channels_last else OpacusHooks)(self.net)
         elif way == "ghost":
-            self.ghost = GradSampleHooksFastGradientClipping(self.net)
+            self.ghost = (GradSampleHooksFastGradientClipping if channels_last else OpacusGhost)(self.net)
         elif way == "book-keeping":
             self.gradients = PerSampleGradients(self.net)
             self.gradients.attach()

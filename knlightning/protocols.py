@@ -115,6 +115,16 @@ def describe(datamodule: object) -> DataDescription:
     return DataDescription(**given)
 
 
+def find_class_names(datamodule: object) -> Sequence[str]:
+    """Ask a datamodule for the names of its classes before it reads its data; it may have a method of this name.
+
+    Args:
+        datamodule: The datamodule; without that method there are no names.
+    """
+    find: Callable[[], Sequence[str]] = getattr(datamodule, "find_class_names", tuple)
+    return find()
+
+
 def data_of(trainer: Trainer) -> DataDescription:
     """Describe the data that a trainer is given."""
     return describe(trainer.datamodule)  # type: ignore[attr-defined] # set where mypy does not look

@@ -1,10 +1,7 @@
 import os
 
-# The tensors of the tests are too small to gain from threads, and processes that each take all cores stand in each
-# other's way. Processes that tests start inherit the variable.
+# Before torch and Triton are imported, which read them. The tensors of the tests are too small to gain from threads,
+# and processes that each take all cores stand in each other's way. Kernels of Triton run in its interpreter, on a CPU;
+# the package runs none there unless a test asks for it. Processes that tests start inherit the variables.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-import torch
-
-# pytest imports torch before this file, for a filter of warnings in pyproject.toml: the variable comes too late for it
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+os.environ["TRITON_INTERPRET"] = "1"

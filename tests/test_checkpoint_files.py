@@ -1,4 +1,3 @@
-import random
 import zipfile
 
 import pytest
@@ -27,26 +26,6 @@ def test_what_was_saved_is_read(tmp_path):
     assert read.keys() == WHOLE.keys()
     assert torch.equal(read["state_dict"]["a"], torch.ones(3))
     assert read_checkpoint(tmp_path / "a.ckpt", map_location="meta")["state_dict"]["a"].is_meta
-
-
-def test_a_flipped_byte_is_found_or_changes_nothing(tmp_path):
-    content = {"weights": torch.arange(500.0), "numbers": list(range(100))}
-    whole = saved(tmp_path / "a.ckpt", content).read_bytes()
-    places = random.Random(0)
-    found = 0
-    for _ in range(300):
-        damaged = bytearray(whole)
-        damaged[places.randrange(len(whole))] ^= 1 << places.randrange(8)
-        (tmp_path / "b.ckpt").write_bytes(damaged)
-        try:
-            read = read_checkpoint(tmp_path / "b.ckpt")
-        except ValueError as error:
-            assert "b.ckpt is damaged" in str(error)  # noqa: PT017 - most flips raise, others may not
-            found += 1
-        else:
-            assert torch.equal(read["weights"], content["weights"])
-            assert read["numbers"] == content["numbers"]
-    assert found > 200
 
 
 @pytest.mark.parametrize(

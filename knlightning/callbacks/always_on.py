@@ -8,17 +8,20 @@ Hooks are called in this order:
    store what the others have done in the same hook.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 
 from knlightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from knlightning.callbacks.hparams import HParams
 from knlightning.callbacks.pictures import Pictures
 from knlightning.callbacks.predictions import PredictionWriter
+from knlightning.callbacks.progress import Progress
 from knlightning.callbacks.run_config import RunConfig
 from knlightning.callbacks.seeding import Seeding
+from knlightning.callbacks.summary import Summary
 from knlightning.callbacks.throughput import Throughput
 
 CONFIGURED: dict[str, tuple[type[Callback], str]] = {
@@ -31,18 +34,25 @@ CONFIGURED: dict[str, tuple[type[Callback], str]] = {
 """The callbacks with arguments in the configuration: by their key, the class and its title in the help."""
 
 
-def made_for_every_run(text: str, config: dict[str, Any], has_logger: bool) -> list[Callback]:
+def made_for_every_run(
+    text: str, config: dict[str, Any], has_logger: bool, configured: Sequence[Callback] = ()
+) -> list[Callback]:
     """Make the callbacks without arguments in the configuration.
 
     Args:
         text: Configuration of the run in YAML.
         config: The same as plain values.
         has_logger: Whether the run logs anything.
+        configured: The callbacks of `trainer.callbacks`; a progress bar among them takes the place of ours.
     """
+    shows_progress = config["trainer"].get("enable_progress_bar") is not False
+    own_bar = any(isinstance(callback, ProgressBar) for callback in configured)
     return [
         Seeding(),  # first: any other callback may draw random numbers, and they must be those of the batch
         RunConfig(text, config),  # config.yaml is there before anything else is written
         Throughput(),
+        *([Summary(config)] if shows_progress else []),
+        *([Progress()] if shows_progress and not own_bar else []),  # after what measures the speed it shows
         HParams(config),
         *([LearningRateMonitor()] if has_logger else []),  # it refuses to run without a logger
     ]

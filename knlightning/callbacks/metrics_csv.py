@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from knlightning.callbacks.harmless import Harmless
 from knlightning.run_directory import replacing
 
 
@@ -32,6 +33,7 @@ class MetricsCSV(Logger):
         self.path = Path(directory) / "metrics.csv"
         self._first_step = first_step
         self._columns: list[str] | None = None
+        self._harmless = Harmless()
 
     @property
     def name(self) -> str:
@@ -59,10 +61,8 @@ class MetricsCSV(Logger):
             metrics: Values by name.
             step: Optimizer step.
         """
-        try:
+        with self._harmless(f"rows of {self.path}"):
             self._append({"step": step, **metrics})
-        except OSError as error:
-            warnings.warn(f"{self.path}: a row was not written: {error}", stacklevel=2)
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._columns is None:
@@ -70,9 +70,7 @@ class MetricsCSV(Logger):
         assert self._columns is not None
         new = [name for name in row if name not in self._columns]
         if new:
-            rows = self._read() or []
-            self._columns += new
-            self._rewrite(rows)
+            self._rewrite(self._read() or [], [*self._columns, *new])
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
@@ -97,11 +95,12 @@ class MetricsCSV(Logger):
             whole = whole and not any("\0" in value for value in row.values())
         return rows if whole else None
 
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self._columns or [])
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
+        self._columns = columns  # not before: without them in the file, rows would not fit
 
     def _take_over(self) -> None:
         """Drop what a resumed run is going to log again."""
@@ -111,6 +110,7 @@ class MetricsCSV(Logger):
             self.path.rename(aside)
             warnings.warn(f"{self.path} is damaged, or not written by this logger: it is now {aside}", stacklevel=2)
         kept = [row for row in rows or [] if int(row["step"]) < self._first_step]
-        self._columns = list(kept[0]) if kept else ["step"]
+        columns = list(kept[0]) if kept else ["step"]
         if self.path.is_file():
-            self._rewrite(kept)
+            self._rewrite(kept, columns)
+        self._columns = columns

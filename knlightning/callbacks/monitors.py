@@ -27,14 +27,25 @@ def check_monitors(trainer: Trainer, task: LightningModule) -> None:
     known = all(_is_known(thing) for thing in (task, *callbacks))
     if trainer.fast_dev_run or not known or not isinstance(task, Task):  # type: ignore[attr-defined] # likewise
         return
-    stages = ("train", "val") if trainer.limit_val_batches else ("train",)
+    never = _never_validates(trainer)
+    stages = ("train",) if never else ("train", "val")
     logged = [f"{stage}/{name}" for stage in reversed(stages) for name in task.metric_names]
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str):
             ok = any(fnmatch(monitor, name) for name in (*logged, *LOGGED_BESIDE))
-            hint = "" if trainer.limit_val_batches else "Without validation (limit_val_batches) nothing is in val/."
+            hint = f"This run never validates ({never}), so that nothing is in val/." if never else ""
             check(ok, "monitor", monitor, f"a metric that is logged ({', '.join(logged)})", hint)
+
+
+def _never_validates(trainer: Trainer) -> str:
+    """Say why a run has no validation, as far as that is known before data are read; nothing, if it has."""
+    if not trainer.limit_val_batches:
+        return "limit_val_batches=0"
+    every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+    if every is not None and epochs is not None and 0 <= epochs < every:
+        return f"check_val_every_n_epoch={every} is more than max_epochs={epochs}"
+    return ""
 
 
 def _is_known(thing: object) -> bool:

@@ -97,6 +97,13 @@ def flatten(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in walk(config) if "[" not in key and not isinstance(value, dict)}
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return the items of a list, of a single value, or of None, which has none."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
 def _plain(value: Any) -> str:
     """Write a value in one form: lists and tuples alike, and paths as strings."""
     return json.dumps(value, default=str)

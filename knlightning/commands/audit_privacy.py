@@ -1,6 +1,7 @@
 """Check the promises of a private run: bounds, noise, sampling, epsilon.
 
     knl audit-privacy --config configs/digits_dp.yaml
+    knl audit-privacy --config configs/digits_dp.yaml --canaries 500
 
 The checks are those of `knlightning.privacy.audit`.
 """
@@ -10,28 +11,31 @@ from typing import Any, ClassVar
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from knlightning.commands.lightning_cli import KNLightningCLI, as_list
+from knlightning.commands.arguments import as_list
+from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
 from knlightning.privacy import DifferentialPrivacy
 from knlightning.privacy.audit import PrivacyAudit
 
 
 class AuditPrivacyCLI(KNLightningCLI):
-    """`knl audit-privacy`: configuration as for `knl fit`; trains nothing, and writes nothing."""
+    """`knl audit-privacy`: configuration as for `knl fit`; writes nothing, and trains only for canaries."""
 
     command = "audit-privacy"
-    usage = "--config FILE [--samples N] [--key value ...]"
-    own_arguments: ClassVar[tuple[str, ...]] = ("samples",)
+    usage = "--config FILE [--samples N] [--canaries M] [--key value ...]"
+    own_arguments: ClassVar[tuple[str, ...]] = ("samples", "canaries")
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         """Add the size of the audit."""
-        parser.add_argument("--samples", type=int, default=8, help="Samples that are left out, one by one.")
+        parser.add_argument("--samples", type=int, default=8, help="Samples that are removed, one by one.")
+        canaries = "Canaries for a lower bound on epsilon; the run is trained with them, and nothing of it is kept."
+        parser.add_argument("--canaries", type=int, default=0, help=canaries)
 
     def check_own_arguments(self) -> None:
         """Check what needs no run."""
         if self.config.ckpt_path is not None:
             raise ValueError("--ckpt_path: an audit is of a run from its beginning; leave it out")
-        self.audit = PrivacyAudit(self.config.samples)
+        self.audit = PrivacyAudit(self.config.samples, self.config.canaries)
         self.ending: Callback = self.audit
 
     def without_checkpoint(self, launched: bool) -> None:
@@ -53,7 +57,7 @@ class AuditPrivacyCLI(KNLightningCLI):
         return Trainer(**{**trainer.as_dict(), **settled})
 
     def execute(self) -> None:
-        """Begin to train, which the audit ends."""
+        """Begin to train, which the audit ends, or lets go on with canaries."""
         self.private[0].check_before(self.trainer, self.model, self.datamodule)
         self.trainer.fit(self.model, datamodule=self.datamodule)
         for finding in self.audit.findings:

@@ -127,9 +127,10 @@ def _guilty(message: str, arguments: dict[str, Any], frames: list[FrameType]) ->
     for frame in reversed(frames):
         texts.append(linecache.getline(frame.f_code.co_filename, frame.f_lineno))
     for text in texts:
-        named = [name for name in arguments if re.search(rf"\b{re.escape(name)}\b", text)]
-        if named:
-            return named
+        for end in ("=", r"\b"):  # `devices=0` says more than the word alone
+            named = [name for name in arguments if re.search(rf"\b{re.escape(name)}{end}", text)]
+            if named:
+                return named
     return []
 
 

@@ -44,7 +44,10 @@ class EvaluationCLI(KNLightningCLI):
 
     def execute(self) -> None:
         """Evaluate, print the scores, and say where the rest lies."""
-        getattr(self.trainer, self.command)(**self.trainer_arguments())
+        (scores,) = getattr(self.trainer, self.command)(**self.trainer_arguments(), verbose=False)
+        width = max(map(len, scores), default=0)
+        for name, value in scores.items():
+            say(f"{name:{width}}  {value:.4f}")
         say(
             f"Results: {self.out}" if self.out else "There is no run to write results into: --out DIRECTORY keeps them."
         )

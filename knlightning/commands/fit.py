@@ -14,7 +14,8 @@ from knlightning.callbacks import BestCheckpoint, MetricsCSV, RunConfig, TensorB
 from knlightning.callbacks.run_config import JOB_VARIABLE
 from knlightning.callbacks.signals import Stopped
 from knlightning.checkpoint_files import read_checkpoint
-from knlightning.commands.lightning_cli import KNLightningCLI, as_list
+from knlightning.commands.arguments import as_list
+from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
 from knlightning.protocols import ChecksBefore
 from knlightning.run_directory import checkpoint_in, holds_checkpoints, numbered_runs

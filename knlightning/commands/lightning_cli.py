@@ -27,36 +27,31 @@ from knlightning import __version__
 from knlightning.callbacks import CONFIGURED, AtomicCheckpointIO, RunConfig, made_for_every_run
 from knlightning.callbacks.signals import Stopped, stopped_by_signals
 from knlightning.checkpoint_files import check_checkpoint, check_plain, holds_weights_alone, read_checkpoint
-from knlightning.commands.arguments import flatten
+from knlightning.commands.arguments import as_list, flatten
 from knlightning.commands.claim import Claim
 from knlightning.commands.errors import locate
+from knlightning.commands.help import explain
+from knlightning.commands.names import complete_names
+from knlightning.commands.num_classes import take_from_data
 from knlightning.commands.output import say
+from knlightning.commands.parser import RunArgumentParser
 from knlightning.commands.paths import config_first, expand_paths
 from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
-from knlightning.commands.ranges import check_groups, check_lightning_arguments
-from knlightning.commands.yaml_text import NamesFiles, read_yaml_strictly
-from knlightning.internals.jsonargparse import set_titles
+from knlightning.commands.ranges import check_lightning_arguments, check_parsed
+from knlightning.commands.yaml_text import read_yaml_strictly
 from knlightning.internals.lightning import is_restoring
 from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
 from knlightning.text import printable
 
 RUN_DIR_VARIABLE = "KNL_RUN_DIR"
 """Tells the processes that Lightning starts for further devices where the run lies."""
-TITLES = {
-    "model": "Task and network (knl fit --model.help knlightning.tasks.ClassificationTask, or SegmentationTask)",
-    "data": "Data (knl fit --data.help knlightning.data.DigitsDataModule)",
-    "trainer": "Lightning's trainer",
-    **{key: title for key, (_, title) in CONFIGURED.items()},
-}
 VERSIONS = f"# knlightning {__version__}, lightning {lightning.__version__}, torch {torch.__version__}\n"
 """Stands above the configuration in a run directory."""
+TRAINER_DEFAULTS = {"use_distributed_sampler": False, "enable_model_summary": False}
+"""A distributed sampler would replace a datamodule's own samplers; the callback Summary replaces Lightning's."""
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
-
-
-class RunArgumentParser(NamesFiles, LightningArgumentParser):
-    """LightningArgumentParser whose errors name the file."""
 
 
 class KNLightningCLI(LightningCLI):
@@ -94,7 +89,7 @@ class KNLightningCLI(LightningCLI):
                 LightningDataModule,
                 save_config_callback=None,  # RunConfig instead
                 seed_everything_default=0,
-                trainer_defaults={"use_distributed_sampler": False},  # would replace a datamodule's own samplers
+                trainer_defaults=TRAINER_DEFAULTS,
                 parser_class=RunArgumentParser,
                 parser_kwargs={
                     "prog": f"knl {self.command}",
@@ -152,12 +147,12 @@ class KNLightningCLI(LightningCLI):
             Trainer, "trainer", instantiate=False, fail_untyped=False, sub_configs=True, skip=SETTLED
         )
         parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
-        set_titles(parser, TITLES)
+        explain(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, and find the run and its checkpoint."""
-        config = parser.parse_args(config_first(args, finds_runs=True))
-        check_groups(config, parser.get_defaults(), ("trainer", *CONFIGURED))
+        config = parser.parse_args(complete_names(config_first(args)))
+        check_parsed(parser, config, ("trainer", *CONFIGURED))
         self.config = config
         check_lightning_arguments(config.seed_everything, vars(config.trainer))
         expand_paths(config)
@@ -171,7 +166,7 @@ class KNLightningCLI(LightningCLI):
             self.without_checkpoint(bool(launched))
             return
         checkpoint = find_checkpoint(config.ckpt_path, self.run_dir, self._run_name)
-        if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read, and training starts a new run from it
+        if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read: what is written goes into a new run
             self.run_dir = self.run_dir or run_of(checkpoint)
         self._lock()
         stored = read_checkpoint(checkpoint, map_location="meta")
@@ -182,8 +177,10 @@ class KNLightningCLI(LightningCLI):
         self.first_step = stored["global_step"]
         self._show_differences(checkpoint, check_plain(checkpoint, RunConfig.stored_in(stored)))
         self.checkpoint = checkpoint
-        if not self.trains:
-            self.run_dir = self.run_dir or run_of(checkpoint)
+
+    def before_instantiate_classes(self) -> None:
+        """Let the number of classes follow from the data."""
+        take_from_data(self.parser, self.config)
 
     def settle_checkpoint(self, ckpt_path: str | None) -> str | None:
         """Settle what `--ckpt_path` means where that depends on what is there.
@@ -212,8 +209,8 @@ class KNLightningCLI(LightningCLI):
         text, plain = self._dumped()
         trainer.logger = self.loggers(trainer.logger)
         trainer.callbacks = [
-            *made_for_every_run(text, plain, has_logger=bool(trainer.logger)),
-            *as_list(trainer.callbacks),
+            *made_for_every_run(text, plain, bool(trainer.logger), callbacks := as_list(trainer.callbacks)),
+            *callbacks,
         ]
         trainer.plugins = as_list(trainer.plugins)
         if not any(isinstance(plugin, CheckpointIO) for plugin in trainer.plugins):
@@ -314,7 +311,12 @@ class KNLightningCLI(LightningCLI):
 
     def _plain(self, config: Namespace) -> dict[str, Any]:
         """Write a configuration in plain values."""
-        plain: dict[str, Any] = json.loads(self.parser.dump(config, skip_unset=False, format="json"))
+        try:
+            plain: dict[str, Any] = json.loads(self.parser.dump(config, skip_unset=False, format="json"))
+        except ValueError as error:  # such as for the default of Lightning's Timer
+            reason = next((line.strip(" -") for line in str(error).splitlines() if "cannot represent" in line), error)
+            hint = "Give the argument that has this value, in words"
+            raise ValueError(f"the configuration cannot be written into config.yaml: {reason}. {hint}") from error
         return plain
 
     def _show_differences(self, checkpoint: Path, stored: dict[str, Any]) -> None:
@@ -341,10 +343,3 @@ class KNLightningCLI(LightningCLI):
             if located is error:
                 raise
             raise located from error
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return the items of a list, of a single value, or of None, which has none."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

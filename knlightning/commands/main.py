@@ -8,6 +8,7 @@ import threading
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,6 +64,8 @@ def main(args: list[str] | None = None) -> None:
         with _interrupted_at_once():
             from knlightning.commands.arguments import plain_errors  # here: the list of commands does without Lightning
 
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # a configuration may name classes in files that lie here
         with plain_errors(f"knl {name}"):
             run(args)
 
@@ -76,7 +79,7 @@ def _plain_ends() -> Iterator[None]:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # as in `knl models | head -1`
+    except BrokenPipeError:  # as in `knl list | head -1`
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)  # else what is still to be written would be an error at the end
         with suppress(OSError):
@@ -109,6 +112,8 @@ def _choose(args: list[str]) -> str:
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
     for name, (_, text) in list_commands().items():
         subparsers.add_parser(name, help=text.replace("%", "%%"), add_help=False)
+    if args and (meant := get_close_matches(args[0], list_commands(), n=1)) and meant[0] != args[0]:
+        parser.error(f"there is no command {args[0]}. Did you mean {meant[0]}?")
     return str(parser.parse_args(args[:1]).command)
 
 

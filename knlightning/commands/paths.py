@@ -8,8 +8,6 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from knlightning.run_directory import run_of_config
-
 PATH_NAME = re.compile(r"(^|_)(to|out|root|folder|file|path|dir|dirpath|directory|config|runs)$")
 """Names of arguments that are paths."""
 
@@ -59,12 +57,11 @@ def expand_paths(config: Any) -> None:
             expand_paths(value)
 
 
-def config_first(args: Sequence[str], finds_runs: bool = False) -> list[str]:
+def config_first(args: Sequence[str]) -> list[str]:
     """Order a command line so that its other arguments take precedence over configuration files.
 
     Args:
         args: The command line. Of configurations the later ones take precedence, of other arguments as well.
-        finds_runs: Whether the configuration of a run means the run in whose directory it lies.
 
     Returns:
         The same, with `--config` first.
@@ -77,7 +74,5 @@ def config_first(args: Sequence[str], finds_runs: bool = False) -> list[str]:
         if name not in ("--config", "-c") or not (equals or rest):
             others.append(name + equals + file)
             continue
-        file = expanded(file if equals else rest.pop(0))
-        run = run_of_config(Path(file)) if finds_runs else None
-        configs += [f"--config={file}", *([] if run is None else [f"--run_dir={run}"])]
+        configs.append(f"--config={expanded(file if equals else rest.pop(0))}")
     return configs + others

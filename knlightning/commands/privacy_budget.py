@@ -146,7 +146,7 @@ def _of_run(
     if plan.noise_multiplier == 0:
         raise ValueError("noise_multiplier is 0: epsilon is infinite")
     run = Phase(plan.noise_multiplier, plan.sampling_probability, plan.affordable_steps)
-    delta, accountant = delta or budget.target_delta, accountant or budget.accountant
+    delta, accountant = delta or budget.accounted_delta, accountant or budget.accountant
     costs = costs_of_noise(run, delta, accountant)
     say(
         f"{run.num_steps} steps ({plan.steps_per_epoch} an epoch) of {plan.batch_size} of {plan.num_samples} samples, a"

@@ -13,13 +13,25 @@ QUIET_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
     "You are using `LearningRateMonitor` callback with models that have no learning rate schedulers",  # is no error
 )
-QUIET_INFOS = ("litlogger",)  # an advertisement
+LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
+"""Filters of a logger see its own records alone."""
+QUIET_INFOS = (
+    "litlogger",  # an advertisement
+    "PU available: ",  # the summary names the device
+    "LOCAL_RANK: ",
+    "Seed set to ",  # config.yaml has it
+    "Restoring states from",  # the command line names the checkpoint
+    "Restored all states",
+    "Loaded model weights",
+    "`Trainer.fit` stopped: ",  # the last epoch says it
+)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Leave out what Lightning says at every start."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_is_news)
     with warnings.catch_warnings():
         for message in QUIET_WARNINGS:
             warnings.filterwarnings("ignore", message)

@@ -1,31 +1,46 @@
-"""Ranges of the arguments of a run that are Lightning's, where Lightning takes any number."""
+"""Values that a configuration may have, where jsonargparse and Lightning take any."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from knlightning.checks import check, check_number
+from knlightning.checks import ArgumentError, check, check_number
+from knlightning.commands.arguments import find_argument
 
 MOST_BATCHES = 10**9
 """Largest number of batches that a limit may be; more is no limit."""
 
 
-def check_groups(config: Namespace, defaults: Namespace, keys: Iterable[str]) -> None:
-    """Check that groups of arguments are groups, which jsonargparse does not.
+def check_parsed(parser: ArgumentParser, config: Namespace, groups: Iterable[str]) -> None:
+    """Check that groups of arguments are groups, and that null stands only where it means something.
+
+    jsonargparse checks neither.
 
     Args:
+        parser: Has parsed the configuration.
         config: The configuration of a run.
-        defaults: The same by default.
-        keys: Keys of the groups.
+        groups: Keys of the groups.
 
     Raises:
         ValueError: If one of them is, or was in a file before the command line has added to it, a single value.
+        ArgumentError: If null stands in the place of a bool, a number or another value.
     """
-    for key in keys:
+    defaults = parser.get_defaults()
+    for key in groups:
         group = config.get(key)
         if not isinstance(group, Namespace) or vars(defaults[key]).keys() - vars(group).keys():
             raise ValueError(f"{key} must be a group of arguments (name: value, or {{}} for none), not a single value")
+    set_parsing_settings(unset_sentinel=True)  # null is then a value like others, and not one that is not given
+    try:
+        parser.validate(config, skip_required=True)
+    except TypeError as error:
+        name = re.findall(r'Parser key "([^"]+)"', str(error))[-1].rpartition(".")[2]
+        hint = "Leave the key out to have its default"
+        raise find_argument(ArgumentError(name, None, "a value other than null", hint), config.as_dict()) from None
+    finally:
+        set_parsing_settings(unset_sentinel=False)
 
 
 def check_lightning_arguments(seed_everything: Any, trainer: dict[str, Any]) -> None:

@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from knlightning.analysis.search import Search, Trial, search
 from knlightning.analysis.settings import LEARNING_RATE, Value
+from knlightning.checks import check_number
 from knlightning.commands.fit import FitCLI
 from knlightning.commands.output import say, write_csv
 from knlightning.commands.test import TestCLI
@@ -49,14 +51,15 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
     plain = _plain(config, settings)
     path = directory / RESULT
     if path.is_file():
-        result = json.loads(path.read_text())
+        result = read_result(path)
         if result["settings"] != plain:
             differing = sorted(key for key, _ in result["settings"].items() ^ plain.items())
             raise ValueError(
                 f"{path} is of a run that differs in {', '.join(dict.fromkeys(differing))}: choose another directory,"
                 " or remove this one"
             )
-        return result["accuracies"]
+        accuracies: dict[str, float] = result["accuracies"]
+        return accuracies
     line = [f"--{key}={value}" for key, value in plain.items()] + [f"--run_dir={directory}"]
     FitCLI([*line, *(["--ckpt_path=last"] if checkpoint_in(directory, "last").is_file() else [])])
     accuracies = {}
@@ -67,6 +70,29 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
     accuracies |= {name: metrics[f"test/{name}"] for name in FURTHER if f"test/{name}" in metrics}
     record(directory, config, settings, accuracies)
     return accuracies
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read the result of a run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its "settings", strings by name, and its "accuracies", numbers by name.
+
+    Raises:
+        ValueError: If the file is damaged; the message names it.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for value in result["accuracies"].values():
+            check_number("accuracies", value, at_least=0, at_most=1)
+        if not all(isinstance(value, str) for value in result["settings"].values()):
+            raise ValueError("settings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}. Remove it, and the run is tested again") from error
+    return result
 
 
 @rank_zero_only

@@ -1,11 +1,15 @@
 """YAML as all commands read it: keys that stand twice, and aliases without end, are refused."""
 
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import register_type
+
+from knlightning.commands.hints import hint
+from knlightning.commands.names import complete_class_paths
+from knlightning.internals.jsonargparse import in_one_line
 
 MOST_ALIASED = 1000
 """Largest number of values that aliases (*name) may add to those that are written."""
@@ -38,7 +42,7 @@ def load_yaml(text: str, path: str = "") -> Any:
             raise yaml.YAMLError(f"aliases (*name) stand for more than {MOST_ALIASED} values: write them out")
         if path and not isinstance(node, yaml.MappingNode):
             raise yaml.YAMLError("a configuration has keys with values (key: value), and this has none")
-        return _load(text)
+        return complete_class_paths(_load(text))
     except yaml.YAMLError as error:
         raise yaml.YAMLError(f"{os.path.abspath(path)}: {error}" if path else str(error)) from error
 
@@ -51,7 +55,19 @@ def _path(value: Any) -> Any:
 
 
 class NamesFiles:
-    """Let an `ArgumentParser` name a configuration file that is not text; a base class before the parser's own."""
+    """Let an `ArgumentParser` name a configuration file that is not text, and put what is wrong with a value in a line.
+
+    A base class before the parser's own.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print what is wrong, and exit."""
+        whole = self.exit_on_error  # type: ignore[attr-defined] # otherwise it is the parser of a part
+        if whole:
+            message = in_one_line(message)
+            message += hint(message, self)  # type: ignore[arg-type] # it is a base class of one
+        super().error(message, ex)  # type: ignore[misc] # of the parser
+        raise AssertionError("a parser leaves at an error")
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration file.

@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tv
@@ -18,7 +17,7 @@ from knlightning.data.datasets import LabelledImages, TensorImages
 from knlightning.data.folder import FolderImages, abbreviated
 from knlightning.data.loader import EvalLoader, ResumableLoader, drops_last
 from knlightning.data.samplers import EvalSampler, Sampling
-from knlightning.data.splitting import stratified_split
+from knlightning.data.splitting import say_chosen_on, stratified_split
 from knlightning.protocols import batch_independent
 
 Scaling = Literal["unit", "standard"]
@@ -89,7 +88,7 @@ class BaseDataModule(LightningDataModule, ABC):
         check_number("eval_batch_size", eval_batch_size, at_least=1, integer=True, none="batch_size")
         check_choice("scaling", scaling, get_args(Scaling))
         check_number("val_split", val_split, at_least=0, below=1)
-        check(split_seed in range(2**32), "split_seed", split_seed, "a whole number from 0 to 2**32 - 1")
+        check_number("split_seed", split_seed, at_least=0, at_most=2**32 - 1, integer=True)
         check_number("num_workers", num_workers, at_least=0, integer=True, none="the number of processors")
         self.save_hyperparameters()
         for name, value in self.hparams.items():
@@ -138,12 +137,12 @@ class BaseDataModule(LightningDataModule, ABC):
         return stratified_split(train, self.val_split, self.split_seed)
 
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
-        """Return the images of a folder, in the form for evaluation.
+        """Return the images of a folder, in the form for evaluation. Those that cannot be read are left out, and told.
 
         Args:
             folder: `predict_dir`.
         """
-        return FolderImages(folder, self.image_size)
+        return FolderImages(folder, self.image_size, skip_damaged=True)
 
     def setup(self, stage: str) -> None:
         """Read what a stage needs, unless it was read before.
@@ -168,10 +167,7 @@ class BaseDataModule(LightningDataModule, ABC):
             self._train_images = train
         evaluated = self.sampling.test if stage == "test" else self._validation
         if stage == "test" and evaluated == self._validation:
-            rank_zero_info(
-                f"Test images: the same as for validation ({evaluated!r}). What was chosen by a score of validation, "
-                "such as the best epoch, was chosen on them."
-            )
+            say_chosen_on(evaluated)
         if evaluated not in self._eval_images:
             self._eval_images[evaluated] = self.load(evaluated)
         self._eval_images[evaluated].check_eval_batch_size(self.eval_batch_size)
@@ -277,16 +273,20 @@ class BaseDataModule(LightningDataModule, ABC):
         return images.clamp(0, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what checkpoints keep: the seed of the order of training images, and the names of the classes."""
-        return {"seed": self._seed(), "class_names": list(self.class_names)}
+        """Return what checkpoints keep: the seed of the order of training images, names of classes and of a split."""
+        return {"seed": self._seed(), "class_names": list(self.class_names), "validated_on": self._validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what only a checkpoint holds.
 
         That is the seed of the run, for the case that `seed_everything` was not called, and the names of the classes,
-        unless labelled images were read, which say themselves what their classes are called.
+        unless labelled images were read, which say themselves what their classes are called. If the run was validated
+        on images that now are the test images, that is said.
         """
         self._restored_seed = state_dict["seed"]
+        tested = self.sampling.test if self.trainer is not None and self.trainer.testing else None
+        if tested is not None and tested == state_dict.get("validated_on") != self._validation:
+            say_chosen_on(tested)  # by this configuration they are others, of which `setup` says nothing
         names = tuple(state_dict.get("class_names", self.class_names))
         if self._train_images is None and not self._eval_images:
             self.class_names = names

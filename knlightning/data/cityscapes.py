@@ -80,6 +80,9 @@ class CityscapesDataModule(SegmentationDataModule):
         scale_step: Distance between the factors that are drawn from; None for any factor in the range.
         check_labels: Whether label files are checked for unknown ids before a stage begins; if not, a file that has
             some is an error when it is read.
+        skip_damaged: Whether an image that cannot be read, or whose label file cannot, is skipped, and counted in a
+            warning at the end of an epoch; in training, the next one takes its place, but in private training none
+            does. If not, it is an error.
         batch_size: Training images in a batch, on each device.
         eval_batch_size: The same for validation and test; None for `batch_size`. Above 1 images must have one size.
             Predictions are made one image at a time.
@@ -109,6 +112,7 @@ class CityscapesDataModule(SegmentationDataModule):
         scale_range: tuple[float, float] = (0.5, 2.1),
         scale_step: float | None = 0.1,
         check_labels: bool = True,
+        skip_damaged: bool = False,
         *,
         batch_size: int = 8,
         eval_batch_size: int | None = 1,
@@ -125,7 +129,7 @@ class CityscapesDataModule(SegmentationDataModule):
         check(0 < low <= high < float("inf"), "scale_range", scale_range, "two factors above 0, the smaller one first")
         check_number("scale_step", scale_step, above=0, none="any factor in scale_range")
         self.root = Path(root)
-        self.check_labels = check_labels
+        self.check_labels, self.skip_damaged = check_labels, skip_damaged
         self.augmentation = v2.Compose(
             [
                 RandomScale(low, high, scale_step),
@@ -170,6 +174,7 @@ class CityscapesDataModule(SegmentationDataModule):
             self.augmentation,
             torch.tensor([cities[os.path.dirname(name)] for name in names]),
             max(1, self._num_readers()),
+            self.skip_damaged,
         )
         if self.check_labels:
             rank_zero_info(f"Checking the labels of {len(files)} images in {labelled} (check_labels).")

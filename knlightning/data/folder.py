@@ -22,9 +22,14 @@ EMPTY_SIZE = (64, 64)
 """Height and width of the images in a batch of none."""
 
 
-def abbreviated(names: Sequence[str]) -> str:
-    """Join the first names of a list, in a form that can be printed, and tell how many more there are."""
-    more = len(names) - MAX_NAMES
+def abbreviated(names: Sequence[str], count: int | None = None) -> str:
+    """Join the first names of a list, in a form that can be printed, and tell how many more there are.
+
+    Args:
+        names: The names.
+        count: How many there are, if not all of them are given.
+    """
+    more = (len(names) if count is None else count) - MAX_NAMES
     return ", ".join(map(printable, names[:MAX_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
@@ -156,7 +161,7 @@ def warn_of_damaged(damaged: Tensor, reported: int, path: Callable[[int], str], 
     """
     found = damaged.nonzero()[:, 0].tolist()
     if len(found) > reported:
-        names = abbreviated([path(index) for index in found])
+        names = abbreviated([path(index) for index in found[:MAX_NAMES]], len(found))
         warnings.warn(f"{len(found)} of the {len(damaged)} images {what}: {names}.", stacklevel=3)
     return len(found)
 
@@ -173,7 +178,8 @@ class FolderImages(Dataset[tuple[Tensor, str] | None]):
         size: `(height, width)` of the images to give; None for their own.
         resize: Length to which the shorter side is scaled before the centre is cut out; None for the least that
             covers `size`.
-        skip_damaged: Whether a file that cannot be read is left out and counted. If not, it is an error.
+        skip_damaged: Whether a file that cannot be read is left out, and told with the reason by `report`. If not, it
+            is an error.
 
     Attributes:
         damaged: bool `(N,)`, which files could not be read so far; shared by all processes that read.
@@ -221,6 +227,8 @@ class FolderImages(Dataset[tuple[Tensor, str] | None]):
     def __getitem__(self, index: int) -> tuple[Tensor, str] | None:
         """Return an image, uint8 `(3, height, width)`, and its path; None for a damaged one that is skipped."""
         path = self.paths[index]
+        if self.damaged[index]:
+            return None
         try:
             return self._read(path), path
         except UnreadableImageError:
@@ -250,5 +258,15 @@ class FolderImages(Dataset[tuple[Tensor, str] | None]):
     def report(self) -> None:
         """Warn of damaged files, if more were met since the last report."""
         self._reported = warn_of_damaged(
-            self.damaged, self._reported, self.paths.__getitem__, "could not be read, and have no prediction"
+            self.damaged, self._reported, self._damage, "could not be read, and have no prediction"
         )
+
+    def _damage(self, index: int) -> str:
+        """Say what is wrong with a file. It is read once more: it was another process that knew the reason."""
+        try:
+            with opened(self.paths[index]) as image:
+                image.verify()
+            self._read(self.paths[index])
+        except UnreadableImageError as error:
+            return str(error)
+        return self.paths[index]

@@ -1,7 +1,8 @@
-"""A dataset of labelled image files, decoded when they are asked for."""
+"""Datasets of labelled image files, decoded when they are asked for."""
 
 import copy
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -17,7 +18,89 @@ from knlightning.data.samplers import SeededIndex
 from knlightning.protocols import batch_independent
 
 
-class ImageFiles(AugmentedImages):
+class AugmentedFiles(AugmentedImages):
+    """Images in files. A file that cannot be read may be skipped.
+
+    A subclass has the attribute `skip_damaged`, calls `forget_damaged` when it is made, and reads its files within
+    `skipping`.
+
+    Attributes:
+        skip_damaged: Whether a file that cannot be read, or for which the memory does not suffice, is skipped. If not,
+            it is an error. If so, training gets the next image in the list that can be read, with the label of that
+            one, unless the index says that no other may take its place. Then, and in evaluation, None comes.
+        damaged: bool `(N,)`, which files could not be read so far; shared by all processes that read.
+    """
+
+    skip_damaged: bool
+    damaged: Tensor
+    _reported: int
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """Return the path of an image."""
+
+    @staticmethod
+    @batch_independent()
+    def collate(samples: Any) -> tuple[Tensor, Tensor]:
+        read = [sample for sample in samples if sample is not None]
+        return AugmentedImages.collate(read) if read else (torch.empty(0), torch.empty(0))
+
+    def __getitem__(self, index: int | SeededIndex) -> Any:
+        sample = super().__getitem__(index)
+        if sample is not None or not isinstance(index, SeededIndex) or not index.replaceable:
+            return sample
+        for place in range(index.image + 1, index.image + len(self)):
+            with index.random_numbers():  # its own: the other image may be shown in the same epoch
+                sample = self.training_sample(place % len(self))
+            if sample is not None:
+                return sample
+        raise self.none_readable()
+
+    def report(self) -> None:
+        """Warn of damaged files, if more were met since the last report."""
+        self._reported = warn_of_damaged(
+            self.damaged,
+            self._reported,
+            self.path,
+            "could not be read so far, and were left out (others take their places in training, unless it is private)",
+        )
+
+    def forget_damaged(self, known: Tensor | None = None) -> None:
+        """Begin a record of its own of what is damaged.
+
+        Args:
+            known: bool `(N,)`, which images are known to be; None for none of them.
+        """
+        self._reported = 0
+        self.damaged = (torch.zeros(len(self), dtype=torch.bool) if known is None else known).share_memory_()
+
+    def none_readable(self) -> ValueError:
+        """Make the error for images none of which can be read."""
+        return ValueError(f"{os.path.dirname(self.path(0))}: none of the {len(self)} images can be read.")
+
+    def skipping(self, index: int, read: Callable[[], Any]) -> Any:
+        """Read an image; None for one that cannot be read, and is skipped.
+
+        Args:
+            index: Its index.
+            read: Reads it.
+
+        Raises:
+            UnreadableImageError: If it cannot be read, and damaged files are not skipped.
+        """
+        try:
+            try:
+                return read()
+            except MemoryError as error:
+                raise unreadable(self.path(index), error) from error
+        except UnreadableImageError:
+            if not self.skip_damaged:
+                raise
+            self.damaged[index] = True
+            return None
+
+
+class ImageFiles(AugmentedFiles):
     """Labelled image files, decoded when they are asked for.
 
     Args:
@@ -27,17 +110,9 @@ class ImageFiles(AugmentedImages):
         augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
         evaluation: The same for evaluation.
         upright: Whether images are turned as their EXIF data say.
-        skip_damaged: Whether a file that cannot be decoded is skipped. If not, it is an error. If so, training gets
-            the next file in the list that can be decoded, with the label of that one, unless the index says that no
-            other may take its place. Then, and in evaluation, None comes.
+        skip_damaged: Whether a file that cannot be decoded is skipped, see `AugmentedFiles`.
         decode: Decodes a file, given its path and `upright`.
-
-    Attributes:
-        damaged: bool `(N,)`, which files could not be decoded so far; shared by all processes that read.
     """
-
-    damaged: Tensor
-    _reported: int
 
     def __init__(
         self,
@@ -56,7 +131,7 @@ class ImageFiles(AugmentedImages):
         self.labels = labels
         self.augmentation, self.evaluation = augmentation, evaluation
         self.upright, self.skip_damaged, self.decode = upright, skip_damaged, decode
-        self._forget_damaged()
+        self.forget_damaged()
 
     @property
     def strata(self) -> Tensor:
@@ -65,30 +140,13 @@ class ImageFiles(AugmentedImages):
     def take(self, indices: Tensor) -> Self:
         subset = copy.copy(self)
         subset.names, subset.labels = self.names[indices.numpy()], self.labels[indices]
-        subset._forget_damaged()
+        subset.forget_damaged(self.damaged[indices])
         return subset
 
-    @staticmethod
-    @batch_independent()
-    def collate(samples: Any) -> tuple[Tensor, Tensor]:
-        read = [sample for sample in samples if sample is not None]
-        return AugmentedImages.collate(read) if read else (torch.empty(0), torch.empty(0))
-
-    def __getitem__(self, index: int | SeededIndex) -> Any:
-        sample = super().__getitem__(index)
-        if sample is not None or not isinstance(index, SeededIndex) or not index.replaceable:
-            return sample
-        for place in range(index.image + 1, index.image + len(self)):
-            with index.random_numbers():  # its own: the other image may be shown in the same epoch
-                sample = self.training_sample(place % len(self))
-            if sample is not None:
-                return sample
-        raise ValueError(f"{self.folder}: none of the {len(self)} images can be read.")
-
-    def evaluation_sample(self, index: int) -> tuple[Tensor, int] | None:
+    def evaluation_sample(self, index: int) -> Any:
         return self._sample(index, self.evaluation)
 
-    def training_sample(self, index: int) -> tuple[Tensor, int] | None:
+    def training_sample(self, index: int) -> Any:
         return self._sample(index, self.augmentation)
 
     def empty_batch(self) -> tuple[Tensor, Tensor]:
@@ -99,29 +157,6 @@ class ImageFiles(AugmentedImages):
         """Return the path of a file."""
         return os.path.join(self.folder, os.fsdecode(self.names[index]))
 
-    def report(self) -> None:
-        """Warn of damaged files, if more were met since the last report."""
-        self._reported = warn_of_damaged(
-            self.damaged,
-            self._reported,
-            self.path,
-            "could not be read so far, and were left out (in training, others took their places)",
-        )
-
-    def _forget_damaged(self) -> None:
-        self._reported = 0
-        self.damaged = torch.zeros(len(self), dtype=torch.bool).share_memory_()
-
-    def _sample(self, index: int, transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, int] | None:
-        path = self.path(index)
-        try:
-            image = self.decode(path, self.upright)
-            try:
-                return transform(image), int(self.labels[index])
-            except MemoryError as error:
-                raise unreadable(path, error) from error
-        except UnreadableImageError:
-            if not self.skip_damaged:
-                raise
-            self.damaged[index] = True
-            return None
+    def _sample(self, index: int, transform: Callable[[Image.Image], Tensor]) -> Any:
+        label = int(self.labels[index])
+        return self.skipping(index, lambda: (transform(self.decode(self.path(index), self.upright)), label))

@@ -124,8 +124,13 @@ class ImageFolderDataModule(BaseDataModule):
         """
         return tuple(folders)
 
+    def find_class_names(self) -> tuple[str, ...]:
+        """Name the classes of the training images, whose files are not listed for it; none if they are not there."""
+        train = self.root / self.sampling.train
+        return self.name_classes(find_classes(train), train) if _has_classes(train) else ()
+
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
-        return FolderImages(folder, self.image_size, self.eval_resize, self.skip_damaged)
+        return FolderImages(folder, self.image_size, self.eval_resize, skip_damaged=True)
 
     def load(self, split: str) -> ImageFiles:
         """List the files of a split.

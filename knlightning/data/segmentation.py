@@ -36,7 +36,7 @@ class SegmentationDataModule(BaseDataModule):
     ignore_index = IGNORED
 
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
-        return FolderImages(folder, None)
+        return FolderImages(folder, None, skip_damaged=True)
 
     @batch_independent("prepared")
     def on_after_batch_transfer(self, batch: tuple[Tensor, Any], dataloader_idx: int) -> tuple[Tensor, Any]:

@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from knlightning.checks import ArgumentError
 from knlightning.data.datasets import LabelledImages
@@ -36,3 +37,15 @@ def stratified_split(dataset: Images, val_split: float, split_seed: int) -> tupl
         ) from error
     train, held_out = (dataset.take(torch.tensor(sorted(indices))) for indices in subsets)
     return train, held_out
+
+
+def say_chosen_on(split: str) -> None:
+    """Say that the test images are those that the run was validated on.
+
+    Args:
+        split: Their name.
+    """
+    rank_zero_info(
+        f"Test images: the same as for validation ({split!r}). What was chosen by a score of validation, such as the"
+        " best epoch, was chosen on them."
+    )

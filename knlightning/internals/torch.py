@@ -1,10 +1,13 @@
 """Private parts of torch; tried with releases 2.9 to 2.14."""
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def function_transforms_active() -> bool:
@@ -42,6 +45,38 @@ def is_compiled(module: nn.Module) -> bool:
 def version_of(tensor: Tensor) -> int:
     """Return a number that grows with each change of a tensor in place. Tried with torch 2.14.1."""
     return tensor._version
+
+
+def changing_draws(change: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+    """Show a function each tensor that torch fills with random numbers, to change it in place. Tried with torch 2.14.1.
+
+    Left out are permutations, and draws that depend on the values of a tensor, such as `torch.multinomial`.
+
+    Args:
+        change: Is called after a draw, before its result is used.
+    """
+    return _Draws(change)
+
+
+class _Draws(TorchDispatchMode):
+    def __init__(self, change: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.change = change
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return result
+        name = func.overloadpacket.__name__
+        if name == "native_dropout":  # on GPUs: the output, and the mask it was made with
+            output, mask = result
+            self.change(mask)
+            output.copy_(args[0] * mask / (1.0 - args[1]))
+        elif isinstance(result, Tensor) and name != "randperm":
+            values = args[1:] if name.endswith(("_", "_like")) else args
+            if not any(isinstance(value, Tensor) for value in values):
+                self.change(result)
+        return result
 
 
 # ---- processes of a DataLoader

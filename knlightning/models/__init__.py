@@ -12,8 +12,10 @@ from knlightning.models.fcn import (
     fcn_resnet34,
     fcn_resnet50,
 )
+from knlightning.models.fine_tuned import fine_tuned
 from knlightning.models.kernel_normalize import kernel_normalize
 from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
+from knlightning.models.lora import LoRA, add_lora
 from knlightning.models.norm_torch import load_norm_torch_weights
 from knlightning.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet50
 from knlightning.models.registry import Model, list_models
@@ -22,7 +24,9 @@ from knlightning.models.resnet import resnet8, resnet13, resnet18, resnet34, res
 __all__ = [
     "FCN",
     "KNResNet",
+    "LoRA",
     "Model",
+    "add_lora",
     "convnext_tiny",
     "fcn_knresnet8",
     "fcn_knresnet18",
@@ -32,6 +36,7 @@ __all__ = [
     "fcn_resnet18",
     "fcn_resnet34",
     "fcn_resnet50",
+    "fine_tuned",
     "kernel_normalize",
     "knconvnext_tiny",
     "knresnet8",

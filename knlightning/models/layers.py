@@ -27,7 +27,7 @@ class Options:
             one of 7x7 with stride 2 and pooling.
         dropout_p: Dropout probability of KNConv in [0, 1), of no effect with other norms. That of a KernelNorm before
             the classifier is five times as high, at most 0.25, and for segmentation at most 0.5.
-        eps: Added to the variance.
+        eps: Added to the variance, in [0, 1].
         eval_statistics: The moments that kernel normalized layers use in evaluation, as in
             `knlightning.nn.KNConv2d`.
 
@@ -46,6 +46,8 @@ class Options:
     def __post_init__(self) -> None:
         check_number("num_classes", self.num_classes, at_least=1, integer=True)
         check_choice("norm", self.norm, tuple(NORMS))
+        check_number("dropout_p", self.dropout_p, at_least=0, below=1)  # also where it has no effect
+        check_number("eps", self.eps, at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from knlightning.nn.activations import Activation, make_activation
 from knlightning.nn.conv import KNConv1d, KNConv2d, KNConv3d
 from knlightning.nn.functional import kernel_norm, kn_conv
+from knlightning.nn.fused import fused_kernels
 from knlightning.nn.local_context import LocalContextNorm2d, local_context_norm
 from knlightning.nn.norm import KernelNorm1d, KernelNorm2d, KernelNorm3d
 from knlightning.nn.normalization import Norm, make_norm
@@ -19,6 +20,7 @@ __all__ = [
     "LocalContextNorm2d",
     "Norm",
     "PositionalNorm2d",
+    "fused_kernels",
     "kernel_norm",
     "kn_conv",
     "local_context_norm",

@@ -46,26 +46,26 @@ class Saved(NamedTuple):
 
     Attributes:
         input: Its input [N, C, *spatial], before `relu_input`.
+        mean: Means of the windows [N, 1, *positions].
+        rstd: 1 / sqrt(var + eps) of the windows [N, 1, *positions].
         weight: Filters [O, C / groups, *kernel].
         bias: Tensor [O], or None.
         residual: Tensor [N, O, *positions], or None.
         mask: Bool tensor of the input's shape, or None.
         dropped: Positions of dropped elements, or None.
         kept: The output, or the centred result of the convolution: [N, O, *positions].
-        mean: Means of the windows [N, 1, *positions].
-        rstd: 1 / sqrt(var + eps) of the windows [N, 1, *positions].
         sums: Sums of the filters [O].
     """
 
     input: Tensor
+    mean: Tensor
+    rstd: Tensor
     weight: Tensor
     bias: Tensor | None
     residual: Tensor | None
     mask: Tensor | None
     dropped: Tensor | None
     kept: Tensor
-    mean: Tensor
-    rstd: Tensor
     sums: Tensor
 
     def select(self, part: slice) -> "Saved":
@@ -73,7 +73,7 @@ class Saved(NamedTuple):
         residual, mask = (None if t is None else t[part] for t in (self.residual, self.mask))
         dropped = None if self.dropped is None else _restrict(self.dropped, self.input, part)
         input, kept, mean, rstd = (t[part] for t in (self.input, self.kept, self.mean, self.rstd))
-        return Saved(input, self.weight, self.bias, residual, mask, dropped, kept, mean, rstd, self.sums)
+        return Saved(input, mean, rstd, self.weight, self.bias, residual, mask, dropped, kept, self.sums)
 
 
 def kn_conv_composite(
@@ -89,7 +89,7 @@ def kn_conv_composite(
         input = input.relu()
     pixels = pixel_moments(input, mask, settings.dropout_p)
     mean, var = inflate(*window_moments(*pixels, settings.window), settings.inflation)
-    centred = _convolve(input, weight, settings) - mean * _per_filter(_sums(weight, mean.dtype), weight)
+    centred = convolve(input, weight, settings) - mean * _per_filter(filter_sums(weight, mean.dtype), weight)
     output = centred * torch.rsqrt(var + settings.eps)
     if bias is not None:
         output = output + _per_filter(bias, weight)
@@ -97,6 +97,28 @@ def kn_conv_composite(
         output = output + residual
     output = output.to(input.dtype)
     return output.relu() if settings.relu_output else output
+
+
+def composite_gradients(
+    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    mask: Tensor | None,
+    grad: Tensor,
+    needs: tuple[bool, ...],
+    settings: Settings,
+) -> list[Tensor | None]:
+    """Differentiate `kn_conv_composite` so that the gradients themselves can be differentiated.
+
+    Args:
+        inputs: Input, weight, bias and residual.
+        mask: Bool tensor of the input's shape, or None.
+        grad: Gradient at the output.
+        needs: Which of the inputs get a gradient.
+        settings: The settings.
+    """
+    wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed and t is not None]
+    output = kn_conv_composite(*inputs, mask, settings)
+    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    return [next(found) if needed else None for needed in needs]
 
 
 class KNConvFunction(torch.autograd.Function):
@@ -138,15 +160,15 @@ class KNConvFunction(torch.autograd.Function):
             pixels = pixel_moments(x, mask, settings.dropout_p)
         mean, var = inflate(*window_moments(*pixels, settings.window), settings.inflation)
         rstd = torch.rsqrt(var + settings.eps)
-        sums = _sums(weight, mean.dtype)
-        undropped = mask is None and dropped is None
+        sums = filter_sums(weight, mean.dtype)
+        undropped = mask is None and dropped is None and weight.dtype == mean.dtype
         if undropped and settings.groups == 1 and mean.numel() * weight.shape[0] > 2 * weight.numel():
             # the mean is that of all a filter sees: centre the filters, which are smaller than the result
             centre = sums.div(weight[0].numel()).to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
-            kept = _convolve(x, weight - centre, settings)
+            kept = convolve(x, weight - centre, settings)
             dtype, kept = kept.dtype, kept.to(mean.dtype)
         else:
-            kept = _convolve(x, weight, settings)
+            kept = convolve(x, weight, settings)
             dtype = kept.dtype
             kept = kept.to(mean.dtype).addcmul_(mean, _per_filter(sums, weight), value=-1.0)
         shift = rstd.new_zeros(()) if bias is None else _per_filter(bias, weight)
@@ -157,7 +179,7 @@ class KNConvFunction(torch.autograd.Function):
             output.relu_()
         output = output.to(dtype)
         kept = output if keep_output else kept.to(dtype)
-        ctx.save_for_backward(*Saved(input, weight, bias, residual, mask, dropped, kept, mean, rstd, sums))
+        ctx.save_for_backward(*Saved(input, mean, rstd, weight, bias, residual, mask, dropped, kept, sums))
         ctx.kept_output, ctx.settings = keep_output, settings
         return output
 
@@ -168,11 +190,8 @@ class KNConvFunction(torch.autograd.Function):
         nothing = (None,) * 4
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
             inputs = (saved.input, saved.weight, saved.bias, saved.residual)
-            wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed and t is not None]
             mask = saved.mask if saved.dropped is None else mask_of(saved.dropped, saved.input)
-            output = kn_conv_composite(*inputs, mask, ctx.settings)
-            found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
-            return *(next(found) if needed else None for needed in needs), *nothing
+            return *composite_gradients(inputs, mask, grad, needs, ctx.settings), *nothing
 
         with torch.autocast(grad.device.type, enabled=False):  # whatever backward itself is called under
             parts = [
@@ -214,7 +233,7 @@ def _gradients(
     if needs[1]:
         d_sums = _over_positions(grad, mean * rstd).neg_()
     scaled = torch.mul(grad, rstd, out=scratch)
-    padded, padding = _pad_unevenly(x, settings.window)
+    padded, padding = pad_unevenly(x, settings.window)
     d_input, d_weight, _ = torch.ops.aten.convolution_backward(
         scaled.to(weight.dtype), padded, weight, None, settings.window.stride, padding, settings.window.dilation,
         False, (0,) * spatial, settings.groups, (needs[0], needs[1], False),
@@ -280,21 +299,22 @@ def _restrict(dropped: Tensor, input: Tensor, part: slice) -> Tensor:
     return dropped[first:last].long().sub_(part.start * size)
 
 
-def _convolve(input: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+def convolve(input: Tensor, weight: Tensor, settings: Settings) -> Tensor:
+    """Convolve the input in the usual way."""
     window = settings.window
-    input, padding = _pad_unevenly(input, window)
+    input, padding = pad_unevenly(input, window)
     convolution = _CONVOLUTIONS[weight.dim() - 2]
     return convolution(input, weight, None, window.stride, padding, window.dilation, settings.groups)
 
 
-def _pad_unevenly(input: Tensor, window: Window) -> tuple[Tensor, tuple[int, ...]]:
+def pad_unevenly(input: Tensor, window: Window) -> tuple[Tensor, tuple[int, ...]]:
     """Leave symmetric padding to the convolution; pad the input for what it cannot express."""
     if all(before == after for before, after in window.padding):
         return input, tuple(before for before, _ in window.padding)
     return F.pad(input, window.pads), (0,) * len(window.padding)
 
 
-def _sums(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def filter_sums(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum each filter; shape [O]."""
     return weight.sum(tuple(range(1, weight.dim())), dtype=dtype)
 

@@ -15,8 +15,9 @@ from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.internals.torch import function_transforms_active
 from knlightning.nn.autograd import KNConvFunction, Settings, is_channels_last, kn_conv_composite
 from knlightning.nn.dropout import draw_dropped, draw_mask
+from knlightning.nn.fused import draw_seed, fused_kn_conv, runs_fused
 from knlightning.nn.kept_moments import Normalization, normalization_of
-from knlightning.nn.statistics import expected_inflation, inflate, pixel_moments, window_moments
+from knlightning.nn.statistics import expected_inflation, inflate, pixel_moments, statistics_dtype, window_moments
 from knlightning.nn.windows import PaddingMode, Window, check_input
 
 __all__ = ["EvalStatistics", "Normalization", "check_dropout", "kernel_norm", "kn_conv", "normalization_of"]
@@ -149,12 +150,17 @@ def kn_conv(
     check_input(input, spatial)
     input, window = Window.of(spatial, weight.shape[2:], stride, padding, dilation).pad(input, padding_mode)
     _check_tensors(input, weight, residual, groups, window, relu_output)
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight = input.to(dtype), weight.to(dtype)
     sampled, inflation = _dropout(input, window, dropout_p, training, eval_statistics, mask)
+    dtypes = input.dtype, weight.dtype
+    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+        dtypes = (torch.get_autocast_dtype(input.device.type),) * 2
+    if not sampled and groups == 1 and (dtypes[0].itemsize < 4 or input.is_cuda):
+        weight = _centre(weight)
+    input, weight = input.to(dtypes[0]), weight.to(dtypes[1])
     settings = Settings(window, groups, dropout_p, inflation, eps, relu_input, relu_output)
-    if torch.compiler.is_compiling() or function_transforms_active():
+    fused = mask is None and runs_fused(input, weight)
+    compiling = torch.compiler.is_compiling() and (torch.compiler.is_exporting() or not fused)
+    if compiling or function_transforms_active():
         # Compilers and function transforms must see the operations themselves, and derive the gradient from them.
         if sampled and mask is None:
             mask = draw_mask(input, dropout_p)
@@ -162,13 +168,16 @@ def kn_conv(
 
     if not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
+    keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
+    if fused:
+        seed = draw_seed(input.device) if sampled else None
+        return fused_kn_conv(input, weight, bias, residual, seed, keep_output, settings)
     dropped = None
     if sampled and mask is None:
         if input.device.type == "cpu":
             dropped = draw_dropped(input.numel(), dropout_p)
         else:
             mask = draw_mask(input, dropout_p)
-    keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
     return KNConvFunction.apply(
         input, weight, bias, residual, mask if sampled else None, dropped, keep_output, settings
     )
@@ -197,6 +206,16 @@ def _dropout(
     if not training and eval_statistics == "expected":
         return False, expected_inflation(input.shape[1] * math.prod(window.kernel_size), p)
     return True, 1.0
+
+
+def _centre(weight: Tensor) -> Tensor:
+    """Subtract the mean of each filter, which changes nothing without dropout: a window's mean is that of all it sees.
+
+    In bfloat16, float16 and TF32 a convolution rounds mean * sum(W), which is then subtracted, and in windows that are
+    nearly constant what remains is multiplied by up to 1 / sqrt(eps). Of centred filters there is little to round.
+    """
+    wide = weight.to(statistics_dtype(weight))
+    return wide - wide.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
 def _check_tensors(

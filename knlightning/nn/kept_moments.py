@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from knlightning.nn.autograd import Saved, Settings
+from knlightning.nn.autograd import Settings
 from knlightning.nn.windows import Window
 
 
@@ -45,7 +45,5 @@ def normalization_of(output: Tensor) -> Normalization:
             "output must be the result of an eager kernel normalized convolution whose gradient is wanted, got a "
             f"tensor made by {'no operation' if node is None else node.name()}"
         )
-    saved = Saved(*node.saved_tensors)  # type: ignore[attr-defined] # a context has them
-    return Normalization(
-        saved.input.detach(), saved.mean, saved.rstd, settings.window, settings.relu_input, settings.relu_output
-    )
+    input, mean, rstd, *_ = node.saved_tensors  # type: ignore[attr-defined] # a context has them, these first
+    return Normalization(input.detach(), mean, rstd, settings.window, settings.relu_input, settings.relu_output)

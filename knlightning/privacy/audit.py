@@ -2,14 +2,19 @@
 
 Before any training it is checked, on real batches of the run,
 
-- that replacing a sample by one that contributes nothing changes the sum of gradients by no more than the clipping
-  bound (neighbouring data sets change one step by no more than that), whatever else the samples share;
-- that the noise added to a step is Gaussian with the stated scale, and new at each step;
+- that removing a sample changes the sum of gradients by no more than the clipping bound, through the whole pipeline of
+  the run, whatever the samples share (`knlightning.privacy.removal`);
+- that a step leaves nothing of its samples in what checkpoints hold;
+- that random masks and augmentation follow from the secret key;
+- that the noise added to a step is Gaussian with the stated scale, new at each step, and random to its last bits;
 - that the samples of a step are drawn by Poisson sampling at the stated rate;
 - that epsilon is not below what an independent accountant computes (dp-accounting, with privacy loss distributions).
+
+With canaries the run is then trained, and attacked: what the attack can tell is a lower bound on epsilon.
 """
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +23,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from knlightning.checks import check_number
-from knlightning.internals.lightning import prepared_batch
 from knlightning.privacy.accounting import Phase, epsilon
-from knlightning.privacy.batches import images_of, loss_of, map_tensors
 from knlightning.privacy.callback import DifferentialPrivacy
+from knlightning.privacy.canaries import Canaries
 from knlightning.privacy.loader import PrivateLoader
+from knlightning.privacy.removal import remove_samples
 
 LEVEL = 1e-6
 """Probability with which a statistical check fails although all is well."""
+ATTACK_LEVEL = 1e-3
+"""The same for the attack; more than that cannot be told where delta is not tiny."""
 SIGMAS = 5.0
 """The same for means, in standard deviations."""
 MIN_NOISE_VALUES = 200_000
@@ -53,71 +60,92 @@ class PrivacyAudit(Callback):
     """Check a private run when its training begins, and end it there; stands after its DifferentialPrivacy.
 
     Args:
-        samples: Number of samples that are left out, one after the other; at least 1.
+        samples: Number of samples that are removed, one after the other; at least 1.
+        canaries: Number of canaries, for a lower bound on epsilon; at least 0. With any, the run is trained to its end,
+            with canaries in the places of so many training samples (`knlightning.privacy.canaries`).
 
     Attributes:
         findings: What the checks have found.
 
     Raises:
-        ArgumentError: If samples is out of its range.
+        ArgumentError: If samples or canaries is out of its range.
         ValueError: If dp-accounting is not installed.
     """
 
-    def __init__(self, samples: int = 8) -> None:
+    def __init__(self, samples: int = 8, canaries: int = 0) -> None:
         check_number("samples", samples, at_least=1, integer=True)
+        check_number("canaries", canaries, at_least=0, integer=True)
         _independent_accountant()  # it would be missed only after all other checks
-        self.samples = samples
+        self.samples, self.num_canaries = samples, canaries
         self.findings: list[Finding] = []
+        self._undo = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the checks, and stop."""
-        privacy = next(c for c in trainer.callbacks if isinstance(c, DifferentialPrivacy))  # type: ignore[attr-defined]
-        pl_module.log = _silent  # type: ignore[method-assign] # no results are being collected yet
+        """Run the checks; stop, if there are no canaries to train with."""
+        privacy = _private_callback(trainer)
         self.findings = [
             *check_contributions(trainer, pl_module, privacy, self.samples),
             *check_noise(trainer, privacy),
             *check_sampling(privacy.loader),
             check_epsilon(privacy),
         ]
-        trainer.should_stop = True
+        if self.num_canaries:
+            self.canaries = Canaries(self.num_canaries, privacy)
+            self._undo.enter_context(self.canaries.inserted())
+        else:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the canaries tell what they can."""
+        if self.num_canaries:
+            self.findings.append(check_canaries(_private_callback(trainer), self.canaries))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the run as it was."""
+        self._undo.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the run as it was."""
+        self._undo.close()
+
+
+def _private_callback(trainer: Trainer) -> DifferentialPrivacy:
+    return next(c for c in trainer.callbacks if isinstance(c, DifferentialPrivacy))  # type: ignore[attr-defined]
 
 
 def check_contributions(
     trainer: Trainer, task: LightningModule, privacy: DifferentialPrivacy, samples: int
 ) -> list[Finding]:
-    """Leave samples of real batches out, one after the other, and compare the sums of the clipped gradients.
-
-    A sample is left out by making its images infinite: such a sample contributes nothing, and leaves the shape of the
-    batch, and so all random numbers of the others, as they are.
+    """Remove samples of real batches, one after the other, and compare the sums of the clipped gradients.
 
     Args:
         trainer: In `fit`, at the start of training.
         task: The task that is trained.
         privacy: The callback, after its `on_train_start`.
-        samples: Number of samples to leave out.
+        samples: Number of samples to remove.
     """
-    bound, rest = privacy.max_grad_norm, 0.0
-    norms: list[float] = []
-    for batch in privacy.loader:
-        num_samples = len(images_of(batch)) // privacy.views
-        whole = _clipped_sum(trainer, task, privacy, batch)
-        for sample in range(min(num_samples, samples - len(norms))):
-            difference = whole - _clipped_sum(trainer, task, privacy, batch, without=sample)
-            norms.append(float(difference.norm()))
-        if num_samples:
-            empty = _clipped_sum(trainer, task, privacy, batch, without=slice(None))
-            rest = max(rest, float(empty.norm()))
-        if len(norms) >= samples:
-            break
-    clipped = sum(norm > 0.999 * bound for norm in norms)
+    changes, excesses, moves, empty, stored, public = remove_samples(trainer, task, privacy, samples)
+    bound = privacy.sums.sensitivity
+    clipped = sum(change > 0.999 * bound for change in changes)
     return [
         Finding(
             "a sample changes a step by no more than the bound",
-            bool(norms) and max(norms) <= bound * (1 + 1e-4),
-            f"leaving out one of {len(norms)} samples changed the sum by up to {max(norms, default=math.nan):.6g}, the"
-            f" bound is {bound:g} ({clipped} of them reach it)",
+            bool(changes) and max(excesses) <= 1,
+            f"removing one of {len(changes)} samples changed the sum by up to {max(changes, default=math.nan):.6g}, the"
+            f" bound is {bound:.6g} ({clipped} of them reach it)",
         ),
-        Finding("a step without samples is empty", rest == 0.0, f"norm {rest:g} of the sum of no samples"),
+        Finding(
+            "a sample changes no other sample",
+            max(moves, default=math.inf) <= 1,
+            f"the norms of the others' gradients moved by {max(moves, default=math.nan):.2g} of what rounding explains",
+        ),
+        Finding("a step without samples is empty", empty == 0.0, f"norm {empty:g} of the sum of no samples"),
+        Finding("a step stores nothing of its samples", not stored, stored or "nothing changed but the gradients"),
+        Finding(
+            "masks and augmentation are secret",
+            not public,
+            f"random numbers {public or 'change with the secret key alone, or there are none'}",
+        ),
     ]
 
 
@@ -140,7 +168,9 @@ def check_noise(trainer: Trainer, privacy: DifferentialPrivacy) -> list[Finding]
         steps.append(gradient.double() * plan.batch_size)
         if step and (step + 1) * len(steps[0]) >= MIN_NOISE_VALUES:
             break
-    values = torch.cat(steps) / (plan.noise_multiplier * privacy.max_grad_norm)
+    noise = torch.cat(steps)
+    values = noise / (plan.noise_multiplier * privacy.sums.sensitivity)
+    coarse = max(_share_of_float32(noise), _share_of_float32(values))
     stated, deviation = plan.noise_multiplier, float(values.std())
     tolerance = SIGMAS / math.sqrt(2 * len(values))
     fit = float(stats.kstest(values[:1_000_000].cpu().numpy(), "norm").pvalue)
@@ -158,7 +188,18 @@ def check_noise(trainer: Trainer, privacy: DifferentialPrivacy) -> list[Finding]
             abs(correlation) < SIGMAS / math.sqrt(len(steps[0])),
             f"correlation of two steps {correlation:.2g}",
         ),
+        Finding(
+            "noise is random to the last bit",
+            coarse < 0.01,
+            f"{coarse:.2%} of the values have no more than float32's 24 bits, and leave the low bits of a sum bare",
+        ),
     ]
+
+
+def _share_of_float32(values: Tensor) -> float:
+    """Return the share of float64 values that are, up to the rounding of a product, values of float32."""
+    off = (values - values.float().double()).abs()
+    return float((off <= 2.0**-45 * values.abs()).double().mean())
 
 
 def check_sampling(loader: PrivateLoader, num_steps: int = 200) -> list[Finding]:
@@ -201,22 +242,39 @@ def check_epsilon(privacy: DifferentialPrivacy) -> Finding:
         privacy: The callback, after its `on_train_start`.
     """
     dp_event, PLDAccountant = _independent_accountant()  # noqa: N806 # a class
-    plan, budget = privacy.plan, privacy.budget
+    plan, budget, delta = privacy.plan, privacy.budget, privacy.budget.accounted_delta
     assert plan is not None
     run = Phase(plan.noise_multiplier, plan.sampling_probability, plan.affordable_steps)
-    ours = epsilon([run], budget.target_delta, budget.accountant)
+    ours = epsilon([run], delta, budget.accountant)
     if budget.accountant == "pld":  # which is dp-accounting's
-        other, theirs = "Opacus (prv)", epsilon([run], budget.target_delta, "prv")
+        other, theirs = "Opacus (prv)", epsilon([run], delta, "prv")
     else:
         accountant = PLDAccountant(value_discretization_interval=min(1e-3, ours / 10_000))
         step = dp_event.PoissonSampledDpEvent(run.sampling_probability, dp_event.GaussianDpEvent(run.noise_multiplier))
         accountant.compose(dp_event.SelfComposedDpEvent(step, run.num_steps))
-        other, theirs = "dp-accounting", accountant.get_epsilon(budget.target_delta)
+        other, theirs = "dp-accounting", accountant.get_epsilon(delta)
     return Finding(
         "epsilon is not understated",
         ours >= 0.99 * theirs,
         f"{ours:.4g} by {budget.accountant} after all of {run.num_steps} steps, {theirs:.4g} by {other}, at delta"
-        f" {budget.target_delta:g}",
+        f" {delta:g}",
+    )
+
+
+def check_canaries(privacy: DifferentialPrivacy, canaries: Canaries) -> Finding:
+    """Compare epsilon with what an attack on the run could tell.
+
+    Args:
+        privacy: The callback, at the end of the training.
+        canaries: Those of the training.
+    """
+    claimed, delta = privacy.ledger.epsilon, privacy.budget.target_delta
+    attack = canaries.attack(claimed, delta)
+    return Finding(
+        "no attack tells more than epsilon allows",
+        attack.p_value > ATTACK_LEVEL,
+        f"epsilon is at least {attack.bound:.4g} with 95 % confidence, for {attack.right} of {attack.guesses} guesses"
+        f" about {len(canaries.scores)} canaries are right; {claimed:.4g} is claimed, at delta {delta:g}",
     )
 
 
@@ -238,39 +296,3 @@ def _dispersion(counts: Tensor, variance: float, stats: Any) -> float:
     statistic = float((counts - counts.mean()).square().sum()) / variance
     below = float(stats.chi2.cdf(statistic, len(counts) - 1))
     return 2 * min(below, 1 - below)
-
-
-def _silent(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
-def _clipped_sum(
-    trainer: Trainer,
-    task: LightningModule,
-    privacy: DifferentialPrivacy,
-    batch: Any,
-    without: int | slice | None = None,
-) -> Tensor:
-    """Run a batch as the training does, and return the sum of its clipped gradients.
-
-    Args:
-        trainer: In `fit`.
-        task: The task that is trained.
-        privacy: The callback.
-        batch: As the training loader gives it.
-        without: A sample, or rows, to leave out.
-    """
-    with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
-        batch = prepared_batch(trainer, task, batch)
-        if without is not None:
-            images, views = images_of(batch), privacy.views
-            rows = slice(without * views, (without + 1) * views) if isinstance(without, int) else without
-            infinite = images.clone()
-            infinite[rows] = math.inf
-            batch = map_tensors(batch, lambda part: infinite if part is images else part)
-        with trainer.precision_plugin.train_step_context():
-            loss = loss_of(task.training_step(batch, 0))
-        (loss / trainer.accumulate_grad_batches).backward()
-        privacy.on_after_backward(trainer, task)
-    return privacy.sums.pop().double()

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 
-from knlightning.checks import check_choice, check_number
+from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.internals.lightning import counting_steps, is_fitting, overridden, replaced_train_loader
 from knlightning.privacy.accounting import GDP_WARNING, Accountant
 from knlightning.privacy.batch_hooks import hooks_by_sample
@@ -19,6 +19,7 @@ from knlightning.privacy.continuation import plan_run, take_up_history
 from knlightning.privacy.ledger import Ledger, statement, write_report
 from knlightning.privacy.loader import PrivateLoader, private_loader
 from knlightning.privacy.plan import Budget, Plan
+from knlightning.privacy.private_metrics import METRICS_SHARE, PrivateMetrics
 from knlightning.privacy.private_step import PrivateStep, check_weights
 from knlightning.privacy.randomness import SecretRandom, fresh_key, known_key
 from knlightning.privacy.refusals import check_data, check_run
@@ -60,6 +61,12 @@ class DifferentialPrivacy(Callback):
             computes does not hold for these, and epsilon is reported as nominal.
         physical_batch_size: Number of images (samples times views) that go through the network at once on each
             device, on average; None for as many as a step has, over the trainer's accumulate_grad_batches.
+        max_physical_batch_size: The same at most, in place of the average, so that the memory of a device can be
+            planned. A step has as many micro-batches as make it improbable that one would be larger, and is cut where
+            one would; delta includes the probability of that. None for no bound.
+        private_metrics: Log the share of clipped samples and the training accuracy of each epoch, `privacy/clipped` and
+            `privacy/train_acc`, with noise: epsilon covers them, and callbacks may follow them. It stays as it is, for
+            1 % more noise on the gradient. The accuracy is there if the training step calls the task itself.
         clipping: "flat" scales the gradients down whose norm is above the bound; "automatic" scales each to the
             bound, over its norm + 0.01, so that the bound is only a part of the learning rate (Bu et al., 2023).
         views: Number of augmented views of each sample, whose gradients are averaged before they are clipped; at
@@ -97,19 +104,29 @@ class DifferentialPrivacy(Callback):
         secure_mode: bool = False,
         seed: int | None = None,
         check: bool = True,
+        max_physical_batch_size: int | None = None,
+        private_metrics: bool = False,
     ) -> None:
         check_number("max_grad_norm", max_grad_norm, above=0)
         none = "all images of a step"
         check_number("physical_batch_size", physical_batch_size, at_least=1, integer=True, none=none)
+        none = "no bound"
+        check_number("max_physical_batch_size", max_physical_batch_size, at_least=1, integer=True, none=none)
+        cut = max_physical_batch_size is not None
+        if cut and physical_batch_size is not None:
+            raise ArgumentError(
+                "physical_batch_size", physical_batch_size, "null where max_physical_batch_size is given"
+            )
         check_choice("clipping", clipping, get_args(Clipping))
         check_number("views", views, at_least=1, integer=True)
-        self.budget = Budget(target_epsilon, target_delta, noise_multiplier, accountant)
-        self.ledger = Ledger(target_delta, accountant)
+        self.budget = Budget(target_epsilon, target_delta, noise_multiplier, accountant, cut)
+        self.ledger = Ledger(self.budget.accounted_delta, accountant)
         self.plan: Plan | None = None
         self.max_grad_norm, self.views, self.seed, self.check = max_grad_norm, views, seed, check
         self.clipping: Clipping = clipping
         self.poisson_sampling, self.physical_batch_size = poisson_sampling, physical_batch_size
-        self.secure_mode = secure_mode
+        self.max_physical_batch_size, self.secure_mode = max_physical_batch_size, secure_mode
+        self.metrics_share = METRICS_SHARE if private_metrics else 0.0
         self._undo = ExitStack()
         self._steps_before = self._noisy_steps = 0
 
@@ -136,20 +153,23 @@ class DifferentialPrivacy(Callback):
         self.check_before(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined] # set by Lightning
         self.ledger.restored = {}  # a checkpoint is read after this
         key = trainer.strategy.broadcast(fresh_key()) if self.seed is None else known_key(self.seed)
-        self._random = SecretRandom(key, self.secure_mode)
+        self.random = SecretRandom(key, self.secure_mode)
         take_over = partial(
             private_loader,
             trainer=trainer,
-            random=self._random,
+            random=self.random,
             target_delta=self.budget.target_delta,
             physical_batch_size=self.physical_batch_size,
+            max_physical_batch_size=self.max_physical_batch_size,
             views=self.views,
             poisson_sampling=self.poisson_sampling,
         )
         self.loader = self._undo.enter_context(replaced_train_loader(trainer, take_over))
         self._undo.enter_context(counting_steps(trainer, self.loader.micro_batches))
-        sums = partial(ClippedSum, max_grad_norm=self.max_grad_norm, clipping=self.clipping, views=self.views)
-        self._step = PrivateStep(trainer, pl_module, self.loader, self._random, sums, self.check)
+        bounds: dict[str, Any] = {"max_grad_norm": self.max_grad_norm, "clipping": self.clipping}
+        sums = partial(ClippedSum, views=self.views, metrics_share=self.metrics_share, **bounds)
+        metrics = PrivateMetrics(pl_module) if self.metrics_share else None
+        self._step = PrivateStep(trainer, pl_module, self.loader, self.random, sums, self.check, metrics)
         self._undo.callback(self._step.close)
         hooks = hooks_by_sample(trainer, pl_module, self.views, self._step.seed, self._step.follow_freezing)
         self._undo.enter_context(hooks)
@@ -230,8 +250,8 @@ class DifferentialPrivacy(Callback):
         assert self.plan is not None
         total = self.sums.pop()
         if trainer.is_global_zero and self.plan.noise_multiplier > 0:
-            noise = self._random.normal(len(total), "noise", step, total.device)
-            total.add_(noise, alpha=self.plan.noise_multiplier * self.max_grad_norm)
+            noise = self.random.normal(len(total), "noise", step, total.device)
+            total.add_(noise, alpha=self.plan.noise_multiplier * self.sums.sensitivity)
         return trainer.strategy.reduce(total, reduce_op="sum").div_(self.plan.batch_size)
 
     def on_train_batch_end(
@@ -259,12 +279,13 @@ class DifferentialPrivacy(Callback):
     # ---- what is kept
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what is spent."""
+        """Log what is spent, and what may be shown of the samples."""
         self._stored.check_last()
-        spent = self.ledger.epsilon
-        pl_module.log("privacy/epsilon", spent, prog_bar=True, logger=False, rank_zero_only=True)
+        values = {"privacy/epsilon": self.ledger.epsilon, **(self._step.metrics.pop() if self._step.metrics else {})}
+        for name, value in values.items():
+            pl_module.log(name, value, prog_bar=True, logger=False, rank_zero_only=True)
         for logger in trainer.loggers:  # not by pl_module.log, which writes only after the epoch's checkpoint
-            logger.log_metrics({"privacy/epsilon": spent, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was spent."""
@@ -276,11 +297,14 @@ class DifferentialPrivacy(Callback):
         promise = {
             "target_epsilon": self.budget.target_epsilon,
             "target_delta": self.budget.target_delta,
+            "accounted_delta": self.budget.accounted_delta,
             "accountant": self.budget.accountant,
             "sampling": "poisson" if self.poisson_sampling else "shuffled; epsilon is nominal",
             "relation": "zero-out of one training sample; their number and the sampling probability are public",
+            "max_physical_batch_size": self.max_physical_batch_size,
             "clipping": self.clipping,
             "max_grad_norm": self.max_grad_norm,
+            "metrics_share": self.metrics_share,
             "views": self.views,
             "secure_mode": self.secure_mode,
             "seeded": self.seed is not None,

@@ -1,5 +1,6 @@
 """Clipped sums of the gradients of samples, to which DP-SGD adds its noise."""
 
+import math
 from typing import Literal
 
 import torch
@@ -41,41 +42,66 @@ class ClippedSum:
         max_grad_norm: Bound on the norm of a sample's gradient, above 0.
         clipping: As in `clipping_weights`.
         views: Number of views of each sample, whose gradients are averaged before they are clipped.
+        metrics_share: Share of the squared sensitivity for two more values of each sample: whether it is clipped, and
+            whether it is classified correctly; 0 for none. See `knlightning.privacy.private_metrics`.
+
+    Attributes:
+        norms: Norms of the gradients that were added last, before they were clipped.
 
     Raises:
         ValueError: If there is no exact rule for a layer with trainable parameters.
     """
 
-    def __init__(self, module: nn.Module, max_grad_norm: float, clipping: Clipping, views: int = 1) -> None:
-        self.max_grad_norm = max_grad_norm
+    norms: Tensor
+
+    def __init__(
+        self, module: nn.Module, max_grad_norm: float, clipping: Clipping, views: int = 1, metrics_share: float = 0.0
+    ) -> None:
+        self.max_grad_norm, self.metrics_share = max_grad_norm, metrics_share
+        self._metrics = torch.zeros(2 if metrics_share else 0, dtype=torch.float64)
         self.clipping: Clipping = clipping
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self._gradients = PerSampleGradients(module, "sum", views)  # the scale is that of `add`
         self._gradients.attach()
 
-    def add(self, scale: float, num_samples: int | None = None) -> None:
+    @property
+    def sensitivity(self) -> float:
+        """The largest norm of what a sample contributes to the vector of `pop`."""
+        return self.max_grad_norm / math.sqrt(1.0 - self.metrics_share)
+
+    @property
+    def _metrics_scale(self) -> float:
+        """The two values are 1 at most, and together have their share of the squared sensitivity."""
+        return self.sensitivity * math.sqrt(self.metrics_share / 2)
+
+    def add(self, scale: float, num_samples: int | None = None, correct: Tensor | None = None) -> None:
         """Clip and add the gradients of the last backward pass.
 
         Args:
             scale: By what to multiply a sample's part in the gradient of the loss to get its own gradient.
             num_samples: Number of samples that were given to the network; None if it need not be checked.
+            correct: Float tensor [N] of [0, 1], whether the samples are classified correctly; None if it is not known.
 
         Raises:
             RuntimeError: If the layers were given another number of samples.
         """
-        norms = self._gradients.norms() * scale
+        self.norms = norms = self._gradients.norms() * scale
         if num_samples not in (None, len(norms)):
             raise RuntimeError(
                 f"privacy: the layers of the network were given {len(norms)} samples, and the training step"
                 f" {num_samples}: each sample must be one row in every layer, for each row contributes up to the bound"
             )
+        if self.metrics_share:
+            clipped = (norms > self.max_grad_norm).float()
+            values = torch.stack([clipped, torch.zeros_like(clipped) if correct is None else correct.to(clipped)])
+            self._metrics += values[:, norms.isfinite()].sum(1).cpu()
         self._gradients.accumulate(clipping_weights(norms, self.max_grad_norm, self.clipping) * scale)
 
     def pop(self) -> Tensor:
         """Return the sum as one vector, and begin anew; zero for what no sample has reached.
 
         Returns:
-            Float64 vector; on the CPU for devices without float64.
+            Float64 vector, with the two values at its end if they have a share; on the CPU for devices without float64.
         """
         parts = []
         for parameter in self.parameters:
@@ -83,13 +109,24 @@ class ClippedSum:
             parts.append(torch.zeros_like(parameter).flatten() if total is None else total.flatten())
             parameter.summed_grad = None  # type: ignore[attr-defined] # made by PerSampleGradients
         total = torch.cat(parts)
-        return (total if total.device.type == "cuda" else total.cpu()).double()
+        total = (total if total.device.type == "cuda" else total.cpu()).double()
+        metrics = (self._metrics * self._metrics_scale).to(total)
+        self._metrics.zero_()
+        return torch.cat((total, metrics))
 
-    def set_gradients(self, vector: Tensor) -> None:
-        """Give the parameters their parts of a vector as `grad`, for the optimizer."""
-        parts = vector.split([parameter.numel() for parameter in self.parameters])
+    def set_gradients(self, vector: Tensor) -> Tensor:
+        """Give the parameters their parts of a vector as `grad`, for the optimizer.
+
+        Args:
+            vector: As by `pop`, with noise, and divided by the number of samples in a step.
+
+        Returns:
+            The shares of samples that are clipped, and classified correctly; empty if they were not asked for.
+        """
+        *parts, metrics = vector.split([*(parameter.numel() for parameter in self.parameters), len(self._metrics)])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = torch.empty_like(parameter).copy_(part.view_as(parameter))
+        return metrics / self._metrics_scale if self.metrics_share else metrics
 
     def close(self) -> None:
         """Leave the network as it was."""

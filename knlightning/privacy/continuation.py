@@ -5,6 +5,7 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from knlightning.internals.lightning import num_steps_left
 from knlightning.privacy.ledger import REPORT, Ledger, read_report, read_segments
 from knlightning.privacy.loader import PrivateLoader
 from knlightning.privacy.plan import Budget, Plan, make_plan
@@ -74,7 +75,8 @@ def plan_run(budget: Budget, ledger: Ledger, trainer: Trainer, loader: PrivateLo
             f"the trainer's limit_train_batches leaves {batches} batches in an epoch, which are no whole steps of"
             f" {loader.micro_batches}: give the number of steps instead"
         )
-    num_steps, taken = trainer.estimated_stepping_batches, trainer.global_step
+    taken = trainer.global_step
+    num_steps = taken + num_steps_left(trainer)
     calibrated = ledger.calibrated_noise(budget, loader.sampling_probability, num_steps, taken)
     plan = make_plan(
         budget,

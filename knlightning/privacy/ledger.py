@@ -145,16 +145,18 @@ class Ledger:
             num_steps: Number of steps of the whole run.
             steps_taken: Number of steps that the weights have seen.
         """
-        report = {**self.restored, **self.restored.get("plan", {})}
+        before = self.restored
+        report = {"accounted_delta": before.get("target_delta"), **before, **before.get("plan", {})}
         same = {
             "target_epsilon": budget.target_epsilon,
             "target_delta": budget.target_delta,
+            "accounted_delta": budget.accounted_delta,
             "accountant": budget.accountant,
             "sampling_probability": sampling_probability,
             "num_steps": num_steps,
         }
         taken_again = total_steps(self.history) - steps_taken
-        if not report or taken_again or any(report[name] != value for name, value in same.items()):
+        if not before or taken_again or any(report[name] != value for name, value in same.items()):
             return None
         return float(report["noise_multiplier"])
 
@@ -252,7 +254,9 @@ def read_report(directory: Path) -> dict[str, Any] | None:
     path = directory / REPORT
     try:
         report = current_keys(json.loads(path.read_text()))
-        read_segments(report)
+        for segment, steps in read_segments(report).items():
+            if not (segment.noise_multiplier >= 0 and 0 <= segment.sampling_probability <= 1 and steps >= 0):
+                raise ValueError(f"{segment}: {steps} steps")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

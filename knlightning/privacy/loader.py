@@ -12,8 +12,13 @@ from torch.utils.data.distributed import DistributedSampler
 from knlightning.data.loader import read
 from knlightning.data.samplers import ExactIndex, SeededIndex, SeededSampler
 from knlightning.privacy.batches import images_of, join_batches, map_tensors
-from knlightning.privacy.global_random import seeded_generators
-from knlightning.privacy.plan import check_sampling, count_micro_batches, count_steps_per_epoch
+from knlightning.privacy.global_random import seed_generators, seeded_generators
+from knlightning.privacy.plan import (
+    check_sampling,
+    count_cut_micro_batches,
+    count_micro_batches,
+    count_steps_per_epoch,
+)
 from knlightning.privacy.randomness import SecretRandom
 from knlightning.protocols import is_batch_independent
 
@@ -27,7 +32,8 @@ class PrivateLoader:
     A step comes as `micro_batches` batches for each rank, of nearly equal sizes, some of them perhaps empty. Each
     sample is read and collated by itself, and the results are joined, so that none changes another. Only where the
     dataset and its collate function are marked by `knlightning.protocols.batch_independent`, batches are read as a
-    whole. Random numbers of the dataset (augmentation) come from the secret key, by the number of the step.
+    whole. Random numbers of the dataset (augmentation) come from the secret key, by the numbers of the step and the
+    sample, whatever other samples the step has.
 
     Not a DataLoader, so that Lightning leaves it as it is. It has one, with the dataset, the workers and the collate
     function of the loader it takes the place of.
@@ -43,6 +49,7 @@ class PrivateLoader:
         rank: Number of this one.
         next_step: Returns the number of the step that comes next in the run.
         poisson_sampling: False for batches of equal size that divide a permutation of the samples, renewed each epoch.
+        max_samples: Number of samples at which a step is cut; None for none.
 
     Raises:
         ValueError: If the loader cannot be taken over.
@@ -61,18 +68,17 @@ class PrivateLoader:
         rank: int,
         next_step: Callable[[], int],
         poisson_sampling: bool = True,
+        max_samples: int | None = None,
     ) -> None:
         check_loader(loader)
         self.num_samples, self.batch_size = len(loader.dataset), batch_size
         self.steps_per_epoch, self.micro_batches, self.views = steps_per_epoch, micro_batches, views
         self.random, self.world_size, self.rank = random, world_size, rank
-        self.next_step, self.poisson_sampling = next_step, poisson_sampling
+        self.next_step, self.poisson_sampling, self.max_samples = next_step, poisson_sampling, max_samples
         self._seeded = isinstance(loader.sampler, SeededSampler)
         self._batches_given = 0
         self._restored = 0
-        # by the secret key: who knows how the samples are varied could tell by it how many there are before one
-        self._augmentation_seed = random.seed("augmentation", 0)
-        any_index = SeededIndex(self._augmentation_seed, 0, 0, 0) if self._seeded else 0
+        any_index = SeededIndex(0, 0, 0, 0) if self._seeded else 0
         self._batches = _Pieces(loader.dataset, loader.collate_fn, any_index, views, random)
         self._loader = DataLoader(
             self._batches,
@@ -110,9 +116,12 @@ class PrivateLoader:
                 f"the checkpoint was written within a step, after {part} of its {self.micro_batches} micro-batches, and"
                 " a private run can only go on between two steps: resume from another one"
             )
-        for batch in read(self._loader):
-            self._batches_given += 1
-            yield batch
+        try:
+            for batch in read(self._loader):
+                self._batches_given += 1
+                yield batch
+        finally:  # a limit on the number of batches ends an iteration too
+            getattr(self._batches.dataset, "report", lambda: None)()
 
     def state_dict(self) -> dict[str, int]:
         """Return the position in the epoch."""
@@ -128,11 +137,9 @@ class PrivateLoader:
         rest = state_dict.get("micro_batch", state_dict.get("part", 0))
         self._restored = steps * self.micro_batches + (rest if rest < self.micro_batches else 1)
 
-    def batch_of(self, samples: Iterable[int]) -> Any:
-        """Read a batch of some samples by their numbers, as the training sees them in its first step."""
-        return self._batches[
-            "trial", 0, [self._index(0, sample, view) for sample in samples for view in range(self.views)]
-        ]
+    def batch_of(self, samples: Iterable[int], step: int = 0) -> Any:
+        """Read a batch of some samples by their numbers, as the training sees them in a step."""
+        return self._batches["trial", step, self._indices(step, samples)]
 
     def draw(self, step: int) -> torch.Tensor:
         """Draw the samples of a step.
@@ -153,14 +160,19 @@ class PrivateLoader:
         """Yield for each batch of this rank its name, the number of the step, and the samples it takes."""
         first = self.next_step()
         for step in range(first, first + self.steps_per_epoch - self._batches_given // self.micro_batches):
-            drawn = self.draw(step)
+            drawn = self.draw(step)[: self.max_samples]
             for batch in range(self.micro_batches):
                 start, stride = self.rank * self.micro_batches + batch, self.world_size * self.micro_batches
-                own = drawn[start::stride].tolist()
-                yield f"batch {start}", step, [self._index(step, i, view) for i in own for view in range(self.views)]
+                yield f"batch {start}", step, self._indices(step, drawn[start::stride].tolist())
 
-    def _index(self, step: int, sample: int, view: int) -> Any:
-        return ExactIndex(self._augmentation_seed, step, sample, view) if self._seeded else sample
+    def _indices(self, step: int, samples: Iterable[int]) -> list[Any]:
+        """List what the dataset gets for each view of each sample."""
+        views = range(self.views)
+        if not self._seeded:
+            return [sample for sample in samples for _ in views]
+        # by the secret key: who knows how the samples are varied could tell by it how many there are before one
+        seed = self.random.seed("augmentation", 0)
+        return [ExactIndex(seed, step, sample, view) for sample in samples for view in views]
 
 
 def private_loader(
@@ -170,6 +182,7 @@ def private_loader(
     random: SecretRandom,
     target_delta: float,
     physical_batch_size: int | None,
+    max_physical_batch_size: int | None,
     views: int,
     poisson_sampling: bool,
 ) -> PrivateLoader:
@@ -180,7 +193,8 @@ def private_loader(
         trainer: Of the run.
         random: Where the samples are drawn from; the same on all ranks.
         target_delta: Probability with which the guarantee may fail.
-        physical_batch_size: Number of images at once on each device; None for all of a step.
+        physical_batch_size: Number of images at once on each device, on average; None for all of a step.
+        max_physical_batch_size: The same at most; None for no bound.
         views: How many times a sample comes in a row.
         poisson_sampling: As in `PrivateLoader`.
 
@@ -194,6 +208,10 @@ def private_loader(
     check_sampling(num_samples, batch_size, target_delta)
     if physical_batch_size is not None:
         micro_batches = count_micro_batches(batch_size, views, physical_batch_size, world_size)
+    max_samples = None
+    if (most := max_physical_batch_size) is not None:
+        micro_batches = count_cut_micro_batches(num_samples, batch_size, views, most, world_size, target_delta)
+        max_samples = micro_batches * world_size * (most // views)
     return PrivateLoader(
         loader,
         batch_size=batch_size,
@@ -205,6 +223,7 @@ def private_loader(
         rank=trainer.global_rank,
         next_step=lambda: trainer.global_step,
         poisson_sampling=poisson_sampling,
+        max_samples=max_samples,
     )
 
 
@@ -266,15 +285,18 @@ class _Pieces(Dataset[Any]):
         name, step, indices = batch
         with seeded_generators(self.random.seed(name, step), CPU):
             if self.independent:
-                return self._read(indices)
-            parts = [self._read(indices[start : start + self.views]) for start in range(0, len(indices), self.views)]
+                return self._read(indices, step)
+            starts = range(0, len(indices), self.views)
+            parts = [self._read(indices[start : start + self.views], step) for start in starts]
             return join_batches([part for part in parts if len(images_of(part))] or [self._empty()])
 
-    def _read(self, indices: list[Any]) -> Any:
+    def _read(self, indices: list[Any], step: int) -> Any:
         if self.several and indices:
+            if not self.independent:
+                self._seed(indices[0], 0, step)
             batch = self.collate(self.several(indices))
         else:
-            samples = [self.dataset[index] for index in indices]
+            samples = [self._sample(index, place % self.views, step) for place, index in enumerate(indices)]
             damaged = {_sample_of(index) for index, sample in zip(indices, samples, strict=True) if sample is None}
             # in all of its views, also if some could be read
             kept = [sample for index, sample in zip(indices, samples, strict=True) if _sample_of(index) not in damaged]
@@ -287,6 +309,14 @@ class _Pieces(Dataset[Any]):
                 " each image contributes: for several views of a sample, set views of DifferentialPrivacy"
             )
         return batch
+
+    def _sample(self, index: Any, view: int, step: int) -> Any:
+        self._seed(index, view, step)
+        return self.dataset[index]
+
+    def _seed(self, index: Any, view: int, step: int) -> None:
+        """Make what is drawn for a sample independent of the others in its batch."""
+        seed_generators(self.random.seed(f"sample {_sample_of(index)}, view {view}", step))
 
     def _empty(self) -> Any:
         samples = self.several([self.any_index] * self.views) if self.several else [self._any_sample()] * self.views

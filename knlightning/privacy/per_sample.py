@@ -28,27 +28,37 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from torchvision.models.convnext import CNBlock
 
 from knlightning.checks import check_choice, check_number
 from knlightning.internals.torch import version_of
-from knlightning.nn.functional import Normalization, normalization_of
-from knlightning.privacy.layer_scale import LayerScale
+from knlightning.nn.functional import normalization_of
+from knlightning.privacy.function_rules import RULES
 from knlightning.privacy.precision import full_float32
-from knlightning.privacy.product import Product
-from knlightning.privacy.rules import KNConv, LossReduction, check_rules, parts_of
+from knlightning.privacy.rules import (
+    COMPOSITES,
+    TYPES,
+    WINDOWED,
+    Factors,
+    KNConv,
+    LossReduction,
+    Parts,
+    Rule,
+    check_rules,
+    kind_of,
+    parts_of,
+)
+from knlightning.privacy.stand_ins import Meeting, StandIn
 
 
 @dataclass
 class _Pass:
-    """A forward pass through a layer, until its backward pass."""
+    """A forward pass through a layer or a function, until its backward pass."""
 
-    layer: nn.Module
     name: str
     x: Tensor | None
     version: int
-    normalization: Normalization | None
-    output: Tensor | None
+    rule: Rule | None
+    samples: int
 
 
 class PerSampleGradients:
@@ -79,6 +89,7 @@ class PerSampleGradients:
         self.loss_reduction: LossReduction = loss_reduction
         self.views = views
         self._handles: list[RemovableHandle] = []
+        self._windows: list[int] = []
         self._own: dict[nn.Module, list[nn.Parameter]] = {}
         self.release()
 
@@ -92,18 +103,25 @@ class PerSampleGradients:
         """
         if self._handles:
             raise RuntimeError("the network is watched already")
+        names = {p: name for name, p in self.module.named_parameters() if p.requires_grad}
+        self._meeting = Meeting(names, RULES, self._use, self._receive, self._watch, self._samples_of)
+        in_composites: set[nn.Module] = set()
         for name, layer in self.module.named_modules():
-            own = [p for p in layer.parameters(recurse=False) if p.requires_grad]
-            if not own:
+            if kind_of(layer) in WINDOWED:
+                self._handles.append(layer.register_forward_pre_hook(self._before_windows))
+                self._handles.append(layer.register_forward_hook(self._after_windows, always_call=True))
+            parts = list(layer.modules()) if kind_of(layer) in COMPOSITES else [layer]
+            own = [p for part in parts for p in part.parameters(recurse=False) if p.requires_grad]
+            if not own or layer in in_composites:
                 continue
             self._own[layer] = own
-            self._handles.append(layer.register_forward_pre_hook(self._before, with_kwargs=True))
-            if isinstance(layer, CNBlock):
-                self._handles += LayerScale(layer, self._layer_scale).watch()
-                after: Any = self._after_block
-            else:
-                after = partial(self._after, name=name)
+            before: Any = self._before
             # it runs after an exception too, for the parameters are to be trainable again
+            after: Any = partial(self._after, name=name)
+            if len(parts) > 1 or type(layer) not in TYPES:
+                in_composites.update(parts)
+                before, after = partial(self._before_module, parts), partial(self._after_module, parts)
+            self._handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
             self._handles.append(layer.register_forward_hook(after, with_kwargs=True, always_call=True))
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
@@ -120,9 +138,9 @@ class PerSampleGradients:
 
     def release(self) -> None:
         """Forget a batch that is not to be summed, before the next one."""
-        self._uses: Counter[nn.Parameter] = Counter()
-        self._vectors: dict[nn.Parameter, Tensor] = {}
-        self._products: list[Product] = []
+        self._uses: Counter[Tensor] = Counter()
+        self._vectors: dict[Tensor, Tensor] = {}
+        self._products: list[Factors] = []
         self._squares: list[Tensor] = []
         self._finite: Tensor | None = None
         self._samples: int | None = None
@@ -173,10 +191,10 @@ class PerSampleGradients:
                     setattr(parameter, attribute, torch.zeros_like(parameter, requires_grad=False))
         with torch.no_grad(), torch.autocast(weights.device.type, enabled=False), full_float32():
             while self._vectors:
-                parameter, samples = self._vectors.popitem()
+                vector, samples = self._vectors.popitem()
                 samples = samples if kept is None else samples[kept]
                 total = weights.to(samples.dtype) @ samples.flatten(1)
-                getattr(parameter, attribute).add_(total.view(parameter.shape))
+                getattr(vector, attribute).add_(total.view(vector.shape))
             while self._products:
                 product = self._products.pop()
                 product = product if kept is None else product.select(kept)
@@ -192,24 +210,16 @@ class PerSampleGradients:
         """Hide the parameters from autograd, which would compute the gradient of the batch, of no use here."""
         if not torch.is_grad_enabled():
             return None
-        if not args or not isinstance(args[0], Tensor):
+        if not args or not isinstance(args[0], Tensor) or isinstance(args[0], StandIn):
             raise TypeError(f"{type(layer).__name__} must be called with its input as the first positional argument")
         for parameter in self._own[layer]:
             parameter.requires_grad_(False)
-            self._uses[parameter] += 1
-        if not args[0].requires_grad:  # so that there is a graph at all
-            return (args[0].detach().requires_grad_(), *args[1:]), kwargs
-        return None
-
-    def _show(self, layer: nn.Module) -> None:
-        for parameter in self._own[layer]:
-            parameter.requires_grad_()
-
-    def _after_block(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._show(layer)
+            self._use(parameter)
+        return _with_gradient(args), kwargs
 
     def _after(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, name: str) -> None:
-        self._show(layer)
+        for parameter in self._own[layer]:
+            parameter.requires_grad_()
         if output is None or not torch.is_grad_enabled():  # None after an exception
             return
         x, normalization, shown = args[0], None, None
@@ -217,27 +227,65 @@ class PerSampleGradients:
             normalization = normalization_of(output)
             x = normalization.input
             shown = output.detach() if normalization.relu_output else None
-        seen = _Pass(layer, name, x.detach(), version_of(x), normalization, shown)
+
+        def rule(x: Tensor, grad: Tensor) -> Parts:
+            grad = grad if shown is None else torch.ops.aten.threshold_backward(grad, shown, 0)
+            return parts_of(layer, x, grad, normalization, self._own[layer])
+
+        self._watch(f"{name} ({type(layer).__name__})", x, output, rule)
+
+    def _before_module(
+        self, parts: list[nn.Module], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not torch.is_grad_enabled():
+            return None
+        self._meeting.put_stand_ins(parts)
+        return _with_gradient(args), kwargs
+
+    def _after_module(self, parts: list[nn.Module], *of_the_call: Any) -> None:
+        self._meeting.take_stand_ins(parts)
+
+    def _before_windows(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        self._windows.append(len(args[0]))
+
+    def _after_windows(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._windows.pop()
+
+    def _samples_of(self, rows: int) -> int:
+        return self._windows[-1] if self._windows and rows % max(self._windows[-1], 1) == 0 else rows
+
+    def _use(self, parameter: Tensor) -> None:
+        self._uses[parameter] += 1
+
+    def _watch(self, name: str, x: Tensor, output: Tensor, rule: Rule) -> None:
+        seen = _Pass(name, x.detach(), version_of(x), rule, self._samples_of(len(x)))
         output.register_hook(partial(self._backward, seen))
 
     def _backward(self, seen: _Pass, grad: Tensor) -> None:
-        x, normalization, output = seen.x, seen.normalization, seen.output
-        seen.x = seen.normalization = seen.output = None  # the graph may live on, and this with it
-        layer = seen.layer
-        if x is None:
+        x, rule = seen.x, seen.rule
+        seen.x = seen.rule = None  # the graph may live on, and this with it
+        if x is None or rule is None:
             raise RuntimeError(f"{seen.name}: a second backward pass through one forward pass")
         if version_of(x) != seen.version:
             raise RuntimeError(
-                f"{seen.name} ({type(layer).__name__}): its input was changed in place after the forward pass, and its "
-                "gradient can no longer be computed; use operations that make a new tensor"
+                f"{seen.name}: its input was changed in place after the forward pass, and its gradient can no longer be"
+                " computed; use operations that make a new tensor"
             )
-        self._count(len(x), f"{seen.name} ({type(layer).__name__})")
+        self._count(seen.samples, seen.name)
         grad = grad.detach()
-        if output is not None:
-            grad = torch.ops.aten.threshold_backward(grad, output, 0)
-        vectors, products = parts_of(layer, x, grad, normalization, self._own[layer])
+        if len(x) != seen.samples:
+            x, grad = (each.unflatten(0, (seen.samples, -1)) for each in (x, grad))
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            parts = rule(x, grad)
+        self._receive(parts)
+
+    def _receive(self, parts: Parts) -> None:
+        vectors, products = parts
         for parameter, samples in vectors.items():
+            self._count(len(samples), "a parameter of a module")
             self._add(parameter, samples)
+            if self._uses[parameter] > 1:
+                self._add_earlier(parameter)
         for product in (replace(product, views=self.views) for product in products):
             if self._uses[product.weight] > 1 or product.small():
                 self._add(product.weight, product.samples())
@@ -246,7 +294,7 @@ class PerSampleGradients:
                 self._squares.append(product.squared_norms())
                 self._products.append(product)
 
-    def _add_earlier(self, weight: nn.Parameter) -> None:
+    def _add_earlier(self, weight: Tensor) -> None:
         """Add what was kept in factors of a weight that turns out to be used again.
 
         Its uses are known before the first backward pass, except with checkpoints that run a part of the network
@@ -257,13 +305,10 @@ class PerSampleGradients:
                 del self._products[number], self._squares[number]
                 self._add(weight, product.samples())
 
-    def _layer_scale(self, block: CNBlock, samples: Tensor) -> None:
-        self._count(len(samples), "a ConvNeXt block")
-        self._add(block.layer_scale, samples)
-
-    def _add(self, parameter: nn.Parameter, samples: Tensor) -> None:
+    def _add(self, parameter: Tensor, samples: Tensor) -> None:
+        samples = samples if samples.dim() > 1 else samples.unsqueeze(1)  # of a number
         if parameter in self._vectors:
-            self._vectors[parameter] += samples
+            self._vectors[parameter] = self._vectors[parameter] + samples
         else:
             self._vectors[parameter] = samples
 
@@ -274,6 +319,13 @@ class PerSampleGradients:
                 "that of the samples in every layer; call release() between batches"
             )
         self._samples = samples
+
+
+def _with_gradient(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Let the first argument need a gradient, so that there is a graph at all."""
+    if not args or not isinstance(args[0], Tensor) or args[0].requires_grad or not args[0].is_floating_point():
+        return args
+    return args[0].detach().requires_grad_(), *args[1:]
 
 
 def _stray(name: str, parameter: Tensor) -> None:

@@ -18,6 +18,8 @@ SMALLEST_PROBABILITY = 1e-9
 """The smallest sampling probability that is tried."""
 ENDLESS = 10**9
 """Number of steps that stands for a run without an end."""
+CUT_SHARE = 1e-3
+"""Share of delta that is kept for steps being cut, where they have a largest size."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Budget:
         noise_multiplier: Standard deviation of the noise over the clipping bound, at least 0; None to calibrate it for
             target_epsilon. At 0 nothing is private, which no target_epsilon allows.
         accountant: How epsilon is computed; see `knlightning.privacy.accounting.epsilon`.
+        cut: Whether steps are cut at a largest size, see `count_cut_micro_batches`.
 
     Raises:
         ArgumentError: If an argument is out of its range.
@@ -40,6 +43,12 @@ class Budget:
     target_delta: float
     noise_multiplier: float | None = None
     accountant: Accountant = "prv"
+    cut: bool = False
+
+    @property
+    def accounted_delta(self) -> float:
+        """The delta of the accountants: what is left of target_delta for steps that are not cut."""
+        return self.target_delta * (1.0 - CUT_SHARE) if self.cut else self.target_delta
 
     def __post_init__(self) -> None:
         check_number("target_epsilon", self.target_epsilon, above=0, none="no limit, with noise_multiplier")
@@ -124,7 +133,7 @@ def make_plan(
     elif budget.target_epsilon is not None:
         affordable = steps_taken + count_affordable_steps(budget, noise, sampling_probability, steps_left, spent)
         if affordable == steps_taken and steps_left > 0:
-            past = epsilon(spent, budget.target_delta, budget.accountant)
+            past = epsilon(spent, budget.accounted_delta, budget.accountant)
             raise ValueError(
                 f"target_epsilon {budget.target_epsilon:g} does not pay for another step with noise_multiplier"
                 f" {noise:g}, {past:.4g} is spent: raise one of them"
@@ -175,6 +184,46 @@ def count_micro_batches(batch_size: int, views: int, physical_batch_size: int, w
     return math.ceil(batch_size * views / (physical_batch_size * world_size))
 
 
+def count_cut_micro_batches(
+    num_samples: int, batch_size: int, views: int, max_physical_batch_size: int, world_size: int, target_delta: float
+) -> int:
+    """Count the micro-batches of a step of which none may be larger than a bound.
+
+    Poisson samples have no largest size. A step of more than micro_batches x world_size x (max_physical_batch_size //
+    views) samples is cut, to as many of them at random. There are so many micro-batches that this hardly ever happens:
+    in a step with a probability of at most `CUT_SHARE` x target_delta / `ENDLESS`, whoever takes part. This is what has
+    to be added to delta for each step; `docs/privacy.md` has the proof. Source: the truncated Poisson batches of Chua
+    et al., Scalable DP-SGD: Shuffling vs. Poisson subsampling (NeurIPS 2024).
+
+    Args:
+        num_samples: Number of training samples.
+        batch_size: Number of samples in a step, on average.
+        views: Number of images that show each sample.
+        max_physical_batch_size: Largest number of images that go through the network at once on each device.
+        world_size: Number of devices.
+        target_delta: Probability with which the guarantee may fail.
+
+    Returns:
+        The least number with which that holds.
+
+    Raises:
+        ArgumentError: If there is no place for the views of a single sample.
+    """
+    from scipy import stats  # here: slow to import
+
+    fitting = max_physical_batch_size // views
+    if not fitting:
+        hint = "The views of a sample go through the network together"
+        raise ArgumentError(
+            "max_physical_batch_size", max_physical_batch_size, f"at least views, which is {views}", hint
+        )
+    count, allowed = math.ceil(batch_size / (fitting * world_size)), CUT_SHARE * target_delta / ENDLESS
+    # as many of the others as fill it, so that one more sample is too many
+    while stats.binom.sf(count * world_size * fitting - 1, num_samples - 1, batch_size / num_samples) > allowed:
+        count += 1
+    return count
+
+
 def calibrate_noise(budget: Budget, sampling_probability: float, num_steps: int, spent: History = ()) -> float:
     """Find the least noise with which a number of steps stays within a budget.
 
@@ -190,7 +239,7 @@ def calibrate_noise(budget: Budget, sampling_probability: float, num_steps: int,
     Raises:
         ValueError: If no noise up to `LARGEST_NOISE` is enough.
     """
-    target, delta, accountant = budget.target_epsilon, budget.target_delta, budget.accountant
+    target, delta, accountant = budget.target_epsilon, budget.accounted_delta, budget.accountant
     assert target is not None
 
     def epsilon_with(noise_multiplier: float) -> float:
@@ -239,7 +288,7 @@ def count_affordable_steps(
 
     def affordable(count: int) -> bool:
         history = [*spent, Phase(noise_multiplier, sampling_probability, count)]
-        return epsilon(history, budget.target_delta, budget.accountant) <= target
+        return epsilon(history, budget.accounted_delta, budget.accountant) <= target
 
     low, high = 0, 1
     while high < num_steps and affordable(high):
@@ -271,7 +320,8 @@ def largest_sampling_probability(budget: Budget, noise_multiplier: float, num_st
 
     def affordable(probability: float) -> bool:
         return (
-            epsilon([Phase(noise_multiplier, probability, num_steps)], budget.target_delta, budget.accountant) <= target
+            epsilon([Phase(noise_multiplier, probability, num_steps)], budget.accounted_delta, budget.accountant)
+            <= target
         )
 
     if affordable(1.0):

@@ -1,7 +1,7 @@
 """The training step of a private run, and what is checked in each: the optimizers' parameters, and the weights."""
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,8 @@ from knlightning.privacy.batches import count_samples, loss_of
 from knlightning.privacy.clipping import ClippedSum
 from knlightning.privacy.global_random import seeded_generators
 from knlightning.privacy.loader import PrivateLoader
-from knlightning.privacy.loss import Loss
+from knlightning.privacy.loss import Loss, labels_of
+from knlightning.privacy.private_metrics import PrivateMetrics
 from knlightning.privacy.probe import check_by_trial
 from knlightning.privacy.randomness import SecretRandom
 
@@ -29,6 +30,7 @@ class PrivateStep:
         random: Where the seeds of the steps come from.
         make_sums: Begins to watch the task.
         check: Whether trial steps are taken before the first step, and where parameters were frozen or unfrozen.
+        metrics: Collects values with noise; None for none.
 
     Attributes:
         sums: The clipped sum of the step; there is one after `watch`.
@@ -44,9 +46,11 @@ class PrivateStep:
         random: SecretRandom,
         make_sums: Callable[[LightningModule], ClippedSum],
         check: bool,
+        metrics: PrivateMetrics | None = None,
     ) -> None:
         self.trainer, self.task, self.loader, self.random = trainer, task, loader, random
-        self.make_sums, self.check = make_sums, check
+        self.make_sums, self.check, self.metrics = make_sums, check, metrics
+        self._correct: Tensor | None = None
         self._loss = Loss()
         self._num_samples = self._num_summed = 0
         self._watching = ExitStack()
@@ -97,8 +101,11 @@ class PrivateStep:
         if not self._num_samples:
             return torch.zeros((), device=self.task.device, requires_grad=True)
         self._loss.check_labels(batch)
-        with seeded_generators(self.seed("training_step"), self.task.device):
+        watching: AbstractContextManager[list[Any]] = self.metrics.watching() if self.metrics else nullcontext([])
+        with seeded_generators(self.seed("training_step"), self.task.device), watching as outputs:
             result = original(batch, *args, **kwargs)
+        if self.metrics:
+            self._correct = self.metrics.correct(outputs, labels_of(batch), self.loader.views)
         loss_of(result)  # there must be one
         return result
 
@@ -108,7 +115,7 @@ class PrivateStep:
         self._num_summed += num_samples
         if num_samples:
             scale = self.loader.micro_batches * (num_samples if self._loss.reduction == "mean" else 1.0)
-            self.sums.add(scale, num_samples)
+            self.sums.add(scale, num_samples, self._correct)
 
     def finish(self, gradient: Tensor) -> None:
         """Give the optimizer the noisy gradient.
@@ -119,7 +126,9 @@ class PrivateStep:
         Raises:
             ValueError: If an optimizer holds other parameters too.
         """
-        self.sums.set_gradients(gradient)
+        released = self.sums.set_gradients(gradient)
+        if self.metrics:
+            self.metrics.add(released)
         check_optimizers(self.trainer, self.task, self.sums.parameters)
         self._num_summed = 0
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from knlightning.internals.lightning import prepared_batch
 from knlightning.nn.normalization import PRIVATE_NORMS
-from knlightning.privacy.batches import loss_of, map_tensors
+from knlightning.privacy.batches import images_of, loss_of, map_tensors
 from knlightning.privacy.global_random import seeded_generators
 from knlightning.privacy.loader import PrivateLoader
 from knlightning.privacy.loss import Loss, labels_of
@@ -192,39 +192,53 @@ def loss_reduction(task: LightningModule, batch: Any) -> LossReduction:
 
 @full_float32()  # with TF32 the two would differ by nearly what is allowed
 def check_gradients(task: LightningModule, batch: Any) -> None:
-    """Check that the gradients of the samples add up to the gradient of their batch.
+    """Check that the gradients of the samples add up to the gradient of their batch, and that each is of its sample.
 
     Args:
         task: As in `check_independence`.
         batch: As there.
 
     Raises:
-        ValueError: If they do not; the message names the first parameter.
+        ValueError: If they do not, or move with another sample; the message names the first parameter.
     """
-    sums: list[dict[str, Tensor]] = []
-    for by_samples in (False, True):
-        with _copied(task) as trial, seeded_generators(0, task.device), torch.enable_grad():
-            gradients = PerSampleGradients(trial, "sum")
-            if by_samples:
-                gradients.attach()
-            loss_of(trial.training_step(batch, 0)).backward()
-            if by_samples:
-                gradients.accumulate(torch.ones_like(gradients.norms()), "grad")
-                gradients.detach()
-            sums.append({name: p.grad for name, p in trial.named_parameters() if p.grad is not None})
-    scale = max(float(gradient.abs().max()) for gradient in sums[1].values())
-    for name, gradient in sums[0].items():
-        if not torch.allclose(gradient, sums[1][name].to(gradient.dtype), rtol=1e-3, atol=1e-3 * scale):
+    (batch, other), _ = trial_pair(batch, 0, 2, task)
+    by_samples, of_batch = _gradients(task, batch, 1.0), _gradients(task, batch, None)
+    scale = max(float(gradient.abs().max()) for gradient in by_samples.values())
+    for name, gradient in of_batch.items():
+        if not torch.allclose(gradient, by_samples[name].to(gradient.dtype), rtol=1e-3, atol=1e-3 * scale):
             raise ValueError(
                 f"the gradients of single samples at {name} do not add up to that of the batch: it is used in a way"
                 " that hooks of its layer do not see, so its samples cannot be clipped; freeze it, or call the layer"
             )
+    without = _gradients(task, batch, 0.0), _gradients(task, other, 0.0)
+    for name, gradient in without[0].items():
+        if not torch.allclose(gradient, without[1][name], rtol=1e-3, atol=1e-3 * float(gradient.abs().max())):
+            raise ValueError(
+                f"the gradients of single samples at {name} move with another sample: what it is made into has a row"
+                " for each sample and is shared by all. Let it meet the samples themselves, or freeze it"
+            )
+
+
+def _gradients(task: LightningModule, batch: Any, weight: float | None) -> dict[str, Tensor]:
+    """Take a training step on a copy; sum the gradients of samples, sample 0 with a weight, or all at once if None."""
+    with _copied(task) as trial, seeded_generators(0, task.device), torch.enable_grad():
+        gradients = PerSampleGradients(trial, "sum")
+        if weight is not None:
+            gradients.attach()
+        loss_of(trial.training_step(batch, 0)).backward()
+        if weight is not None:
+            weights = torch.ones_like(gradients.norms())
+            weights[0] = weight
+            gradients.accumulate(weights, "grad")
+            gradients.detach()
+        return {name: p.grad for name, p in trial.named_parameters() if p.grad is not None}
 
 
 class _Observation:
     """What happened in a trial step; outputs by their order in the forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
         self.names: list[str] = []
         self.kinds: list[str] = []
         self.outputs: list[Tensor] = []  # of the samples but the first
@@ -232,6 +246,11 @@ class _Observation:
         self.buffers: dict[str, Tensor] = {}
         self.width = 0  # of the last output: the number of classes
         self.random = False  # whether random numbers were drawn
+
+    def others(self, rows: Tensor) -> Tensor:
+        """Copy what belongs to the samples but the first; a sample may have several rows behind each other."""
+        each = rows.unflatten(0, (self.samples, -1)) if len(rows) % self.samples == 0 else rows
+        return each[1:].detach().clone()
 
 
 @full_float32()
@@ -244,7 +263,7 @@ def _observed(
     train: bool = True,
 ) -> _Observation:
     """Take a training step on a copy, without an optimizer, from the given buffers."""
-    seen = _Observation()
+    seen = _Observation(len(images_of(batch)))
     trial.train(train)
     for name, buffer in trial.named_buffers():
         if buffers is not None:
@@ -305,7 +324,7 @@ def _watching(seen: _Observation, name: str) -> Any:
             number = len(seen.names)
             seen.names.append(name)
             seen.kinds.append(type(module).__name__)
-            seen.outputs.append(output.detach()[1:].clone())
+            seen.outputs.append(seen.others(output))
             seen.width = output.shape[1] if output.dim() > 1 else 1
             if output.requires_grad:
                 output.register_hook(partial(_note_gradient, seen, number))
@@ -314,7 +333,7 @@ def _watching(seen: _Observation, name: str) -> Any:
 
 
 def _note_gradient(seen: _Observation, number: int, gradient: Tensor) -> None:
-    seen.gradients[number] = gradient.detach()[1:].clone()
+    seen.gradients[number] = seen.others(gradient)
 
 
 def _largest_move(one: Tensor, two: Tensor) -> tuple[int, float] | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from knlightning.nn.statistics import statistics_dtype
 from knlightning.nn.windows import Window
@@ -54,7 +54,7 @@ class Product:
         views: How many of the samples in a row are views of one, whose gradients are added before a norm is taken.
     """
 
-    weight: nn.Parameter
+    weight: Tensor
     x: Tensor
     grad: Tensor
     window: Window

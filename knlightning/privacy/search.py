@@ -40,8 +40,9 @@ def search_report(directories: Sequence[Path]) -> dict[str, Any] | None:
     if accountant == "gdp" and len(history) > 1:  # which it cannot compose
         accountant = "prv"
     delta = max(report["target_delta"] for report in private)
+    kept = min(report.get("accounted_delta", report["target_delta"]) / report["target_delta"] for report in private)
     uncounted = [str(d) for d, report in reports.items() if report is None or NOT_PRIVATE in report]
-    spent = math.inf if uncounted else epsilon(history, delta, accountant)
+    spent = math.inf if uncounted else epsilon(history, kept * delta, accountant)
     return {
         "epsilon": spent if math.isfinite(spent) else None,
         "target_delta": delta,

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -9,17 +10,16 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.checks import check, check_choice, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
-from knlightning.nn.normalization import NORM_TYPES
 from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
-from knlightning.tasks.optimizer_settings import check_settings
+from knlightning.tasks.deferred import DeferredChecks, check_finite
+from knlightning.tasks.optimizer_settings import check_layers, check_settings, parameter_groups
 from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
 from knlightning.tasks.stored import make_arguments
 
@@ -59,7 +59,8 @@ class Task(LightningModule, ABC):
             of the weights stay the same.
 
     Raises:
-        ArgumentError: If a weight decay is negative, or lr_scheduler_interval is neither "epoch" nor "step".
+        ArgumentError: If a weight decay is negative or not finite in float32, if lr_scheduler_interval is neither
+            "epoch" nor "step", or if a setting of a layer is NaN.
     """
 
     main_metric: str
@@ -83,8 +84,10 @@ class Task(LightningModule, ABC):
         compile: bool = False,
     ) -> None:
         check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
-        check_number("norm_weight_decay", norm_weight_decay, at_least=0, none="the optimizer's")
-        check_number("bias_weight_decay", bias_weight_decay, at_least=0, none="the optimizer's")
+        most = torch.finfo(torch.float32).max
+        check_number("norm_weight_decay", norm_weight_decay, at_least=0, at_most=most, none="the optimizer's")
+        check_number("bias_weight_decay", bias_weight_decay, at_least=0, at_most=most, none="the optimizer's")
+        check_layers(backbone)
         super().__init__()
         # Plain values alone, so that a checkpoint needs no pickled code. A task adds its own.
         self.save_hyperparameters(
@@ -100,6 +103,7 @@ class Task(LightningModule, ABC):
         self.norm_weight_decay = norm_weight_decay
         self.bias_weight_decay = bias_weight_decay
         self.stop_at_nonfinite = True  # whether a training loss that is not finite ends the run
+        self.checks = DeferredChecks()
         self._configured: dict[str, Any] = {}
         self._stored: Stored | None = None  # of the checkpoint from which the run goes on
         self._accumulated = 0  # number of batches in the gradient
@@ -172,7 +176,8 @@ class Task(LightningModule, ABC):
         """Compute the loss of a batch.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
+            FloatingPointError: If the loss is not finite; on a CUDA device some steps later, but before a checkpoint is
+                written.
             ValueError: If the batch is a single image, which batch normalization cannot be trained on.
         """
         try:
@@ -184,13 +189,9 @@ class Task(LightningModule, ABC):
                 f"{error}. Batch normalization cannot be trained on a single image, which batch {batch_idx} is: leave"
                 " out a last batch that is not full (drop_last of the data), or choose another batch_size"
             ) from error
-        if self.stop_at_nonfinite and not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx} (step"
-                f" {self.global_step}). Try a lower learning rate of the optimizer, or the trainer's"
-                " gradient_clip_val=1; instead of its precision 16-mixed try bf16-mixed or 32-true; and check that the"
-                " images themselves are finite."
-            )
+        if self.stop_at_nonfinite:
+            where = f"epoch {self.current_epoch}, batch {batch_idx} (step {self.global_step})"
+            self.checks.add(loss.detach(), partial(check_finite, where))
         self.log("train/loss_step", loss, prog_bar=True)
         return loss
 
@@ -200,6 +201,7 @@ class Task(LightningModule, ABC):
         What `self.log` sends to the loggers is written after the checkpoint, and would be lost if the process is
         killed in between.
         """
+        self.checks.look(wait=True)
         values = self._compute("train", self.train_metrics)
         for name, value in values.items():
             self.log(name, value, logger=False, sync_dist=True)  # for the progress bar and the callbacks
@@ -224,6 +226,7 @@ class Task(LightningModule, ABC):
         self._log_evaluation("test", self.test_metrics)
 
     def _log_evaluation(self, stage: str, metrics: Metrics) -> None:
+        self.checks.look(wait=True)
         for name, value in self._compute(stage, metrics).items():
             # all devices have computed the same value: the mean is this value too, and Lightning does not warn
             self.log(name, value, prog_bar=name == f"{stage}/{self.main_metric}", sync_dist=True)
@@ -251,6 +254,7 @@ class Task(LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what the optimizer and the schedule were configured with; a run goes on where it was stopped."""
+        self.checks.look(wait=True)  # may end the run, before anything is written
         checkpoint["configured"] = self._configured
         rewind_unfinished_epoch(self.trainer, checkpoint)
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined] # set where mypy does not look
@@ -282,6 +286,7 @@ class Task(LightningModule, ABC):
             )
         stored, self._stored = self._stored, None
         self._accumulated, self._stopping = 0, False
+        self.checks.forget()
         start(self.trainer, self._configured, stored)
 
     def on_after_backward(self) -> None:
@@ -312,37 +317,3 @@ class Task(LightningModule, ABC):
         self._stopping |= self.trainer.should_stop
         self.trainer.should_stop = self._stopping and not is_accumulating(self.trainer)
         self._stopping &= not self.trainer.should_stop
-
-
-def parameter_groups(
-    module: nn.Module, norm_weight_decay: float | None, bias_weight_decay: float | None
-) -> list[dict[str, Any]]:
-    """Group the parameters of a module by their weight decay.
-
-    Normalization layers are those of `knlightning.nn.normalization.NORM_TYPES`, and every other module with
-    "Norm" in the name of its class, as torch, torchvision and timm call theirs. Biases are the parameters whose name
-    ends in "bias".
-
-    Args:
-        module: Module with parameters to train.
-        norm_weight_decay: Weight decay of the parameters of normalization layers; None for the optimizer's.
-        bias_weight_decay: Weight decay of the remaining biases; None for the optimizer's.
-
-    Returns:
-        Groups for an optimizer, without empty ones: the parameters that keep the optimizer's decay, those of the
-        norms, the biases; each in the module's order.
-    """
-    norms: set[Parameter] = set()
-    biases: set[Parameter] = set()
-    if norm_weight_decay is not None:
-        layers = (m for m in module.modules() if isinstance(m, NORM_TYPES) or "Norm" in type(m).__name__)
-        norms = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
-    if bias_weight_decay is not None:
-        biases = {parameter for name, parameter in module.named_parameters() if name.endswith("bias")} - norms
-    every = list(module.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in every if p not in norms and p not in biases]},
-        {"params": [p for p in every if p in norms], "weight_decay": norm_weight_decay},
-        {"params": [p for p in every if p in biases], "weight_decay": bias_weight_decay},
-    ]
-    return [group for group in groups if group["params"]]

@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 
 from knlightning.checks import check_number
 from knlightning.tasks.base import Metrics, Task
+from knlightning.tasks.deferred import labels_within
 
 TOP_K = 5
 MOST_ALPHA = 1000
@@ -138,8 +139,7 @@ class ClassificationTask(Task):
         """
         logits = self(images)
         self.check_width(logits)
-        _check_labels(labels, *logits.shape)
-        targets = labels
+        targets = labels = self._checked(labels, *logits.shape)
         if shares is not None:
             targets = shares.new_zeros(logits.shape).index_add_(1, labels, shares)
             labels = targets.argmax(dim=1)
@@ -148,17 +148,15 @@ class ClassificationTask(Task):
         metrics.update(loss, logits, labels)
         return loss, logits
 
-
-def _check_labels(labels: Tensor, num_images: int, num_classes: int) -> None:
-    """Check the labels of a batch: on a GPU the errors of the loss itself end the process, and say little."""
-    if labels.shape != (num_images,) or labels.is_floating_point():
-        raise ValueError(
-            f"labels must be whole numbers, one for each of the {num_images} images of a batch, got"
-            f" {labels.dtype} of the shape {tuple(labels.shape)}"
+    def _checked(self, labels: Tensor, num_images: int, num_classes: int) -> Tensor:
+        """Check the labels of a batch."""
+        if labels.shape != (num_images,) or labels.is_floating_point():
+            raise ValueError(
+                f"labels must be whole numbers, one for each of the {num_images} images of a batch, got"
+                f" {labels.dtype} of the shape {tuple(labels.shape)}"
+            )
+        message = (
+            f"an image has the label {{label}}, and the network has {num_classes} classes: labels must be 0 to"
+            f" {num_classes - 1}. Correct the labels, or set the backbone's num_classes"
         )
-    outside = (labels < 0) | (labels >= num_classes)
-    if outside.any():
-        raise ValueError(
-            f"an image has the label {int(labels[outside][0])}, and the network has {num_classes} classes: labels must"
-            f" be 0 to {num_classes - 1}. Correct the labels, or set the backbone's num_classes"
-        )
+        return labels_within(self.checks, labels, num_classes, message)

@@ -1,4 +1,4 @@
-"""Logits of whole images: at once or window by window, also mirrored and at several scales."""
+"""Logits of whole images: at once, window by window or by tiles, also mirrored and at several scales."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -6,6 +6,11 @@ from itertools import product
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+TILE = 2048
+"""Height and width of the tiles of a large image, in pixels."""
+MARGIN = 256
+"""Pixels at the inner borders of a tile that serve as surroundings alone."""
 
 
 def averaged_logits(
@@ -84,6 +89,39 @@ def grid_of_windows(
     stride = stride or (-(-window[0] // 2), -(-window[1] // 2))
     rows, columns = (window_starts(*sides) for sides in zip(size, window, stride, strict=True))
     return rows, columns
+
+
+def by_tiles(function: Callable[[Tensor], Tensor], images: Tensor, tile: int = TILE, margin: int = MARGIN) -> Tensor:
+    """Apply a function to large images part by part, so that it needs less memory.
+
+    The images are divided into squares of tile - 2 * margin pixels, from the top left; the last ones may be smaller.
+    The function is applied to each square together with the margin around it, as far as the image reaches, and its
+    result is kept in the square alone. Nothing is blended.
+
+    So the result is that of the whole images, up to rounding, if a pixel of the result depends on no pixel further than
+    the margin, and if height, width, tile and margin are multiples of all strides of the function. Otherwise every
+    square is what the function makes of an image that ends at its margin.
+
+    Args:
+        function: From images (N, C, h, w) of any size to a tensor (N, ..., h, w).
+        images: Images (N, C, H, W).
+        tile: Largest height and width the function is applied to, above twice the margin.
+        margin: Pixels around a square.
+
+    Returns:
+        Tensor (N, ..., H, W).
+    """
+    height, width = images.shape[-2:]
+    side, result = tile - 2 * margin, None
+    for row, column in product(range(0, height, side), range(0, width, side)):
+        top, left = max(row - margin, 0), max(column - margin, 0)
+        part = function(images[..., top : row + side + margin, left : column + side + margin])
+        part = part[..., row - top : row - top + side, column - left : column - left + side]
+        if result is None:
+            result = part.new_empty((*part.shape[:-2], height, width))
+        result[..., row : row + side, column : column + side] = part
+    assert result is not None
+    return result
 
 
 def _resized_images(images: Tensor, scale: float) -> Tensor:

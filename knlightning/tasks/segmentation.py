@@ -1,6 +1,6 @@
 """Semantic segmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +11,8 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from knlightning.checks import check, check_choice, check_number
 from knlightning.protocols import data_of
 from knlightning.tasks.base import Metrics, Task
-from knlightning.tasks.inference import averaged_logits, grid_of_windows
+from knlightning.tasks.deferred import labels_within
+from knlightning.tasks.inference import averaged_logits, by_tiles, grid_of_windows
 from knlightning.tasks.losses import IGNORED, LossMean, pixel_cross_entropy, quotient
 
 CLASS_WEIGHTS = {
@@ -25,6 +26,8 @@ CLASS_WEIGHTS = {
 SMALL_WINDOW = 64
 """Windows with a shorter side, in pixels, are small, and an image may have at most this number of them:"""
 MOST_SMALL_WINDOWS = 1000
+LARGEST_WHOLE = 4096 * 4096
+"""Most pixels of an image, at the largest scale, that the network is applied to at once."""
 LARGEST_SCALE = 10
 """Largest factor of height and width at which evaluation sees images."""
 
@@ -132,7 +135,9 @@ class SegmentationTask(Task):
 
     Validation, test and prediction average the logits of the image at each of `eval_scales`; with `eval_flip` also
     mirrored; with `eval_window` window by window instead of the whole image. See
-    `knlightning.tasks.inference.averaged_logits`.
+    `knlightning.tasks.inference.averaged_logits`. Without windows, an image of more than 16.8 million pixels (4096 x
+    4096) at its largest scale is cut into tiles of 2048 x 2048 pixels, which overlap by twice 256. See
+    `knlightning.tasks.inference.by_tiles`.
 
     Args:
         backbone: Network, from images (N, C, H, W) of any size to logits (N, classes, H, W).
@@ -209,15 +214,24 @@ class SegmentationTask(Task):
 
     def evaluate(self, images: Tensor, labels: Tensor, metrics: SegmentationMetrics) -> Tensor:
         """Compute the logits (N, classes, H, W) of a batch, images (N, C, H, W) and labels (N, H, W)."""
-        logits = self.averaged_logits(images)
+        logits = self._in_parts(self.averaged_logits, images)
         self._count(logits, labels, metrics, None)
         return logits
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
         """Predict the classes (N, H, W) of a batch."""
-        logits = self.averaged_logits(batch[0])
+        return self._in_parts(self._predicted, batch[0])
+
+    def _predicted(self, images: Tensor) -> Tensor:
+        logits = self.averaged_logits(images)
         self.check_width(logits)
         return logits.argmax(dim=1)
+
+    def _in_parts(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Apply a function to images, part by part if they are large."""
+        height, width = (side * max(self.eval_scales) for side in images.shape[-2:])
+        tiled = self.eval_window is None and height * width > LARGEST_WHOLE
+        return by_tiles(function, images) if tiled else function(images)
 
     def averaged_logits(self, images: Tensor) -> Tensor:
         """Compute the logits (N, classes, H, W) of images as evaluation does.
@@ -241,7 +255,7 @@ class SegmentationTask(Task):
     ) -> Tensor:
         """Compute the loss of a batch, and add the batch to the metrics."""
         self.check_width(logits)
-        self._check_pixels(logits, labels)
+        labels = self._checked(logits, labels)
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         loss, divisor = pixel_cross_entropy(
@@ -250,7 +264,7 @@ class SegmentationTask(Task):
         metrics.update(loss.detach(), divisor, logits.detach(), labels)
         return quotient(loss, divisor)
 
-    def _check_pixels(self, logits: Tensor, labels: Tensor) -> None:
+    def _checked(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compare network, weights and labels: the errors of the loss itself are hard to understand."""
         num_classes = logits.shape[1]
         if logits.shape[:1] + logits.shape[2:] != labels.shape:
@@ -264,12 +278,11 @@ class SegmentationTask(Task):
                 f"class_weights are {len(self.class_weights)} numbers, and the network has {num_classes} classes: give"
                 " one for each class, or null"
             )
-        outside = (labels != IGNORED) & ((labels < 0) | (labels >= num_classes))
-        if outside.any():
-            raise ValueError(
-                f"a pixel has the label {int(labels[outside][0])}, and the network has {num_classes} classes: labels"
-                f" must be 0 to {num_classes - 1}, or {IGNORED} for pixels to be ignored"
-            )
+        message = (
+            f"a pixel has the label {{label}}, and the network has {num_classes} classes: labels must be 0 to"
+            f" {num_classes - 1}, or {IGNORED} for pixels to be ignored"
+        )
+        return labels_within(self.checks, labels, num_classes, message, IGNORED)
 
 
 def _checked_weights(class_weights: list[float] | str | None) -> Tensor | None:

@@ -1,7 +1,9 @@
+import pytest
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import RichProgressBar
 from standins import tiny_config, write_config
 
-from knlightning.callbacks import CONFIGURED
+from knlightning.callbacks import CONFIGURED, made_for_every_run
 from knlightning.commands.main import run
 
 
@@ -34,6 +36,18 @@ def test_order(tmp_path, monkeypatch):
         *("Pictures", "PredictionWriter"),
         *("BestCheckpoint", "LastCheckpoint"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "configured", "made"),
+    [
+        ({}, [], ["Throughput", "Summary", "Progress", "HParams"]),
+        ({}, [RichProgressBar()], ["Throughput", "Summary", "HParams"]),
+        ({"enable_progress_bar": False}, [], ["Throughput", "HParams"]),
+    ],
+)
+def test_progress_is_shown_unless_it_is_disabled_or_shown_otherwise(trainer, configured, made):
+    assert names(made_for_every_run("", {"trainer": trainer}, False, configured))[2:] == made
 
 
 def test_without_a_logger_the_learning_rate_is_not_monitored(tmp_path, monkeypatch):

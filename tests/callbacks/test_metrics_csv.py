@@ -94,7 +94,21 @@ def test_a_planted_link_is_not_followed(tmp_path):
 
 
 def test_a_row_that_cannot_be_written_ends_no_run(tmp_path):
-    (tmp_path / "metrics.csv" / "folder").mkdir(parents=True)
     (tmp_path / "file").touch()
-    with pytest.warns(UserWarning, match="a row was not written"):
-        MetricsCSV(tmp_path / "file").log_metrics({"a": 1}, 0)
+    log = MetricsCSV(tmp_path / "file")
+    with pytest.warns(UserWarning, match=r"Left out: rows of .*metrics\.csv \(FileExistsError.*The run goes on"):
+        log.log_metrics({"a": 1}, 0)
+    log.log_metrics({"a": 1}, 1)  # said once
+    log.path = tmp_path / "metrics.csv"
+    log.log_metrics({"a": 1}, 2)  # there again
+    assert rows(tmp_path) == [{"step": "2", "a": "1"}]
+
+
+def test_any_error_of_the_table_is_harmless(tmp_path, monkeypatch):
+    def fail(_):
+        raise RuntimeError("odd")
+
+    log = MetricsCSV(tmp_path)
+    monkeypatch.setattr(log, "_append", fail)
+    with pytest.warns(UserWarning, match="RuntimeError: odd"):
+        log.log_metrics({"a": 1}, 0)

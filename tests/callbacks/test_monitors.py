@@ -56,10 +56,17 @@ def test_metrics_that_nothing_logs(kind, monitor):
         check_monitors(trainer(kind(monitor=monitor)), classification())
 
 
-def test_without_validation_its_metrics_are_missing():
-    with pytest.raises(ArgumentError, match="limit_val_batches"):
-        check_monitors(trainer(BestCheckpoint(), limit_val_batches=0), classification())
-    check_monitors(trainer(BestCheckpoint("train/acc"), limit_val_batches=0), classification())
+@pytest.mark.parametrize("never", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 4, "max_epochs": 3}])
+@pytest.mark.parametrize("kind", [BestCheckpoint, EarlyStopping])
+def test_without_validation_its_metrics_are_missing(kind, never):
+    with pytest.raises(ArgumentError, match=rf"This run never validates \({next(iter(never))}="):
+        check_monitors(trainer(kind(monitor="val/acc"), **never), classification())
+    check_monitors(trainer(kind(monitor="train/acc"), **never), classification())
+
+
+@pytest.mark.parametrize("often", [{"max_epochs": 4}, {"max_epochs": -1}, {"max_steps": 9}])
+def test_a_rare_validation_is_one(often):
+    check_monitors(trainer(BestCheckpoint(), check_val_every_n_epoch=4, **often), classification())
 
 
 def test_callbacks_of_ones_own_may_log_anything():

@@ -34,9 +34,9 @@ def scalars(run):
 
 
 def accuracy(capsys):
-    """Read the accuracy from the table that Lightning prints."""
+    """Read the accuracy from the scores that are printed, with four digits."""
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "/acc " in line]
-    return float(line.replace("│", " ").split()[1])
+    return float(line.split()[1])
 
 
 def help_text(capsys, *args):

@@ -19,7 +19,7 @@ def test_a_private_run_is_audited_and_nothing_written(private, capsys):
     folder, args = private
     main(args)
     lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("pass")]) == 7
+    assert len([line for line in lines if line.startswith("pass")]) == 11
     assert [path.name for path in folder.iterdir()] == ["private.yaml"]
 
 
@@ -36,6 +36,7 @@ def test_a_failed_check_is_told_by_the_status(private, capsys):
         ("quickstart", [], "audit-privacy needs a private run"),
         ("digits_dp", ["--ckpt_path", "last"], "an audit is of a run from its beginning"),
         ("digits_dp", ["--samples", "0"], "samples must be"),
+        ("digits_dp", ["--canaries", "-1"], "canaries must be"),
     ],
 )
 def test_requests_that_cannot_be_met(capsys, config, args, said):

@@ -55,6 +55,7 @@ def test_checkpoint_of_another_network_is_an_error_without_traceback(folder, cap
         (["--config", "tiny.yaml", "--best_checkpoint.mode", "most"], "mode"),
         (["--config", "tiny.yaml", "--model.backbone.num_classes", "7"], "num_classes to 10"),
         (["--config", "tiny.yaml", "--trainer.max_epochs", "-1"], "the trainer's max_epochs"),
+        (["--config", "tiny.yaml", "--trainer.callbacks+", "Timer"], "cannot be written into config.yaml: "),
         ([], "model"),
     ],
 )

@@ -63,12 +63,3 @@ def test_the_command_line_wins_wherever_it_stands():
     first = ["--config=x.yaml", "--config=y.yaml", "--config=/home/me/z.yaml"]
     assert config_first(args) == [*first, "--a", "1", "--b=2", "--flag"]
     assert config_first(["--a", "--config"]) == ["--a", "--config"]  # which the parser refuses
-
-
-def test_the_configuration_of_a_run_means_its_directory():
-    Path("run/checkpoints").mkdir(parents=True)
-    args = ["--run_dir", "else", "--config", "run/config.yaml", "--config", "add.yaml"]
-    configs = ["--config=run/config.yaml", "--run_dir=run", "--config=add.yaml"]
-    assert config_first(args, finds_runs=True) == [*configs, "--run_dir", "else"]
-    assert config_first(args[2:4]) == ["--config=run/config.yaml"]
-    assert config_first(["--config", "config.yaml"], finds_runs=True) == ["--config=config.yaml"]

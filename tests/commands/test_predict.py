@@ -8,12 +8,16 @@ from PIL import Image
 from knlightning.commands.main import main
 
 
-def test_predict_writes_a_table(folder, capsys):
+def test_predict_writes_a_table_without_damaged_images(folder, capsys):
     images = folder / "images"
     images.mkdir()
     for name in ("b.png", "a.png"):
         Image.new("RGB", (9, 12), "white").save(images / name)
-    main(["predict", "--config", "tiny.yaml", "--ckpt_path", "best", "--data.predict_dir", "images"])
+    Image.effect_noise((64, 64), 50).save(images / "cut.jpg")
+    (images / "cut.jpg").write_bytes((images / "cut.jpg").read_bytes()[:900])
+    (images / "text.jpg").write_text("no image")
+    with pytest.warns(UserWarning, match=r"2 of the 4 images .* no prediction: .*cut\.jpg: .*truncated.*text\.jpg: "):
+        main(["predict", "--config", "tiny.yaml", "--ckpt_path", "best", "--data.predict_dir", "images"])
     path = folder / "runs" / "tiny" / "0" / "predictions.csv"
     assert f"Predictions of 2 images: {path.relative_to(folder)}" in capsys.readouterr().out
     with path.open(newline="") as file:
@@ -47,3 +51,14 @@ def test_predictions_are_not_replaced_without_a_word(folder, capsys):
     main(args)
     assert "Replaces runs/tiny/0/predictions.csv of 20" in capsys.readouterr().out
     assert "--out there holds predictions.csv already" in refused(capsys, *args, "--out", "there")
+
+
+def test_another_runs_folder_is_left_alone(folder, capsys):
+    (folder / "images").mkdir()
+    Image.new("RGB", (9, 12), "white").save(folder / "images" / "a.png")
+    args = ["--ckpt_path", "runs/tiny/0/checkpoints/best.ckpt", "--data.predict_dir", "images"]
+    main(["predict", "--config", "tiny.yaml", *args])
+    assert "Predictions of 1 images: runs/tiny/1/predictions.csv" in capsys.readouterr().out
+    assert not (folder / "runs" / "tiny" / "0" / "predictions.csv").exists()
+    main(["predict", "--config", "runs/tiny/0/config.yaml", *args])
+    assert "runs/tiny/0/predictions.csv" in capsys.readouterr().out

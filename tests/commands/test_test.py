@@ -13,10 +13,13 @@ def test_evaluation_gives_the_accuracy_that_fit_reported_and_leaves_the_run_as_i
     before = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
     main(["test", "--config", "tiny.yaml", "--ckpt_path", which])
     scores = [value for _, value in column(folder / "runs" / "tiny" / "0", "val/acc")]
-    assert accuracy(capsys) == pytest.approx(scores[-1] if which == "last" else max(scores), abs=1e-6)
+    assert accuracy(capsys) == pytest.approx(scores[-1] if which == "last" else max(scores), abs=5e-5)
     results = folder / "runs" / "tiny" / "0" / "test"
+    if "/" in which:  # another run than that of the configuration, which is left alone
+        assert not results.exists()
+        return
     report = json.loads((results / "test.json").read_text())
-    assert report["checkpoint"]["path"].endswith(which if "/" in which else f"runs/tiny/0/checkpoints/{which}.ckpt")
+    assert report["checkpoint"]["path"].endswith(f"runs/tiny/0/checkpoints/{which}.ckpt")
     assert report["checkpoint"]["epoch"] < 3
     files = {path: path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file()}
     assert before == {path: content for path, content in files.items() if path.parent != results}
@@ -27,7 +30,7 @@ def test_saved_configuration_names_its_run(folder, capsys):
     scores = [value for _, value in column(folder / "runs" / "tiny" / "0", "val/acc")]
     capsys.readouterr()
     main(["test", "--config", "runs/tiny/0/config.yaml", "--ckpt_path", "best"])
-    assert accuracy(capsys) == pytest.approx(max(scores), abs=1e-6)
+    assert accuracy(capsys) == pytest.approx(max(scores), abs=5e-5)
 
 
 def test_without_a_checkpoint_evaluation_says_so(empty, capsys):

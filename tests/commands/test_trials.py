@@ -7,7 +7,7 @@ import torch
 from standins import tiny_config, write_config
 
 from knlightning.commands import trials as module
-from knlightning.commands.trials import RESULT, record, run_trial
+from knlightning.commands.trials import RESULT, read_result, record, run_trial
 from knlightning.run_directory import checkpoint_in
 
 
@@ -81,3 +81,12 @@ def test_trains_goes_on_after_an_interruption_and_tests(tmp_path):
     assert reached["val"] == pytest.approx(val[-1][1])
     assert reached["test"] > 0.5
     assert json.loads((tmp_path / "run" / RESULT).read_text())["accuracies"] == reached
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"settings": {}, "accuracies": {"val": 2}}', '{"settings": {"a": 1}}']
+)
+def test_a_damaged_result_is_named(tmp_path, text):
+    (tmp_path / RESULT).write_text(text)
+    with pytest.raises(ValueError, match=r"result\.json is damaged"):
+        read_result(tmp_path / RESULT)

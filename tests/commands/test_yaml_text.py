@@ -92,7 +92,7 @@ def test_paths_are_text(empty, capsys, value):
     config["data"]["init_args"]["predict_dir"] = value
     write_config(empty / "tiny.yaml", config)
     message = refused(capsys, "fit", "--config", "tiny.yaml")
-    assert 'Parser key "predict_dir"' in message
+    assert "error: data.init_args.predict_dir must be one of str, PathLike[str], null; got " in message
     assert "needs quotes" in message
 
 
@@ -107,3 +107,25 @@ def test_names_of_folders_in_quotes_may_be_anything(empty, value):
 def test_names_of_folders_on_the_command_line_need_no_quotes(empty):
     write_config(empty / "tiny.yaml", tiny_config(fast_dev_run=True))
     assert run(["fit", "--config", "tiny.yaml", "--data.predict_dir", "2024"]).datamodule.predict_dir == "2024"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--trainer.max_epochs", "abc"], "trainer.max_epochs must be one of int, null; got abc"),
+        (["--best_checkpoint.mode", "x"], "best_checkpoint.mode must be one of 'min', 'max'; got x"),
+        (["--data.batch_size", "x"], "data.init_args.batch_size must be int; got x"),
+        (["--model.norm_weight_decay", "x"], "model.init_args.norm_weight_decay must be one of float, null; got x"),
+        (["--model.optimizer.lr", "x"], "model.init_args.optimizer.init_args.lr must be one of float, Tensor; got x"),
+        (["--model.lr_scheduler.final", "x"], "model.init_args.lr_scheduler.init_args.final must be float; got x"),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.patience=x"], "patience must be int; got x"),
+        (["--trainer.callbacks", "5"], "trainer.callbacks must be one of list[Callback], Callback, null; got 5"),
+        (["--model.optimizer", "3"], "model.init_args.optimizer: Expected a dot import path string: 3"),
+        (["--model", "no.Task"], "model: class_path 'no.Task': No module named 'no'"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_in_one_line(empty, capsys, args, said):
+    (line,) = [
+        line for line in refused(capsys, "fit", "--config", "tiny.yaml", *args).splitlines() if "error: " in line
+    ]
+    assert line.endswith(said)

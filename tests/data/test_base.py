@@ -87,6 +87,7 @@ def pixels(images):
         ("val_split", -0.1),
         ("val_split", float("nan")),
         ("split_seed", -1),
+        ("split_seed", 0.5),
         ("num_workers", -1),
     ],
 )

@@ -275,6 +275,15 @@ def test_unknown_ids_are_found_when_read_if_they_are_not_looked_for(root):
         list(data.val_dataloader())
 
 
+def test_a_damaged_image_is_skipped_if_so_chosen(root):
+    path = min((root / "leftImg8bit" / "val").rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:200])
+    data = CityscapesDataModule(root, num_workers=0, skip_damaged=True)
+    data.setup("validate")
+    with pytest.warns(UserWarning, match=rf"1 of the 6 images could not be read so far.*{path.name}"):
+        assert len(list(data.val_dataloader())) == 5
+
+
 def test_a_damaged_image_is_named_when_it_is_read(root):
     for split, city in (("train", "b"), ("val", "c")):
         path = image(root, split, city, 0)

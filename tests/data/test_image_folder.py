@@ -419,12 +419,26 @@ def test_a_decoder_may_be_put_in_place_of_ours(root, monkeypatch):
     assert data.val_dataloader().dataset[0][0][:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_damaged_images_to_predict_on_are_skipped_if_so_chosen(root, tmp_path):
+def test_damaged_images_to_predict_on_are_skipped(root, tmp_path):
     (tmp_path / "own").mkdir()
     shutil.copy(root / "val" / "cat" / "1.png", tmp_path / "own")
     (tmp_path / "own" / "2.png").write_bytes(BROKEN)
-    data = module(root, predict_dir=tmp_path / "own", skip_damaged=True)
+    data = module(root, predict_dir=tmp_path / "own")
     data.setup("predict")
     with pytest.warns(UserWarning, match="1 of the 2 images could not be read, and have no prediction"):
         ((images, paths),) = data.predict_dataloader()
     assert (len(images), paths) == (1, [str(tmp_path / "own" / "1.png")])
+
+
+@pytest.mark.parametrize(("validated_on", "told"), [("test", True), ("val", False), (None, False)])
+def test_a_checkpoint_chosen_on_what_are_test_images_now_is_told(root, caplog, validated_on, told):
+    shutil.copytree(root / "val", root / "test")
+    stored = module(root, val_folder=validated_on or "val").state_dict()
+    assert stored["validated_on"] == (validated_on or "val")
+    if validated_on is None:  # of an earlier release
+        del stored["validated_on"]
+    data = module(root)
+    data.trainer = SimpleNamespace(testing=True)
+    with caplog.at_level("INFO"):
+        data.load_state_dict(stored)
+    assert ("Test images: the same as for validation ('test')" in caplog.text) == told

@@ -5,10 +5,10 @@ from PIL import Image
 from torch import Tensor
 
 from knlightning.data import MaskedFiles
-from knlightning.data.samplers import SeededIndex
+from knlightning.data.samplers import ExactIndex, SeededIndex
 
 
-def masked(folder, mode="L"):
+def masked(folder, mode="L", damage=()):
     """Two images of 3x2 pixels and their masks, of which 7 means class 1 and 9 and 200 do not count."""
     for number in range(2):
         mask = Image.fromarray(np.array([[7, 7, 9], [9, 200, 7]], np.uint8))
@@ -16,9 +16,12 @@ def masked(folder, mode="L"):
             mask.putpalette([*range(255, -1, -1)] * 3)
         Image.new("RGB", (3, 2), (number, 2, 3)).save(folder / f"image {number}.png")
         mask.save(folder / f"mask {number}.png")
+    for name in damage:
+        (folder / name).write_bytes((folder / name).read_bytes()[:20])
     paths = ([str(folder / f"{kind} {number}.png") for number in range(2)] for kind in ("image", "mask"))
     classes = {7: 1, 8: 2, 9: 255, 200: 255}
-    return MaskedFiles(*paths, classes, lambda image, labels: (image + 1, labels + 1), torch.tensor([4, 5]), 2)
+    strata = torch.tensor([4, 5])
+    return MaskedFiles(*paths, classes, lambda image, labels: (image + 1, labels + 1), strata, 2, bool(damage))
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])
@@ -63,3 +66,18 @@ def test_images_that_share_a_batch_must_have_one_size(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         files.check_eval_batch_size(2)
+
+
+@pytest.mark.parametrize("damaged", ["image 0.png", "mask 0.png"])
+def test_images_that_cannot_be_read_or_have_no_mask_are_skipped_and_told(tmp_path, damaged):
+    files = masked(tmp_path, damage=[damaged])
+    files.check_masks(range(2))
+    files.check_eval_batch_size(2)
+    assert files[0] is files[ExactIndex(0, 0, 0, 0)] is None
+    assert files[SeededIndex(0, 0, 0, 0)][0][0, 0, 0] == 2  # the other one takes its place
+    assert [part.shape for part in files.empty_batch()] == [(0, 3, 2, 3), (0, 2, 3)]
+    assert files.take(torch.tensor([1, 0])).damaged.tolist() == [False, True]
+    with pytest.warns(UserWarning, match=r"1 of the 2 images could not be read so far.*image 0\.png\.$"):
+        files.report()
+    with pytest.raises(ValueError, match="none of the 2 images can be read"):
+        masked(tmp_path, damage=[damaged, "image 1.png"])

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from knlightning.internals.torch import (
+    changing_draws,
     convolves_as,
     function_transforms_active,
     has_hooks,
@@ -33,6 +34,43 @@ def test_transforms_are_seen_while_they_run():
     function(torch.ones(()))
     hint = "torch tells in another way that a transform runs: see what torch.autograd.Function.apply itself asks"
     assert seen == [True, True, False], hint
+
+
+DRAWS = {
+    "dropout": lambda x: nn.functional.dropout(x, 0.5),
+    "rand": lambda x: torch.rand(len(x), generator=torch.Generator().manual_seed(1)),
+    "rand_like": torch.rand_like,
+    "uniform_": lambda x: torch.empty_like(x).uniform_(2, 3),
+    "randint": lambda x: torch.randint(5, (4,)),
+    "bernoulli_": lambda x: torch.empty_like(x, dtype=torch.bool).bernoulli_(0.3),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_draws_are_seen_and_can_be_changed(draw):
+    seen, x = [], torch.ones(4, requires_grad=True)
+    with changing_draws(seen.append):
+        draw(x)
+    with changing_draws(lambda values: values.zero_()):
+        assert not draw(x).any(), "torch draws in another way: see the tag nondeterministic_seeded of its functions"
+    assert len(seen) == 1
+
+
+def test_draws_that_depend_on_values_are_left_out():
+    seen = []
+    with changing_draws(seen.append):
+        torch.randperm(4)
+        torch.multinomial(torch.ones(4), 2)
+        torch.bernoulli(torch.rand(4) * 0)
+    assert len(seen) == 1  # rand
+
+
+def test_dropout_of_gpus_uses_the_changed_mask():
+    x = torch.rand(6)
+    with changing_draws(lambda mask: mask.copy_(torch.arange(6) < 3)):
+        output, mask = torch.native_dropout(x, 0.5, True)
+    assert torch.equal(output, x * 2 * (torch.arange(6) < 3))
+    assert mask.tolist() == [True] * 3 + [False] * 3
 
 
 HOOKS = {

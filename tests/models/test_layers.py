@@ -56,6 +56,8 @@ def test_convolve(conv, act):
     ("arguments", "message"),
     [
         ({"num_classes": 1.5}, "num_classes must be a whole number at least 1, got 1.5"),
+        ({"norm": "batch", "dropout_p": float("nan")}, "dropout_p must be a number at least 0 and below 1, got nan"),
+        ({"norm": "batch", "eps": float("inf")}, "eps must be a number at least 0 and at most 1, got inf"),
         ({"norm": "layers"}, "norm must be one of batch, .*, got 'layers'"),
     ],
 )

@@ -3,18 +3,29 @@ import math
 import pytest
 import torch
 
+from knlightning.nn import fused_passes
 from knlightning.nn.dropout import draw_dropped, draw_mask, in_memory_order, mask_of, pixels_of
+from knlightning.nn.fused import draw_seed
+from knlightning.nn.fused_passes import mask_of_seed
+
+DRAWS = {
+    "by gaps": lambda like, p: mask_of(draw_dropped(like.numel(), p), like),
+    "by torch": draw_mask,
+    "from a seed": lambda like, p: mask_of_seed(draw_seed(like.device), like, p),
+}
 
 
-@pytest.mark.parametrize("by_gaps", [True, False])
+@pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("p", [0.05, 0.25, 0.9])
-def test_drawn_masks_are_independent_bernoulli(by_gaps, p):
+def test_drawn_masks_are_independent_bernoulli(draw, p, monkeypatch):
     """Counts, and pairs of neighbours in every direction, against their binomial distributions at 5 sigma."""
+    for name, value in {"_TILE": 2**16, "_PROGRAMS": 1}.items():  # large blocks, for Triton's interpreter
+        monkeypatch.setattr(fused_passes, name, value)
     shape = (20, 30, 40, 41)
     torch.manual_seed(3)
     like = torch.empty(shape)
     n = like.numel()
-    dropped = ~(mask_of(draw_dropped(n, p), like) if by_gaps else draw_mask(like, p))
+    dropped = ~DRAWS[draw](like, p)
     assert abs(dropped.sum().item() - n * p) < 5 * math.sqrt(n * p * (1 - p))
     for dim in range(4):
         size = shape[dim]

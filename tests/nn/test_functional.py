@@ -207,6 +207,27 @@ def test_autocast_convolves_low_and_keeps_statistics_in_float32(dtype):
         assert (ours.grad - theirs.grad).norm() < 20 * precision * theirs.grad.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("training", [True, False])
+def test_plain_backgrounds_in_low_precision(training, dtype):
+    """Where the windows are constant, nothing that low precision rounds is multiplied by 1 / sqrt(eps) = 316."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 9, 12)
+    x[..., :7] = 1.7
+    x = x.to(dtype)
+    weight, direction = torch.randn(6, 8, 3, 3), torch.randn(2, 6, 9, 12)
+
+    def output_and_gradient(x, weight, autocast):
+        x.requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            y = kn_conv(x, weight, padding=1, dropout_p=0.0 if training else 0.05, training=training)
+        return y.double(), torch.autograd.grad(y, x, direction.to(y.dtype))[0].double()
+
+    found = output_and_gradient(x.float(), weight, True)
+    for ours, exact in zip(found, output_and_gradient(x.double(), weight.double(), False), strict=True):
+        assert (ours - exact).norm() < 2 * torch.finfo(dtype).eps * exact.norm()
+
+
 # ---- wrong arguments
 
 

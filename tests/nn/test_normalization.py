@@ -113,7 +113,7 @@ from knlightning.models import kernel_normalize, resnet8
 from knlightning.nn.root_mean_square import RootMeanSquare
 from knlightning.privacy.per_sample import PerSampleGradients
 from knlightning.privacy.rules import check_rules
-from knlightning.tasks.base import parameter_groups
+from knlightning.tasks.optimizer_settings import parameter_groups
 
 assert "root_mean_square" in typing.get_args(typing.get_type_hints(resnet8)["norm"])
 net = resnet8(norm="root_mean_square").double()

@@ -7,6 +7,7 @@ from unittest import mock
 import torch
 
 from knlightning.nn import functional as KF
+from knlightning.privacy import PerSampleGradients
 
 
 class Masks:
@@ -69,7 +70,7 @@ def micro_batches(net, x, loss, masks):
 
 def norms_of(samples):
     """Compute the norms [N] of the samples' gradients over all parameters."""
-    return torch.stack([t.flatten(1).square().sum(1) for t in samples.values()]).sum(0).sqrt()
+    return torch.stack([t[:, None].flatten(1).square().sum(1) for t in samples.values()]).sum(0).sqrt()
 
 
 def loss_with(coefficients):
@@ -81,3 +82,35 @@ def loss_with(coefficients):
         return (weights * ramp * output.sin()).sum()
 
     return loss
+
+
+def check(net, x, reduction="mean", rtol=1e-9, views=1):
+    """Compare norms and weighted sums with micro-batches that have the same masks."""
+    net.train()
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(len(x))
+    coefficients, weights = torch.rand(2, len(x), dtype=x.dtype, generator=generator) + 0.5
+    weights = weights[: len(x) // views]
+    loss, masks = loss_with(coefficients), Masks()
+    gradients = PerSampleGradients(net, reduction, views)
+    gradients.attach()
+    with masks.drawing():
+        total = loss(net(x), slice(None))
+    (total / len(x) if reduction == "mean" else total).backward()
+    assert all(p.grad is None and p.requires_grad for p in trained.values())
+    norms = gradients.norms()
+    gradients.accumulate(weights)
+    sums = {name: p.__dict__.pop("summed_grad") for name, p in trained.items()}
+    gradients.detach()
+    assert not any(hasattr(p, "summed_grad") for p in net.parameters())  # those that are frozen
+
+    expected = micro_batches(net, x, loss, masks)
+    if views > 1:
+        expected = {name: rows.unflatten(0, (-1, views)).sum(1) for name, rows in expected.items()}
+        if reduction == "mean":
+            expected = {name: samples / views for name, samples in expected.items()}
+    torch.testing.assert_close(norms, norms_of(expected), rtol=rtol, atol=1e-10)
+    for name, samples in expected.items():
+        wanted = torch.einsum("n,n...->...", weights, samples)
+        scale = samples[:, None].flatten(1).norm(dim=1).sum().item()
+        torch.testing.assert_close(sums[name], wanted, rtol=rtol, atol=max(rtol * scale, 1e-10), msg=name)

@@ -1,6 +1,7 @@
 """The audit passes sound runs, and finds each of the faults that it is there for."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,12 +27,19 @@ def failed(findings):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"physical_batch_size": 2}, {"accountant": "prv"}, {"clipping": "automatic"}, {"secure_mode": True}],
+    [
+        {},
+        {"physical_batch_size": 2},
+        {"max_physical_batch_size": 3},
+        {"accountant": "prv"},
+        {"clipping": "automatic"},
+        {"secure_mode": True},
+    ],
 )
 def test_a_sound_run_passes(tmp_path, settings):
     findings = audited(tmp_path, privacy(noise_multiplier=2.0, **settings))
     assert not failed(findings), findings
-    assert len(findings) == 7
+    assert len(findings) == 11
 
 
 def test_gradients_that_are_clipped_too_little(tmp_path, monkeypatch):
@@ -61,11 +69,11 @@ def test_sums_that_do_not_come_from_samples(tmp_path, monkeypatch):
 
 class LittleNoise(DifferentialPrivacy):
     def noisy_gradient(self, trainer, step):
-        before, self.max_grad_norm = self.max_grad_norm, self.max_grad_norm * 0.97
+        before, self.plan = self.plan, replace(self.plan, noise_multiplier=0.97 * self.plan.noise_multiplier)
         try:
             return super().noisy_gradient(trainer, step)
         finally:
-            self.max_grad_norm = before
+            self.plan = before
 
 
 class OldNoise(DifferentialPrivacy):
@@ -81,13 +89,23 @@ def test_wrong_noise(tmp_path, kind, fault):
     assert fault in failed(audited(tmp_path, callback))
 
 
-def test_noise_of_another_shape(tmp_path, monkeypatch):
-    def uniform(self, count, purpose, step, device):
-        generator = torch.Generator().manual_seed(step % 1000)
-        return (torch.rand(count, generator=generator) - 0.5) * 12**0.5
+def uniform(count, generator):
+    return (torch.rand(count, generator=generator, dtype=torch.float64) - 0.5) * 12**0.5
 
-    monkeypatch.setattr(SecretRandom, "normal", uniform)
-    assert failed(audited(tmp_path, privacy())) == {"noise is Gaussian"}
+
+def of_float32(count, generator):
+    return torch.randn(count, generator=generator).double()
+
+
+@pytest.mark.parametrize(
+    ("draw", "fault"), [(uniform, "noise is Gaussian"), (of_float32, "noise is random to the last bit")]
+)
+def test_noise_of_another_kind(tmp_path, monkeypatch, draw, fault):
+    def normal(self, count, purpose, step, device):
+        return draw(count, torch.Generator().manual_seed(step % 1000))
+
+    monkeypatch.setattr(SecretRandom, "normal", normal)
+    assert failed(audited(tmp_path, privacy())) == {fault}
 
 
 def test_batches_of_a_fixed_size(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from knlightning.checks import ArgumentError
 from knlightning.data import DigitsDataModule
 from knlightning.nn import KNConv2d
 from knlightning.privacy import DifferentialPrivacy
+from knlightning.privacy.accounting import epsilon
 from knlightning.privacy.ledger import OLD_PLAN_KEYS
 from knlightning.tasks import ClassificationTask
 
@@ -66,6 +67,26 @@ def test_views_of_a_sample_are_averaged_before_they_are_clipped(tmp_path, physic
     expected = naive(module, data.dataset, 5, 8, loss=both)
     trainer(tmp_path, privacy(views=2, physical_batch_size=physical), max_epochs=2).fit(module, data)
     torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_memory_that_can_be_planned(tmp_path):
+    """A largest size of what goes through the network at once; steps are what they would be, and delta a bit more."""
+    sizes = []
+
+    class Sizes(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            sizes.append(len(batch[0]))
+
+    module, data = task(), RandomData(SAMPLES, 5)
+    expected = naive(module, data.dataset, 5, 12)
+    callback = privacy(max_physical_batch_size=4)
+    trainer(tmp_path, callback, Sizes()).fit(module, data)
+    torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+    assert max(sizes) <= 4
+    assert len(sizes) == 12 * callback.loader.micro_batches == 12 * 5  # 20 samples fit, and there are no more
+    report = callback.report()
+    assert report["accounted_delta"] == pytest.approx(0.999 * report["target_delta"])
+    assert report["epsilon"] == epsilon([(0.8, 0.25, 12)], report["accounted_delta"], "rdp")
 
 
 def test_loaders_of_any_source(tmp_path):
@@ -293,6 +314,8 @@ def test_a_sampler_of_its_own_is_refused(tmp_path):
         ({"max_grad_norm": 0.0}, "max_grad_norm must be a number above 0, got 0.0"),
         ({"physical_batch_size": 0}, "physical_batch_size must be a whole number at least 1, or null for all images"),
         ({"clipping": "hard"}, "clipping must be one of flat, automatic, got 'hard'"),
+        ({"max_physical_batch_size": 0}, "max_physical_batch_size must be a whole number at least 1, or null for no"),
+        ({"max_physical_batch_size": 4, "physical_batch_size": 4}, "physical_batch_size must be null where max_"),
         ({"views": 0}, "views must be a whole number at least 1, got 0"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
@@ -100,6 +100,27 @@ def test_a_second_fit_of_the_same_trainer_goes_on(tmp_path):
     run.fit(module, RandomData(SAMPLES, 5))
     assert run.global_step == 12
     assert callback.ledger.history == [(0.8, 0.25, 12)]
+
+
+@pytest.mark.parametrize("batch", [5, 2])
+def test_resumed_within_an_epoch_with_steps_of_another_size(tmp_path, batch):
+    """The plan covers exactly the steps that come, whatever those before were; trial steps change nothing of it."""
+
+    class Within(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 6:  # of an epoch of 4 steps
+                trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    first = privacy()
+    trainer(tmp_path / "first", first, Within(), max_epochs=2).fit(task(), RandomData(SAMPLES, 5))
+    again = privacy(noise_multiplier=None, target_epsilon=12.0)
+    run = trainer(tmp_path / "again", again, max_epochs=3)
+    (tmp_path / "within.ckpt").rename(tmp_path / "a.ckpt")
+    run.fit(task(), RandomData(SAMPLES, batch), ckpt_path=tmp_path / "a.ckpt")
+    assert again.plan.num_steps == run.global_step
+    noise = again.plan.noise_multiplier
+    assert again.ledger.history == [(0.8, 0.25, 6), (noise, batch / SAMPLES, run.global_step - 6)]
+    assert 11.9 < again.ledger.epsilon <= 12.0
 
 
 def test_a_checkpoint_without_privacy_after_a_private_run_is_refused(tmp_path):

@@ -122,6 +122,15 @@ def test_shuffled_batches_of_equal_size():
     assert numbers(loader(micro_batches=1, poisson_sampling=False, first=5)) != steps
 
 
+def test_steps_are_cut_at_a_largest_size():
+    whole, cut = (numbers(loader(max_samples=most)) for most in (None, 9))
+    steps = [[i for batch in batches[3 * s : 3 * s + 3] for i in batch] for batches in (whole, cut) for s in range(5)]
+    assert max(map(len, steps[:5])) > 9
+    assert [len(step) for step in steps[5:]] == [min(9, len(step)) for step in steps[:5]]
+    assert all(set(few) <= set(all_of) for few, all_of in zip(steps[5:], steps[:5], strict=True))
+    assert max(map(len, cut)) == 3
+
+
 def test_what_cannot_be_taken_over():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):
@@ -174,6 +183,7 @@ def test_no_image_takes_the_place_of_a_damaged_one(tmp_path):
     names = [f"{number}.png" for number in range(6)]
     files = ImageFiles(tmp_path, names, torch.arange(6), pil_to_tensor, pil_to_tensor, skip_damaged=True)
     whole = DataLoader(files, 6, sampler=SeededSampler(6, 0), collate_fn=files.collate)
-    batches = list(private(whole, batch_size=6, micro_batches=1))  # each step takes all of them
+    with pytest.warns(UserWarning, match="2 of the 6 images could not be read"):
+        batches = list(private(whole, batch_size=6, micro_batches=1))  # each step takes all of them
     assert [sorted(labels.tolist()) for _, labels in batches] == [[0, 1, 4, 5]] * 5
     assert [image.shape for image in private(whole, batch_size=6).batch_of([2, 3])] == [(0, 3, 8, 8), (0,)]

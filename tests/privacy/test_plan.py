@@ -1,7 +1,9 @@
 import math
 
+import numpy as np
 import pytest
 from privacy.accountants import independent
+from scipy import stats
 
 from knlightning.checks import ArgumentError
 from knlightning.privacy.accounting import epsilon
@@ -10,6 +12,7 @@ from knlightning.privacy.plan import (
     calibrate_noise,
     check_sampling,
     count_affordable_steps,
+    count_cut_micro_batches,
     count_micro_batches,
     count_steps_per_epoch,
     largest_sampling_probability,
@@ -124,6 +127,53 @@ def test_steps_and_micro_batches():
     assert count_steps_per_epoch(20, 12, False) == 1
     assert count_micro_batches(64, 2, 16, 4) == 2
     assert count_micro_batches(65, 2, 16, 4) == 3
+
+
+def test_steps_that_are_cut_hardly_ever_are():
+    """Two micro-batches of 80 hold 60 samples on average, and 13 standard deviations more."""
+    count = count_cut_micro_batches(10_000, 60, 1, 80, 1, 1e-5)
+    assert count == 2
+    assert stats.binom.sf(79, 9_999, 0.006) > 1e-17 > stats.binom.sf(159, 9_999, 0.006)
+    assert count_cut_micro_batches(10_000, 60, 1, 16, 2, 1e-5) == 5
+    assert count_cut_micro_batches(10_000, 60, 4, 64, 2, 1e-5) == 5
+    assert count_cut_micro_batches(20, 20, 1, 20, 1, 1e-3) == 1  # there are no more
+    with pytest.raises(ArgumentError, match="max_physical_batch_size must be at least views, which is 4, got 3"):
+        count_cut_micro_batches(20, 20, 4, 3, 1, 1e-3)
+
+
+def excess(probability, epsilon, noise):
+    """Integrate how much more a mixture with a shifted Gaussian says than the other, both ways: the least delta."""
+    x = np.linspace(-12 * noise, 12 * noise + 1, 200_001)
+    without = stats.norm.pdf(x, 0, noise)
+    with_it = (1 - probability) * without + probability * stats.norm.pdf(x, 1, noise)
+    step = x[1] - x[0]
+    ways = (with_it, without), (without, with_it)
+    return max(float(np.maximum(one - np.exp(epsilon) * two, 0).sum() * step) for one, two in ways)
+
+
+@pytest.mark.parametrize("epsilon", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("q", [0.1, 0.5])
+def test_what_a_step_that_may_be_cut_costs(q, epsilon):
+    """Two samples, of which a step takes one at most: exactly, and as it is accounted for.
+
+    The other one is seen. If it does not take part, the sample does with probability q, or has pushed it out.
+    """
+    other_stays_out = 1 - q + q * q / 2
+    takes_part = ((1 - q) * q + q * q / 2) / other_stays_out
+    exactly = other_stays_out * excess(takes_part, epsilon, 0.6)
+    uncut = excess(q, epsilon, 0.6)
+    cut = stats.binom.sf(0, 1, q)  # as many of the others as fill a step
+    assert other_stays_out * uncut < exactly <= uncut + cut
+    assert takes_part > q  # more than Poisson sampling
+
+
+def test_what_is_kept_of_delta_for_steps_that_are_cut():
+    cut, whole = (Budget(2.0, 1e-3, accountant="rdp", cut=cut) for cut in (True, False))
+    assert cut.accounted_delta == pytest.approx(0.999e-3)
+    assert whole.accounted_delta == 1e-3
+    noise, without = calibrate_noise(cut, 0.1, 50), calibrate_noise(whole, 0.1, 50)
+    assert epsilon([(noise, 0.1, 50)], 0.999e-3, "rdp") <= 2.0
+    assert noise >= without
 
 
 @pytest.mark.parametrize(

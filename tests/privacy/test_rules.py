@@ -6,18 +6,19 @@ from knlightning.models import list_models
 from knlightning.privacy import check_rules
 
 
-class OwnConv(nn.Conv2d):
-    pass
-
-
 @pytest.mark.parametrize(
     ("layer", "problem"),
     [
         (
             nn.BatchNorm2d(3),
-            r"0 \(BatchNorm2d\): there is no rule .* Freeze its parameters, or use one of CNBlock, Conv1d",
+            r"0 \(BatchNorm2d\): there is no rule .* Freeze its parameters, or use one of Conv1d, Conv2d",
         ),
-        (OwnConv(3, 3, 1), r"0 \(OwnConv\): there is no rule"),
+        (nn.GRU(3, 3), r"0 \(GRU\): there is no rule"),
+        (
+            nn.Embedding(3, 3, scale_grad_by_freq=True),
+            r"0 \(Embedding\): .* Leave out max_norm, scale_grad_by_freq and",
+        ),
+        (nn.MultiheadAttention(4, 2, add_bias_kv=True), r"0 \(MultiheadAttention\): .* Leave out add_bias_kv"),
         (nn.InstanceNorm2d(3, affine=True, track_running_stats=True), r"0 \(InstanceNorm2d\): running statistics mix"),
     ],
 )

@@ -14,7 +14,7 @@ from torchvision.models import convnext_tiny
 
 from knlightning.models import knresnet8
 from knlightning.tasks import ClassificationTask, CosineLR, PolyLR, SegmentationTask, Task
-from knlightning.tasks.base import parameter_groups
+from knlightning.tasks.optimizer_settings import parameter_groups
 
 FAST = partial(SGD, lr=0.4)
 

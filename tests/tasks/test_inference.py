@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from knlightning.models import fcn_knresnet8
-from knlightning.tasks.inference import averaged_logits, window_starts
+from knlightning.tasks.inference import averaged_logits, by_tiles, window_starts
 
 IMAGES = torch.rand(2, 3, 11, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -99,3 +99,39 @@ def test_images_stay_what_they_are_and_half_precision_is_summed_in_single(option
 
 def test_tiny_images_survive_small_scales(network):
     assert averaged_logits(network, IMAGES[..., :1, :2], scales=(0.1, 1.0)).shape == (2, 5, 1, 2)
+
+
+@pytest.mark.parametrize("size", [(96, 160), (8, 300), (97, 161), (64, 64)])
+def test_tiles_with_enough_margin_equal_the_whole_image(size):
+    torch.manual_seed(0)
+    convs = nn.Conv2d(3, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 5, 5, padding=2), nn.Conv2d(5, 2, 3, padding=1)
+    network = nn.Sequential(*convs[:2], nn.Softplus(), convs[2])
+    images = torch.rand(2, 3, *size)
+    seen = []
+
+    def watched(part):
+        seen.append(part.shape[-1])
+        return network(part)
+
+    with torch.no_grad():
+        whole = network(images)
+        torch.testing.assert_close(by_tiles(watched, images, tile=64, margin=8), whole)
+        assert max(seen) <= 64
+        assert not torch.allclose(by_tiles(network, images, tile=48, margin=4), whole)  # 5 would do
+        label_maps = by_tiles(lambda part: network(part).argmax(1), images, tile=64, margin=8)
+    assert torch.equal(label_maps, whole.argmax(1))
+
+
+def test_tiles_of_a_network_with_strides_equal_the_whole_image():
+    torch.manual_seed(0)
+    network = fcn_knresnet8(num_classes=4).eval()
+    images = torch.rand(1, 3, 128, 192)
+    with torch.no_grad():
+        torch.testing.assert_close(by_tiles(network, images, tile=160, margin=64), network(images))
+
+
+@pytest.mark.parametrize("options", [{}, {"window": (4, 6)}, {"flip": True, "scales": (0.5, 1.0)}])
+def test_a_device_without_images_gives_none(options):
+    network = fcn_knresnet8(num_classes=4).eval()
+    with torch.no_grad():
+        assert averaged_logits(network, IMAGES.float()[:0], **options).shape == (0, 4, 11, 17)

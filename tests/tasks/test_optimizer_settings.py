@@ -6,7 +6,7 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import OneCycleLR
 
 from knlightning.checks import ArgumentError
-from knlightning.tasks.optimizer_settings import check_settings
+from knlightning.tasks.optimizer_settings import check_layers, check_settings
 
 
 def parameters():
@@ -26,6 +26,19 @@ def parameters():
 def test_settings_that_are_not_finite(make, name):
     with pytest.raises(ArgumentError, match=f"^{name} must be finite in float32 for the optimizer"):
         check_settings(make(parameters()))
+
+
+@pytest.mark.parametrize("settings", [{"dampening": -1}, {"dampening": 2**70}, {"momentum": 1.5}])
+def test_settings_with_a_range(settings):
+    (name,) = settings
+    with pytest.raises(ArgumentError, match=f"^{name} must be a number at least 0 and at most 1"):
+        check_settings(SGD(parameters(), lr=0.1, **settings))
+
+
+def test_layers():
+    check_layers(torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Hardtanh(0, math.inf)))
+    with pytest.raises(ArgumentError, match=r"^p must be a number for the layer 0 \(Dropout\), got nan"):
+        check_layers(torch.nn.Sequential(torch.nn.Dropout(math.nan)))
 
 
 def test_parts_of_tuples():

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from knlightning.callbacks import BestCheckpoint
 from knlightning.data.samplers import TrainSampler
 from knlightning.tasks import SegmentationTask
-from knlightning.tasks.inference import averaged_logits
+from knlightning.tasks.inference import averaged_logits, by_tiles
 from knlightning.tasks.losses import pixel_cross_entropy
 from knlightning.tasks.segmentation import CLASS_WEIGHTS, class_scores
 
@@ -248,3 +249,21 @@ def test_a_metric_that_is_not_logged_is_told_before_the_first_epoch(tmp_path):
     run = trainer(tmp_path, callbacks=[BestCheckpoint("val/miou")], enable_checkpointing=True)
     run.fit(SegmentationTask(network()), RandomScenes())
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("scales", [[1.0], [0.5, 2.0]])
+def test_large_images_are_predicted_and_evaluated_by_tiles(tmp_path, monkeypatch, scales):
+    data, net = RandomScenes(samples=2, size=(32, 48)), network()
+    task = SegmentationTask(net, eval_flip=True, eval_scales=scales)
+    widths = []
+    net.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[-1]))
+    run = trainer(tmp_path)
+    whole = torch.cat(run.predict(task, data))
+    scores = run.test(task, data, verbose=False)
+    assert max(widths) == 48 * max(scales)
+    widths.clear()
+    monkeypatch.setattr("knlightning.tasks.segmentation.LARGEST_WHOLE", 32 * 48 * max(scales) ** 2 - 1)
+    monkeypatch.setattr("knlightning.tasks.segmentation.by_tiles", partial(by_tiles, tile=32, margin=8))
+    assert torch.equal(torch.cat(run.predict(task, data)), whole)
+    assert run.test(task, data, verbose=False) == [pytest.approx(scores[0])]
+    assert max(widths) == 32 * max(scales)

@@ -1,0 +1,32 @@
+"""The number of classes of a network, where it follows from the data."""
+
+import inspect
+from contextlib import suppress
+from pkgutil import resolve_name
+
+from jsonargparse import ArgumentParser, Namespace
+
+from knlightning.protocols import describe, find_class_names
+
+
+def take_from_data(parser: ArgumentParser, config: Namespace) -> None:
+    """Give the backbone as many classes as the data have, unless the configuration gives it another number.
+
+    The number that the backbone has by default counts as not given: with other data it could only be an error.
+
+    Args:
+        parser: Of the configuration.
+        config: The configuration, which is changed in place. Data are not read for it: it stays as it is where a
+            datamodule does not know its classes before.
+    """
+    model = config.get("model.init_args.backbone")
+    arguments = model.get("init_args") if isinstance(model, Namespace) else None
+    if arguments is None or "num_classes" not in arguments or config.get("data") is None:
+        return
+    default = None
+    with suppress(ImportError, AttributeError, ValueError, KeyError):  # of a class path that is wrong, the parser tells
+        default = inspect.signature(resolve_name(model.class_path)).parameters["num_classes"].default
+    if arguments.num_classes != default:
+        return
+    data = parser.instantiate(Namespace(data=config.data)).data
+    arguments.num_classes = describe(data).num_classes or len(find_class_names(data)) or arguments.num_classes

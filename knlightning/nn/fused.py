@@ -1,0 +1,261 @@
+"""The kernel normalized convolution for GPUs: torch's convolutions, and as few passes as possible around them.
+
+Forward, one pass reads the input for its statistics and one turns the convolution's result into the output. Backward,
+one pass scales the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in
+each of them from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
+
+The operators are known to `torch.library`, so that compilers take them as they are.
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from knlightning.nn.autograd import (
+    Settings,
+    composite_gradients,
+    convolve,
+    filter_sums,
+    is_channels_last,
+    pad_unevenly,
+)
+from knlightning.nn.windows import Window
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FORWARD, _BACKWARD = "knlightning::kn_conv", "knlightning::kn_conv_backward"
+_SETTINGS = (
+    "bool keep_output, int[] stride, int[] pads, int[] dilation, int groups, "
+    "float dropout_p, float inflation, float eps, bool relu_input, bool relu_output"
+)
+torch.library.define(
+    _FORWARD,
+    f"(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, {_SETTINGS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    _BACKWARD,
+    "(Tensor grad, Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, Tensor kept, "
+    f"Tensor mean, Tensor rstd, bool[] needs, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_NO_TRITON = (
+    "kernel normalized convolutions run without fused kernels, which takes more time and memory, because Triton is not "
+    "installed. It comes with torch for Linux; pip install triton adds it"
+)
+_choice = {"0": False, "1": True}.get(os.environ.get("KNL_FUSED", ""))
+
+
+@contextmanager
+def fused_kernels(enabled: bool) -> Iterator[None]:
+    """Let kernel normalized convolutions run by fused kernels, or not, whatever the device.
+
+    Without it they do on GPUs, if Triton can be imported, in float32, bfloat16 and float16. The environment variable
+    KNL_FUSED=0 or KNL_FUSED=1 chooses for a whole process. On a CPU the kernels run only in Triton's interpreter
+    (TRITON_INTERPRET=1), which is slow and meant for tests.
+
+    Args:
+        enabled: Whether they do.
+    """
+    global _choice
+    before, _choice = _choice, enabled
+    try:
+        yield
+    finally:
+        _choice = before
+
+
+def runs_fused(input: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution runs by fused kernels, from its input and filters as autocast leaves them."""
+    if not (input.is_cuda if _choice is None else _choice):
+        return False
+    if not _HAS_TRITON:
+        warnings.warn(_NO_TRITON, stacklevel=2)  # shown once, as Python's warnings are
+    return _HAS_TRITON and input.dtype == weight.dtype and input.dtype in _DTYPES
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """Draw the seed of a mask, a tensor [1] of 64 bits, from torch's generator of the device."""
+    return torch.randint(-(2**63), 2**63 - 1, (1,), device=device)
+
+
+def fused_kn_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    keep_output: bool,
+    settings: Settings,
+) -> Tensor:
+    """Compute a kernel normalized convolution; see `knlightning.nn.kn_conv`.
+
+    Args:
+        input: Tensor [N, C, *spatial], contiguous in the usual or the channels-last format, of a dtype with kernels.
+        weight: Filters [O, C / groups, *kernel] of the same dtype.
+        bias: Tensor [O], or None.
+        residual: Tensor of the output's shape, or None.
+        seed: What `draw_seed` returns, or None for no dropout.
+        keep_output: Whether to keep the output for backward, in place of the convolution's result.
+        settings: The settings.
+    """
+    window = settings.window
+    geometry = list(window.stride), list(window.pads), list(window.dilation)
+    numbers = [getattr(settings, field.name) for field in fields(settings) if field.name != "window"]
+    operator = torch.ops.knlightning.kn_conv.default
+    return operator(input, weight, bias, residual, seed, keep_output, *geometry, *numbers)[0]
+
+
+def _unpack(weight: Tensor, stride: list[int], pads: list[int], dilation: list[int], *numbers: Any) -> Settings:
+    padding = tuple(zip(pads[-2::-2], pads[::-2], strict=True))
+    return Settings(Window(tuple(weight.shape[2:]), tuple(stride), padding, tuple(dilation)), *numbers)
+
+
+@torch.library.impl(_FORWARD, "default")
+def _forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    keep_output: bool,
+    *numbers: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the output, the convolution's result (empty with `keep_output`), and mean and rstd of the windows."""
+    from knlightning.nn import fused_passes as passes  # needs Triton
+
+    settings = _unpack(weight, *numbers)
+    memory_format = _format(input, weight)
+    mean, var, rectified = passes.pixel_moments(input, seed, settings.dropout_p, settings.relu_input)
+    mean, rstd = passes.window_moments(mean, var, settings.window, settings.inflation, settings.eps)
+    convolved = convolve(input if rectified is None else rectified, weight, settings)
+    convolved = convolved.contiguous(memory_format=memory_format)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=memory_format)
+    sums = filter_sums(weight, torch.float32)
+    output = passes.normalize(convolved, mean, rstd, sums, bias, residual, settings.relu_output, keep_output)
+    return output, output.new_empty(0) if keep_output else convolved, mean, rstd
+
+
+def _fake_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    keep_output: bool,
+    *numbers: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    positions = _unpack(weight, *numbers).window.positions(input.shape[2:])
+    shape = (input.shape[0], weight.shape[0], *positions)
+    output = input.new_empty(shape).contiguous(memory_format=_format(input, weight))
+    mean, rstd = (input.new_empty((input.shape[0], 1, *positions), dtype=torch.float32) for _ in range(2))
+    return output, input.new_empty(0) if keep_output else torch.empty_like(output), mean, rstd
+
+
+def _format(*tensors: Tensor) -> torch.memory_format:
+    """Choose the format that torch's convolutions give their result: channels-last if one of the tensors has it."""
+    last = any(is_channels_last(tensor) and not tensor.is_contiguous() for tensor in tensors)
+    return _CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, weight, bias, residual, seed, keep_output, *numbers = inputs
+    result, convolved, mean, rstd = output
+    kept = result if keep_output else convolved
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, kept)
+    ctx.settings, ctx.keep_output, ctx.numbers = _unpack(weight, *numbers), keep_output, numbers
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    input, mean, rstd, weight, bias, residual, seed, kept = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:4]
+    nothing = (None,) * 11
+    if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
+        from knlightning.nn.fused_passes import mask_of_seed  # needs Triton
+
+        mask = None if seed is None else mask_of_seed(seed, input, ctx.settings.dropout_p)
+        return *composite_gradients((input, weight, bias, residual), mask, grad, needs, ctx.settings), *nothing
+    gradients = torch.ops.knlightning.kn_conv_backward.default(
+        grad, input, weight, bias, residual, seed, kept, mean, rstd, list(needs[:3]), ctx.keep_output, *ctx.numbers
+    )
+    found = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
+    return *found, grad if needs[3] else None, *nothing
+
+
+torch.library.register_fake(_FORWARD, _fake_forward)
+torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_setup_context)
+
+
+@torch.library.impl(_BACKWARD, "default")
+def _backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    kept: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    needs: list[bool],
+    keep_output: bool,
+    *numbers: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
+    from knlightning.nn import fused_passes as passes  # needs Triton
+
+    settings = _unpack(weight, *numbers)
+    window, memory_format = settings.window, _format(input, weight)
+    grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
+    if residual is not None:
+        residual = residual.contiguous(memory_format=memory_format)
+    share = 1.0 if seed is None else 1.0 - settings.dropout_p
+    sums = filter_sums(weight, torch.float32)
+    scaled, maps, over_positions = passes.scale_gradient(
+        grad, kept, residual, mean, rstd, sums, bias,
+        inflation=settings.inflation, share=share, window_size=input.shape[1] * weight[0, 0].numel(),
+        kept_output=keep_output, relu=settings.relu_output, needs_maps=needs[0],
+    )  # fmt: skip
+    padded, padding = pad_unevenly(input.relu() if settings.relu_input else input, window)
+    d_input, d_weight, _ = torch.ops.aten.convolution_backward(
+        scaled, padded, weight, None, window.stride, padding, window.dilation,
+        False, (0,) * len(padding), settings.groups, (needs[0], needs[1], False),
+    )  # fmt: skip
+    if maps is not None:
+        if padded.shape != input.shape:
+            d_input = F.pad(d_input, [-p for p in window.pads])
+        d_input = d_input.contiguous(memory_format=_format(input))
+        passes.finish_gradient(d_input, input, maps, seed, settings.dropout_p, window, settings.relu_input)
+    if needs[1]:
+        d_weight = d_weight.contiguous(memory_format=_format(weight))
+        d_weight -= over_positions[1].to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
+    d_bias = over_positions[0].to(bias.dtype) if needs[2] and bias is not None else None
+    gradients = (d_input, d_weight, d_bias)
+    return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
+
+
+def _fake_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    needs = rest[5]
+    d_input, d_weight = (
+        tensor.new_empty(tensor.shape).contiguous(memory_format=_format(tensor)) if needed else tensor.new_empty(0)
+        for tensor, needed in zip((input, weight), needs[:2], strict=True)
+    )
+    return d_input, d_weight, input.new_empty(0) if bias is None or not needs[2] else torch.empty_like(bias)
+
+
+torch.library.register_fake(_BACKWARD, _fake_backward)

@@ -1,0 +1,82 @@
+"""Samples are removed through the whole pipeline, and the others keep their random numbers."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
+from standins import RandomData
+from torch import nn
+
+from knlightning.nn import KNConv2d
+from knlightning.privacy.removal import remove_samples
+
+
+class Removing(Callback):
+    """Removes samples when a training begins, and ends it."""
+
+    def on_train_start(self, trainer, module):
+        private = next(c for c in trainer.callbacks if type(c).__name__ == "DifferentialPrivacy")
+        self.before = private.random.key
+        self.found = remove_samples(trainer, module, private, 6)
+        assert private.random.key == self.before
+        assert "log" not in vars(module) or module.log.__name__ == "log"
+        trainer.should_stop = True
+
+
+def removed(tmp_path, module, data=None, **settings):
+    removing = Removing()
+    private = privacy(check=False, **({"max_grad_norm": 1e3} | settings))
+    trainer(tmp_path, private, removing, max_epochs=1).fit(module, data or RandomData(SAMPLES, 10))
+    return removing.found
+
+
+class Noisy(RandomData):
+    """Draws for a whole batch in a hook."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return [batch[0] + torch.rand_like(batch[0]), batch[1]]
+
+
+def random_net():
+    return nn.Sequential(KNConv2d(3, 4, 3, 2, 1, dropout_p=0.3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3))
+
+
+@pytest.mark.parametrize("net", [Net, random_net])
+@pytest.mark.parametrize("settings", [{}, {"physical_batch_size": 4}, {"views": 2}])
+def test_what_a_removal_changes_is_what_the_sample_contributes(tmp_path, net, settings):
+    """With a bound that clips nothing, other samples' gradients would show if they moved."""
+    torch.manual_seed(0)
+    loose = removed(tmp_path, task(net()), Noisy(SAMPLES, 10), **settings)
+    assert len(loose.changes) == 6
+    assert len(set(loose.changes)) == 6
+    bounded = removed(tmp_path, task(net()), Noisy(SAMPLES, 10), max_grad_norm=1e-3, **settings)
+    assert max(bounded.excesses) <= 1
+    assert min(bounded.changes) > 0.99e-3  # each is clipped
+    for found in (loose, bounded):
+        assert (found.empty, found.stored, found.public) == (0.0, "", "")
+
+
+def test_a_module_that_counts_samples(tmp_path):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            self.count += len(x)
+            return x
+
+    found = removed(tmp_path, task(Net(Counting())))
+    assert "a training step has changed backbone.1.count" in found.stored
+
+
+@pytest.mark.parametrize(
+    ("seed", "said"),
+    [(lambda self, purpose, step: 7, "are the same for another secret key"), (None, "depend on the global seed")],
+)
+def test_masks_that_are_not_secret(tmp_path, monkeypatch, seed, said):
+    from knlightning.privacy.randomness import SecretRandom
+
+    public = seed or (lambda self, purpose, step: torch.initial_seed())
+    monkeypatch.setattr(SecretRandom, "seed", public)
+    assert said in removed(tmp_path, task(random_net())).public
