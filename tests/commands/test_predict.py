@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from commands.runs import refused
 from PIL import Image
+from standins import write_image_folder
 
 from knlightning.commands.main import main
 
@@ -40,6 +41,20 @@ def test_predict_takes_a_single_image_and_a_place_for_the_table(folder, capsys, 
     assert rows[0].removeprefix(name) == rows[1].removeprefix("a.png")
     assert f"<small>{name}</small>" in (folder / "one" / "predictions.html").read_text()
     assert not (folder / "runs" / "tiny" / "0" / "predictions.csv").exists()
+
+
+def test_grad_cam_darkens_the_page_and_leaves_the_table(folder):
+    write_image_folder(folder / "images", count=2)
+    args = ["predict", "--config", "tiny.yaml", "--ckpt_path=best", "--data.predict_dir=images/val"]
+    net = "--model.backbone=knlightning.models.knresnet8"  # the tiny one has no maps of features
+    for out, extra in (("plain", []), ("dark", ["--predictions.grad_cam=true"])):
+        main([*args[:3], *args[4:], net, "--seed_everything=1", f"--out={out}", *extra])
+    files = [
+        [(folder / out / name).read_bytes() for out in ("plain", "dark")]
+        for name in ("predictions.csv", "predictions.html")
+    ]
+    assert files[0][0] == files[0][1]
+    assert files[1][0] != files[1][1]
 
 
 def test_predictions_are_not_replaced_without_a_word(folder, capsys):
