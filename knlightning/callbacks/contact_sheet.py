@@ -27,6 +27,11 @@ class ContactSheet:
         self.cards: dict[str, Card] = {}
         self._num_classes = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no more room."""
+        return len(self.cards) >= MOST_IMAGES
+
     def add(self, name: str, image: Tensor, bars: Sequence[tuple[str, float]] = (), num_classes: int = 0) -> None:
         """Add an image, if there is room.
 
@@ -37,7 +42,7 @@ class ContactSheet:
             num_classes: Number of classes in colours, if the image shows them.
         """
         self._num_classes = max(self._num_classes, num_classes)
-        if len(self.cards) < MOST_IMAGES:
+        if not self.full:
             image = image.float() / 255 if image.dtype == torch.uint8 else image
             shown = [Bar(bar, share, "" if i else "main") for i, (bar, share) in enumerate(bars[:MOST_BARS])]
             self.cards[name] = Card(thumbnail(small(image)), bars=shown, note=name)

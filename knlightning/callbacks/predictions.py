@@ -19,6 +19,7 @@ from knlightning.checks import check_number
 from knlightning.internals.torchvision import IMG_EXTENSIONS
 from knlightning.protocols import DataDescription, data_of, describe
 from knlightning.run_directory import replacing
+from knlightning.tasks.grad_cam import grad_cam, highlighted
 from knlightning.text import cell
 
 
@@ -43,6 +44,8 @@ class PredictionWriter(Callback):
 
     Args:
         top_k: Number of classes in the table for each image, at least 1; all of them if there are fewer.
+        grad_cam: Whether `predictions.html` darkens the parts of an image that say little for the predicted class, see
+            `knlightning.tasks.grad_cam`. Not for a class of each pixel.
 
     Attributes:
         directory: Where to write; None for the run directory.
@@ -54,9 +57,10 @@ class PredictionWriter(Callback):
         ArgumentError: If top_k is below 1.
     """
 
-    def __init__(self, top_k: int = 5) -> None:
+    def __init__(self, top_k: int = 5, grad_cam: bool = False) -> None:
         check_number("top_k", top_k, at_least=1, integer=True)
         self.top_k = top_k
+        self.grad_cam = grad_cam
         self.directory: Path | None = None
         self.path: Path | None = None
         self.partial: Path | None = None
@@ -98,7 +102,12 @@ class PredictionWriter(Callback):
             rows.append(row)
         self._append(trainer, rows)
         self._rows += rows
-        for row, image in zip(rows, data.displayable(images), strict=True) if images.ndim == 4 else ():
+        if images.ndim != 4 or not rows or self._sheet.full:
+            return
+        shown = data.displayable(images)
+        if self.grad_cam:
+            shown = highlighted(shown, grad_cam(pl_module, images, top.indices[:, 0]))
+        for row, image in zip(rows, shown, strict=True):
             best = [(row[k], float(row[k + 1])) for k in range(1, len(row), 2)]
             self._sheet.add(str(relative_path(row[0], data.predict_dir)), image, best)
 

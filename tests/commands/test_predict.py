@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from commands.runs import refused
 from PIL import Image
+from standins import write_image_folder
 
 from knlightning.commands.main import main
 
@@ -40,6 +41,16 @@ def test_predict_takes_a_single_image_and_a_place_for_the_table(folder, capsys, 
     assert rows[0].removeprefix(name) == rows[1].removeprefix("a.png")
     assert f"<small>{name}</small>" in (folder / "one" / "predictions.html").read_text()
     assert not (folder / "runs" / "tiny" / "0" / "predictions.csv").exists()
+
+
+def test_grad_cam_darkens_the_page_and_leaves_the_table(folder):
+    write_image_folder(folder / "images", count=2)
+    network = "--model.backbone=knlightning.models.knresnet8"  # the tiny one has no maps of features
+    args = ["predict", "--config", "tiny.yaml", network, "--seed_everything=1", "--data.predict_dir=images/val"]
+    main([*args, "--out=plain"])
+    main([*args, "--out=dark", "--predictions.grad_cam=true"])
+    for name, same in (("predictions.csv", True), ("predictions.html", False)):
+        assert ((folder / "plain" / name).read_bytes() == (folder / "dark" / name).read_bytes()) is same
 
 
 def test_predictions_are_not_replaced_without_a_word(folder, capsys):
