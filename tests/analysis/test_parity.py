@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from knlightning.analysis import parity
@@ -7,6 +8,7 @@ from knlightning.nn import fused_passes
 SMALL = {"channels": 4, "size": 3, "dtypes": (torch.float32,)}
 
 
+@pytest.mark.slow
 def test_both_paths_agree_and_an_error_of_one_is_seen(monkeypatch):
     monkeypatch.setattr(fused_passes, "_PROGRAMS", 1)  # large blocks: a program takes Triton's interpreter some 20 ms
     rows = compare_paths("cpu", **SMALL)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torchvision
-from torch import nn
 
 from knlightning.models import kernel_normalize, knresnet18
 
@@ -14,15 +13,16 @@ NETWORKS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_inductor_compiles_whole_networks_to_the_same_numbers(name):
-    """Forward pass and gradients in training, in one graph; without dropout, whose masks compilers draw otherwise."""
+    """Forward pass and gradients in training, in one graph; without dropout, whose masks compilers draw otherwise.
+
+    In float64, because windows that are nearly constant magnify rounding.
+    """
     torch.manual_seed(0)
-    net = NETWORKS[name]().train()
-    for parameter in net.parameters():  # zeros for all biases would make constant windows, which magnify rounding
-        nn.init.normal_(parameter, std=0.1) if parameter.dim() == 1 else None
-    images, direction = torch.randn(2, 3, 32, 32), torch.randn(2, 10)
+    net = NETWORKS[name]().train().double()
+    images, direction = (torch.randn(size, dtype=torch.float64) for size in ((2, 3, 32, 32), (2, 10)))
     found = []
     for run in (net, torch.compile(net, fullgraph=True)):
         output = run(images)
         found.append((output, *torch.autograd.grad(output, list(net.parameters()), direction)))
     for eager, compiled in zip(*found, strict=True):
-        assert (eager - compiled).norm() < 1e-4 * eager.norm()
+        assert (eager - compiled).norm() < 1e-8 * eager.norm()

@@ -67,16 +67,18 @@ def test_places_in_tensors_of_more_than_2_to_the_31_elements(last):
 
 
 @pytest.mark.slow
-def test_every_kernel_compiles_for_gpus_without_spilled_registers():
+@pytest.mark.parametrize("architecture", ["80", "90"])
+def test_every_kernel_compiles_for_gpus_without_spilled_registers(architecture):
     program = Path(__file__).with_name("compile_kernels.py")
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(program.parents[2])}
     result = subprocess.run(
-        [sys.executable, program, "80,90", "fp32,bf16,fp16"], env=environment, capture_output=True, text=True
-    )
+        [sys.executable, program, architecture, "float32,bfloat16,float16"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    used = json.loads(result.stdout)
-    names = {name for name in vars(triton_kernels) if name.endswith("_kernel")}
-    assert {case.split()[0] for case in used} == names
-    assert len(used) == 4 * 3 * 2 * 2 + 2 * 2 + 2 * 2  # dtypes, formats, architectures; masks; windows
-    assert {case: need for case, need in used.items() if need["stack"] or need["local"]} == {}
-    assert max(need["shared"] for need in used.values()) < SHARED_MEMORY
+    needs = json.loads(result.stdout)
+    names = [case.split()[0] for case in needs]
+    assert set(names) == {name for name in vars(triton_kernels) if name.endswith("_kernel")}
+    assert min(names.count(f"{name}_kernel") for name in ("pixel_moments", "normalize", "scale_gradient")) >= 3 * 4
+    assert {case: need for case, need in needs.items() if need["stack"] or need["local"]} == {}
+    assert max(need["shared"] for need in needs.values()) < SHARED_MEMORY
