@@ -1,25 +1,63 @@
 """Pictures of runs, from the `metrics.csv` in their directories, and of comparisons."""
 
 import csv
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-STYLES = (
-    ("#000000", "o", "-"),
-    ("#E69F00", "s", "-"),
-    ("#56B4E9", "^", "-"),
-    ("#009E73", "v", "-"),
-    ("#0072B2", "D", "-"),
-    ("#D55E00", "P", "-"),
-    ("#CC79A7", "X", "-"),
-    ("#999999", "<", "--"),
-    ("#882255", "*", "--"),
-)
-"""Colours that the colour-blind can distinguish (Okabe and Ito 2008, all but the last two), markers and lines."""
+COLOURS = {
+    "batch": "#000000",
+    "sync_batch": "#000000",
+    "layer": "#E69F00",
+    "group": "#56B4E9",
+    "kernel": "#009E73",
+    "none": "#999999",
+    "instance": "#D55E00",
+    "positional": "#CC79A7",
+    "local_context": "#882255",
+}
+"""Colour of each normalization in every picture; the colour-blind can distinguish them (Okabe and Ito 2008, all but
+two)."""
+OTHER_COLOURS = ("#0072B2", "#F0E442", *dict.fromkeys(COLOURS.values()))
+"""Colours of what is no normalization."""
+MARKERS = "osv^DPX<*"
+
+
+class Style(NamedTuple):
+    """How a line of a picture is drawn.
+
+    Attributes:
+        color: Its colour.
+        marker: Its markers.
+        linestyle: Solid, or dashed for the second line of the same colour.
+    """
+
+    color: str
+    marker: str
+    linestyle: str
+
+
+def styles_of(names: Sequence[str]) -> dict[str, Style]:
+    """Give each line its style: the colour of its normalization, and markers that differ.
+
+    Args:
+        names: Names of the lines, such as "ResNet-8, batch".
+    """
+    styles: dict[str, Style] = {}
+    others = iter(OTHER_COLOURS * len(names))
+    for place, name in enumerate(names):
+        norm = next((word for word in re.findall(r"\w+", name) if word in COLOURS), None)
+        color = next(others) if norm is None else COLOURS[norm]
+        again = sum(style.color == color for style in styles.values())
+        styles[name] = Style(color, MARKERS[place % len(MARKERS)], ("-", "--", ":", "-.")[again % 4])
+    return styles
+
+
 SCORES = {"acc": "accuracy", "miou": "mean IoU"}
 """The score of runs of classification, and of segmentation, with its name."""
 
@@ -102,10 +140,10 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
     score = score_of([run for lines in panels.values() for runs in lines.values() for run in runs])
     figure = Figure(figsize=(4.2 * len(panels) + 1.8, 5), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
-    handles = {}
+    styles, handles = styles_of(names), {}
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
         for name, runs in lines.items():
-            color, marker, style = STYLES[names.index(name) % len(STYLES)]
+            style = styles[name]
             epochs: dict[int, list[float]] = {}
             for run in runs:
                 for epoch, accuracy in read_metrics(run).get(f"val/{score}", []):
@@ -114,13 +152,13 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
             deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in epochs.values()]
             low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
             high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
-            (handles[name],) = axes.plot(list(epochs), means, style, color=color, marker=marker, markersize=5)
-            axes.fill_between(list(epochs), low, high, color=color, alpha=0.15, linewidth=0)
+            (handles[name],) = axes.plot(list(epochs), means, markersize=5, **style._asdict())
+            axes.fill_between(list(epochs), low, high, color=style.color, alpha=0.15, linewidth=0)
         axes.set_title(title)
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    grid[0, 0].set_ylabel(f"validation {SCORES[score]} in %")
+    grid[0, 0].set_ylabel(f"validation {SCORES[score]} in % (not linear: stretched towards 100)")
     lowest = grid[0, 0].get_ylim()[0]
     grid[0, 0].set_yscale(
         "function", functions=(lambda y: -np.log(101 - np.minimum(y, 100)), lambda y: 101 - np.exp(-y))
@@ -141,20 +179,20 @@ def draw_scores(scores: Mapping[str, Mapping[str, Sequence[float]]], label: str)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     columns = list(dict.fromkeys(column for cells in scores.values() for column in cells))
+    styles = styles_of(list(scores))
     for place, (row, cells) in enumerate(scores.items()):
-        color, marker, style = STYLES[place % len(STYLES)]
+        aside = 0.4 * ((place + 0.5) / len(scores) - 0.5)  # so that no bar covers another
         axes.errorbar(
-            [columns.index(column) for column in cells],
+            [columns.index(column) + aside for column in cells],
             [statistics.mean(values) for values in cells.values()],
             [statistics.stdev(values) if len(values) > 1 else 0.0 for values in cells.values()],
-            color=color,
-            marker=marker,
-            linestyle=style,
             capsize=3,
+            markersize=5,
             label=row,
+            **styles[row]._asdict(),
         )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylabel(label)
-    axes.grid(alpha=0.3)
+    axes.grid(axis="y", alpha=0.3)
     axes.legend()
     return figure

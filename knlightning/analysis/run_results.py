@@ -11,6 +11,7 @@ import yaml
 
 from knlightning.analysis.curves import read_metrics
 from knlightning.callbacks.hparams import readable
+from knlightning.callbacks.monitors import mode_of
 from knlightning.checkpoint_files import check_checkpoint, read_checkpoint
 from knlightning.privacy.ledger import read_report, statement
 from knlightning.run_directory import CONFIG, NOT_PRIVATE, checkpoint_in
@@ -85,7 +86,8 @@ class RunResults:
         """Name and value of the best score of validation, None if it is not logged."""
         monitor, mode = (str(self.settings.get(f"best_checkpoint.{key}", "")) for key in ("monitor", "mode"))
         values = [value for _, value in self.metrics.get(monitor, [])]
-        return (monitor, min(values) if mode == "min" else max(values)) if values else None
+        lowest = mode == "min" or (mode == "auto" and mode_of(monitor, "auto") == "min")
+        return (monitor, min(values) if lowest else max(values)) if values else None
 
 
 def read_run(run: Path) -> RunResults:

@@ -3,17 +3,17 @@
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from knlightning.callbacks.monitors import check_monitors
+from knlightning.callbacks.monitors import Mode, check_monitors, mode_of
 from knlightning.callbacks.signals import Stopped, StopSignals
 from knlightning.checkpoint_files import read_checkpoint
-from knlightning.checks import check, check_choice, check_number
+from knlightning.checks import check, check_number
 from knlightning.run_directory import checkpoint_in, replacing
 
 
@@ -131,16 +131,15 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         monitor: Name of the metric that is the score.
-        mode: Whether the best score is the "max" or the "min".
+        mode: Whether the best score is the "max" or the "min"; "auto" for "min" if the name ends in "loss".
 
     Raises:
-        ArgumentError: If monitor is no name, or mode is neither.
+        ArgumentError: If monitor is no name, or mode is none of the three.
     """
 
-    def __init__(self, monitor: str = "val/acc", mode: Literal["min", "max"] = "max") -> None:
+    def __init__(self, monitor: str = "val/acc", mode: Mode = "auto") -> None:
         check(isinstance(monitor, str) and monitor != "", "monitor", monitor, "the name of a metric, such as 'val/acc'")
-        check_choice("mode", mode, ("min", "max"))
-        super().__init__(filename="best", monitor=monitor, mode=mode, enable_version_counter=False)
+        super().__init__(filename="best", monitor=monitor, mode=mode_of(monitor, mode), enable_version_counter=False)
 
     def check_before(
         self, trainer: Trainer, pl_module: LightningModule, datamodule: LightningDataModule | None

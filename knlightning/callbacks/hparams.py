@@ -3,18 +3,32 @@
 import inspect
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from knlightning.callbacks.checkpoints import BestCheckpoint
 from knlightning.callbacks.harmless import Harmless
 from knlightning.text import printable
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+FIRST = ("model.backbone", "model.backbone.norm", "model.optimizer.lr", "data.batch_size", "model.optimizer", "seed")
+"""What runs differ in most often; it comes first in the HPARAMS tab, which has a column for each hyperparameter."""
+BY_IMAGES = "versus_images"
+"""Folder and group of the metrics whose steps are the training images seen."""
+
 
 class TensorBoardLog(TensorBoardLogger):
     """Write events of TensorBoard into the run directory itself.
+
+    The groups of metrics begin with `train` and `val`; learning rates are in `train`. Once it is told how many images
+    were seen, it writes these two groups a second time, by images in place of optimizer steps, as a run of its own:
+    so runs with batches of other sizes can be compared.
 
     Args:
         directory: The run directory.
@@ -26,11 +40,27 @@ class TensorBoardLog(TensorBoardLogger):
         purge = first_step if first_step > 0 else None
         super().__init__(os.fspath(directory), name="", version="", default_hp_metric=False, purge_step=purge)
         self._harmless = Harmless()
+        self._images = 0
+        self._by_images: SummaryWriter | None = None
+
+    @rank_zero_only
+    def count_images(self, images: int) -> None:
+        """Say how many training images were seen so far; the first time where the run starts or resumes."""
+        with self._harmless("the log of TensorBoard by images"):
+            if self._by_images is None:
+                from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+                self._by_images = SummaryWriter(os.path.join(self.root_dir, BY_IMAGES), purge_step=images + 1)
+            self._images = images
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write metrics; what cannot be written never ends a run."""
+        named = {f"train/{key}" if key.startswith("lr-") else key: metrics[key] for key in metrics if key != "epoch"}
         with self._harmless("the log of TensorBoard"):
-            super().log_metrics(metrics, step)
+            super().log_metrics(named, step)
+            for name, value in named.items():
+                if self._by_images is not None and name.startswith(("train/", "val/")):
+                    self._by_images.add_scalar(f"{BY_IMAGES}/{name}", value, self._images)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Write hyperparameters; what cannot be written never ends a run."""
@@ -40,6 +70,8 @@ class TensorBoardLog(TensorBoardLogger):
     def save(self) -> None:
         """Write the events to the disk; not the `hparams.yaml` of the parent, whose content is in `config.yaml`."""
         self.experiment.flush()
+        if self._by_images is not None:
+            self._by_images.flush()
 
 
 class HParams(Callback):
@@ -50,8 +82,14 @@ class HParams(Callback):
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.hparams = readable(config)
+        self.config = config  # a finder may change it before training starts
         self._logged: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the hyperparameters to the other loggers, which need no score."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(readable(self.config))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the best score of the epochs before, as soon as their checkpoints are written."""
@@ -69,15 +107,16 @@ class HParams(Callback):
                     self._logged = score
                     for logger in trainer.loggers:
                         if isinstance(logger, TensorBoardLogger):
-                            metrics = {f"best/{callback.monitor}": score}
-                            logger.log_hyperparams(self.hparams, metrics, trainer.global_step - 1)
+                            stage, slash, name = str(callback.monitor).rpartition("/")
+                            metrics = {f"{stage}{slash}best_{name}": score}
+                            logger.log_hyperparams(readable(self.config), metrics, trainer.global_step - 1)
 
 
 def readable(config: dict[str, Any]) -> dict[str, str | float | bool]:
     """Flatten a configuration into short names and plain values.
 
     `model: {class_path: a.B, init_args: {lr: 1}}` becomes `{"model": "B", "model.lr": 1}`. Of the trainer, only what
-    differs from Lightning's defaults is kept; what is null is left out everywhere.
+    differs from Lightning's defaults is kept; what is null is left out everywhere. `FIRST` comes first.
     """
     defaults = inspect.signature(Trainer).parameters
     trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in defaults or v != defaults[k].default}
@@ -100,4 +139,4 @@ def readable(config: dict[str, Any]) -> dict[str, str | float | bool]:
     for key in ("callbacks", "logger", "default_root_dir", "plugins"):
         trainer.pop(key, None)
     add("trainer", trainer)
-    return flat
+    return {name: flat[name] for name in dict.fromkeys([*FIRST, *flat]) if name in flat}

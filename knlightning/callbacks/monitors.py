@@ -1,18 +1,57 @@
-"""Whether the metrics that callbacks monitor are ever logged: a run would fail after its first epoch otherwise."""
+"""The metrics that callbacks monitor: which value is better, and whether they are ever logged."""
 
 from fnmatch import fnmatch
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 
-from knlightning.checks import check
+from knlightning.checks import check, check_choice
 from knlightning.tasks import Task
 
 LOGGED_BESIDE = ("train/loss_step", "train/images_per_s", "privacy/epsilon", "epoch", "step")
 """What every run may log beside the metrics of its task."""
 
 
+Mode = Literal["auto", "min", "max"]
+
+
+def mode_of(monitor: str, mode: Mode) -> Literal["min", "max"]:
+    """Say whether the best value of a metric is the smallest or the largest.
+
+    Args:
+        monitor: Name of the metric.
+        mode: "auto" for "min" if the name ends in "loss", and "max" otherwise.
+
+    Raises:
+        ArgumentError: If mode is none of the three.
+    """
+    check_choice("mode", mode, ("auto", "min", "max"))
+    if mode == "auto":
+        return "min" if monitor.endswith("loss") else "max"
+    return mode
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Stop a run whose metric gets no better; Lightning's callback, whose mode follows the metric.
+
+    Args:
+        monitor: Name of the metric.
+        mode: Whether more ("max") or less ("min") is better; "auto" for "min" if the name ends in "loss".
+        **kwargs: Further arguments of `lightning.pytorch.callbacks.EarlyStopping`, such as patience, in validations.
+
+    Raises:
+        ArgumentError: If mode is none of the three.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: Mode = "auto", **kwargs: Any) -> None:
+        super().__init__(monitor=monitor, mode=mode_of(monitor, mode), **kwargs)
+
+
 def check_monitors(trainer: Trainer, task: LightningModule) -> None:
     """Check `monitor` of the callbacks, as far as it is known what is logged.
+
+    A run would fail after its first epoch otherwise.
 
     It is known if the task is one of this package and all callbacks are of this package or Lightning's.
 

@@ -1,5 +1,6 @@
 """Pictures of the validation in TensorBoard."""
 
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ MOST_CLASSES = 2000
 """With more classes, there is no confusion matrix: its memory grows with their square."""
 MOST_LETTERS = 40
 """Longer names are cut."""
+TITLE_LETTERS = 17
+"""Width of the titles of small images; longer ones go on in the next line."""
 MOST_SCENES = 8
 """Largest number of images on a page for segmentation."""
 SCENE_SIDE = 512
@@ -43,8 +46,10 @@ class Pictures(Callback):
     The validation step of the task must return the logits (N, classes), and batches must be (images, labels). For
     segmentation the logits are (N, classes, H, W) and the labels (N, H, W); labels that are the task's `ignore_index`
     do not count. Then each image is shown with its true and its predicted classes in colours, and the intersection
-    over union of each class is drawn too. What is known of the data (`knlightning.protocols.DescribedScenes`:
-    names and colours of the classes, how to undo the scaling) comes from the datamodule.
+    over union of each class is drawn too; the images are the first ones. In classification they come from all classes,
+    from each equally many, with those first that are wrong. What is known of the data
+    (`knlightning.protocols.DescribedScenes`: names and colours of the classes, how to undo the scaling) comes from the
+    datamodule.
 
     What cannot be drawn never ends a run: it is left out, with a warning. With more than 2000 classes there is no
     confusion matrix.
@@ -80,7 +85,7 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the predictions, and keep the first images."""
+        """Count the predictions, and keep some images."""
         if not self._due(trainer) or not isinstance(outputs, Tensor) or outputs.ndim not in (2, 4):
             return
         num_classes = outputs.shape[1]
@@ -101,15 +106,22 @@ class Pictures(Callback):
 
     def _keep(self, images: Tensor, labels: Tensor, predicted: Tensor, outputs: Tensor) -> None:
         most = min(self.images, MOST_SCENES) if self._of_pixels else self.images
-        missing = most - sum(len(kept) for kept, _, _ in self._page)
-        if missing <= 0 or not len(labels):
+        if not most or not len(labels):
             return
         if self._of_pixels:
+            missing = most - sum(len(kept) for kept, _, _ in self._page)
             step = max(1, max(labels.shape[1:]) // SCENE_SIDE)  # whole images of streets would take gigabytes
-            images, labels, shown = (part[..., ::step, ::step] for part in (images, labels, predicted))
-        else:
-            shown = outputs[:missing].float().softmax(dim=1)
-        self._page.append((images[:missing].cpu(), labels[:missing].cpu(), shown[:missing].cpu()))
+            scenes = (images[:missing], labels[:missing], predicted[:missing])
+            if missing > 0:
+                self._page.append(tuple(part[..., ::step, ::step].cpu() for part in scenes))  # type: ignore[arg-type]
+            return
+        batch = (images, labels.cpu(), outputs.float().softmax(dim=1).cpu())
+        old, old_labels, old_probabilities = self._page[0] if self._page else tuple(part[:0].cpu() for part in batch)
+        labels, probabilities = torch.cat((old_labels, batch[1])), torch.cat((old_probabilities, batch[2]))
+        chosen = spread_over_classes(labels, probabilities.argmax(dim=1) != labels, most)
+        new = chosen[chosen >= len(old)] - len(old)
+        pictures = torch.cat((old[chosen[chosen < len(old)]], images[new.to(images.device)].cpu()))
+        self._page = [(pictures, labels[chosen], probabilities[chosen])]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
@@ -141,10 +153,12 @@ class Pictures(Callback):
         if self._of_pixels:
             page = [part for images, *maps in self._page for part in zip(data.displayable(images), *maps, strict=True)]
             highest = max(int(shown.max()) for _, _, shown in self._page)
-            return scenes_figure(page, palette_of(data, highest + 1 if counts is None else len(counts)))
-        images, labels, probabilities = (torch.cat(part) for part in zip(*self._page, strict=True))
+            num_classes = highest + 1 if counts is None else len(counts)
+            return scenes_figure(page, palette_of(data, num_classes), data.names(num_classes))
+        ((images, labels, probabilities),) = self._page
+        order = (probabilities.argmax(dim=1) == labels).int().argsort(stable=True)  # wrong ones first
         names = data.names(probabilities.shape[1])
-        return predictions_figure(data.displayable(images), labels, probabilities, names)
+        return predictions_figure(data.displayable(images[order]), labels[order], probabilities[order], names)
 
     def _due(self, trainer: Trainer) -> bool:
         if not self.every_n_epochs or trainer.sanity_checking or not is_fitting(trainer):
@@ -153,9 +167,35 @@ class Pictures(Callback):
         return done % self.every_n_epochs == 0 or done == trainer.max_epochs
 
 
+def spread_over_classes(labels: Tensor, wrong: Tensor, number: int) -> Tensor:
+    """Choose images of all classes, from each equally many, and of each class those first that are wrong.
+
+    What is chosen in parts, each with what was chosen before, is the same as what is chosen at once.
+
+    Args:
+        labels: Classes (N,), integers.
+        wrong: Whether each image is taken for another class (N,).
+        number: Largest number of images.
+
+    Returns:
+        Their indices in ascending order.
+    """
+    right = (~wrong).long()
+    order = (2 * labels + right).argsort(stable=True)
+    ordered = labels[order]
+    place_in_class = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
+    return order[(2 * place_in_class + right[order]).argsort(stable=True)[:number]].sort().values
+
+
 def _label(name: str) -> str:
     """Write a name for matplotlib, which takes what is between two `$` for a formula."""
     return printable(name)[:MOST_LETTERS].replace("$", r"\$")
+
+
+def _wrapped(name: str, before: str = "", after: str = "") -> str:
+    """Write a name, with what stands before and after it, in lines for the title of a small image."""
+    text = f"{before}{printable(name)[:MOST_LETTERS]}{after}"
+    return "\n".join(_label(line) for line in textwrap.wrap(text, TITLE_LETTERS))
 
 
 def confusion_figure(counts: Tensor, names: Sequence[str]) -> "Figure":
@@ -219,8 +259,8 @@ def predictions_figure(images: Tensor, labels: Tensor, probabilities: Tensor, na
         right = predicted == int(label)
         axes = figure.add_subplot(rows, columns, position + 1)
         axes.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
-        title = f"{_label(names[predicted])} ({probability[predicted]:.0%})"
-        title += "" if right else f"\nis {_label(names[int(label)])}"
+        title = _wrapped(names[predicted], after=f" ({probability[predicted]:.0%})")
+        title += "" if right else f"\n{_wrapped(names[int(label)], before='is ')}"
         axes.set_title(title, fontsize=8, color="black" if right else "red")
         axes.set_axis_off()
     return figure
@@ -247,24 +287,34 @@ def iou_figure(iou: Tensor, names: Sequence[str]) -> "Figure":
     return figure
 
 
-def scenes_figure(scenes: Sequence[tuple[Tensor, Tensor, Tensor]], palette: Tensor) -> "Figure":
+def scenes_figure(scenes: Sequence[tuple[Tensor, Tensor, Tensor]], palette: Tensor, names: Sequence[str]) -> "Figure":
     """Draw images with their true and their predicted classes side by side; ignored pixels are black in both.
 
     Args:
         scenes: Image (C, H, W) in [0, 1], labels (H, W) and predicted classes (H, W) of each.
         palette: From `knlightning.callbacks.label_maps.palette_of`.
+        names: Names of the classes, for the legend, which has those that are shown.
     """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     height, width = scenes[0][1].shape
-    figure = Figure(figsize=(10, 0.3 + 3.2 * height / width * len(scenes)), layout="constrained")
+    found: set[int] = set()
+    figure = Figure(figsize=(10, 0.8 + 3.2 * height / width * len(scenes)), layout="constrained")
     all_axes = figure.subplots(len(scenes), 3, squeeze=False)
     for row, (image, labels, predicted) in zip(all_axes, scenes, strict=True):
-        shown = predicted.where((labels >= 0) & (labels < len(palette) - 1), -1)
-        pictures = (image.permute(1, 2, 0).squeeze(-1), coloured(labels, palette), coloured(shown, palette))
+        counted = (labels >= 0) & (labels < len(palette) - 1)
+        maps = (labels.long().where(counted, len(names)), predicted.where(counted, len(names)))
+        found.update(*(part.unique().tolist() for part in maps))
+        pictures = (image.permute(1, 2, 0).squeeze(-1), *(coloured(part, palette) for part in maps))
         for axes, picture in zip(row, pictures, strict=True):
             axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
     for axes, title in zip(all_axes[0], ("image", "truth", "prediction"), strict=True):
         axes.set_title(title, fontsize=9)
+    labels_of = [*map(_label, names), "not counted"]
+    patches = [
+        Patch(facecolor=tuple((palette[k] / 255).tolist()), edgecolor="grey", label=labels_of[k]) for k in sorted(found)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
     return figure

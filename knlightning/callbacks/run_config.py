@@ -1,9 +1,11 @@
 """The configuration of a run, kept beside its results."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from knlightning.checkpoint_files import stored_config
@@ -34,6 +36,23 @@ class RunConfig(Callback):
             (run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)  # by which the file is known for that of a run
             with replacing(run / CONFIG) as temporary:
                 temporary.write_text(self.text)
+
+    def change(self, keys: Sequence[str], value: Any) -> None:
+        """Change a value of the configuration, before training starts.
+
+        Args:
+            keys: Where it stands, such as ("data", "init_args", "batch_size").
+            value: The value.
+
+        Raises:
+            KeyError: If there is no such place.
+        """
+        place = self.config
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+        comment = "".join(line for line in self.text.splitlines(keepends=True) if line.startswith("#"))
+        self.text = comment + yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Store the configuration in a checkpoint; it is shown, not used, when a run resumes.

@@ -6,23 +6,40 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 
+from knlightning.callbacks.hparams import TensorBoardLog
+
 
 class Throughput(Callback):
     """Log `train/images_per_s`: training images of an epoch on all devices, divided by the seconds of training.
 
     The time for reading data counts, the time for validation does not. The progress bar shows the value during the
     epoch; it is logged at its end. (Lightning's ThroughputMonitor counts over a window of batches, and needs two
-    functions, which a configuration file cannot give.)
+    functions, which a configuration file cannot give.) TensorBoard is told how many images were seen since the start of
+    the run, unless it goes on from a checkpoint of a release that did not count them.
     """
 
     def __init__(self) -> None:
         self._images = 0
         self._seconds = 0.0
         self._since = 0.0
+        self._seen = 0
+        self._loggers: list[TensorBoardLog] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Store the number of images seen."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._seen = state_dict["seen"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, also for a run resumed within an epoch."""
         self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+        self._loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLog)]
+        if trainer.global_step and not self._seen:
+            self._loggers = []
+        self._tell()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -32,7 +49,10 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the images."""
-        self._images += extract_batch_size(batch) * trainer.world_size
+        images = extract_batch_size(batch) * trainer.world_size
+        self._images += images
+        self._seen += images
+        self._tell()
         self._stop()
         pl_module.log("train/images_per_s", self._images / self._seconds, prog_bar=True, logger=False, batch_size=1)
 
@@ -51,6 +71,10 @@ class Throughput(Callback):
                 {"train/images_per_s": self._images / self._seconds, "epoch": trainer.current_epoch},
                 step=trainer.global_step - 1,
             )
+
+    def _tell(self) -> None:
+        for logger in self._loggers:
+            logger.count_images(self._seen)
 
     def _stop(self) -> None:
         now = time.perf_counter()

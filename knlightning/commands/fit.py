@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from knlightning.callbacks import BestCheckpoint, MetricsCSV, RunConfig, TensorBoardLog
 from knlightning.callbacks.run_config import JOB_VARIABLE
@@ -53,12 +53,14 @@ class FitCLI(KNLightningCLI):
         )
 
     def loggers(self, configured: Any) -> list[Logger] | bool:
-        """Log into the run directory: metrics.csv in any case, TensorBoard if the configuration names no other log."""
+        """Log into the run directory, for TensorBoard and into metrics.csv, beside the logs of the configuration."""
         assert self.run_dir is not None
         if configured is False:
             return False
-        others = [TensorBoardLog(self.run_dir, self.first_step)] if configured in (None, True) else as_list(configured)
-        return [*others, MetricsCSV(self.run_dir, self.first_step)]
+        others = [] if configured in (None, True) else as_list(configured)
+        has_tensorboard = any(isinstance(logger, TensorBoardLogger) for logger in others)
+        ours = [] if has_tensorboard else [TensorBoardLog(self.run_dir, self.first_step)]
+        return [*ours, *others, MetricsCSV(self.run_dir, self.first_step)]
 
     def execute(self) -> None:
         """Train, and say how well it went."""

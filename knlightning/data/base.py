@@ -15,13 +15,12 @@ from torchvision.transforms.v2 import functional as tv
 from knlightning.checks import ArgumentError, check, check_choice, check_number
 from knlightning.data.datasets import LabelledImages, TensorImages
 from knlightning.data.folder import FolderImages, abbreviated
-from knlightning.data.loader import EvalLoader, ResumableLoader, drops_last
+from knlightning.data.loader import EvalLoader, ResumableLoader, drops_last, num_readers
 from knlightning.data.samplers import EvalSampler, Sampling
 from knlightning.data.splitting import say_chosen_on, stratified_split
 from knlightning.protocols import batch_independent
 
 Scaling = Literal["unit", "standard"]
-MAX_WORKERS = 16
 
 
 class BaseDataModule(LightningDataModule, ABC):
@@ -50,6 +49,8 @@ class BaseDataModule(LightningDataModule, ABC):
         pin_memory: Whether batches are put into page-locked memory; None if training on a CUDA device.
         drop_last: Whether a last training batch that is not full is left out; None for what `sampling` says, but a
             single image is left out if the network has batch normalization, which needs more.
+        balanced_sampling: Whether an epoch draws its training images, as many as there are, so that each class comes
+            equally often on average; images of rare classes come several times, and others not at all.
         predict_dir: Folder of images to predict on; see `FolderImages`. Read when predicting only.
 
     Attributes:
@@ -81,6 +82,7 @@ class BaseDataModule(LightningDataModule, ABC):
         num_workers: int | None = None,
         pin_memory: bool | None = None,
         drop_last: bool | None = None,
+        balanced_sampling: bool = False,
         predict_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
@@ -102,6 +104,7 @@ class BaseDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.drop_last = drop_last
+        self.balanced_sampling = balanced_sampling
         self.predict_dir = predict_dir
         self._train_images: LabelledImages | None = None
         self._eval_images: dict[str, LabelledImages] = {}  # by their split
@@ -188,7 +191,8 @@ class BaseDataModule(LightningDataModule, ABC):
         current_epoch = None if trainer is None else lambda: trainer.current_epoch
         workers = self._workers(dataset)
         sampling = self.sampling
-        sampler = dataset.train_sampler(len(dataset), seed, *self._ranks(), current_epoch, sampling.repeats)
+        strata = dataset.strata if self.balanced_sampling else None
+        sampler = dataset.train_sampler(len(dataset), seed, *self._ranks(), current_epoch, sampling.repeats, strata)
         drop_last = drops_last(self.drop_last, sampling, len(sampler), self.batch_size, trainer)
         check(
             not drop_last or self.batch_size <= len(sampler),
@@ -335,12 +339,8 @@ class BaseDataModule(LightningDataModule, ABC):
 
     def _num_readers(self) -> int:
         """Return how many processes read files."""
-        if self.num_workers is not None:
-            return self.num_workers
-        # a container or a batch system may grant fewer than the machine has
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         devices = 1 if self.trainer is None else self.trainer.num_devices
-        return max(1, min(MAX_WORKERS, processors // devices))
+        return num_readers(devices) if self.num_workers is None else self.num_workers
 
     def _pin(self) -> bool:
         if self.pin_memory is None:

@@ -1,5 +1,6 @@
 """Loaders of labelled images: for evaluation, and for training that can go on in the middle of an epoch."""
 
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from knlightning.protocols import has_batch_norm
 
 READ_TIMEOUT = 600
 """Seconds after which processes that read files and have given no batch are taken for dead."""
+MAX_WORKERS = 16
+"""Most processes that read files for a device, unless the user says otherwise."""
 LOST = (ConnectionError, EOFError)
 """What is raised if a process dies while it hands over a batch."""
 
@@ -38,6 +41,17 @@ def drops_last(
     single = samples > batch_size > 1 == samples % batch_size
     network = trainer.lightning_module if single and trainer is not None else None
     return sampling.drop_last or (network is not None and has_batch_norm(network))
+
+
+def num_readers(devices: int) -> int:
+    """Choose how many processes read files for a device.
+
+    Args:
+        devices: Number of devices.
+    """
+    # a container or a batch system may grant fewer processors than the machine has
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, processors // devices))
 
 
 def read(batches: Iterable[Any]) -> Iterator[Any]:
@@ -222,11 +236,13 @@ class ResumableLoader(DataLoader[Any]):
             "batch_size": self.batch_size or 1,
             "ranks": sampler.num_replicas,
             "repeats": sampler.repeats,
+            "balanced": int(sampler.weights is not None),
         }
 
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
         now = self._determinants(sampler)
-        changed = [f"{key}={restored[key]} (now {now[key]})" for key in now if restored[key] != now[key]]
+        before = {"balanced": 0} | restored  # earlier checkpoints do not say it
+        changed = [f"{key}={before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
         if changed:
             raise ValueError(
                 f"The checkpoint was written after {restored['batches']} batches of epoch {restored['epoch']}, with "

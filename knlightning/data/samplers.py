@@ -63,6 +63,8 @@ class TrainSampler(DistributedSampler[Any]):
         rank: Number of this process, 0 to `ranks - 1`.
         current_epoch: Returns the number of the epoch; then the argument of `set_epoch` is ignored.
         repeats: How many times an epoch shows an image that it shows, at least 1.
+        strata: Class of each image, int64 `(samples,)`, for an epoch that draws its images independently, those of each
+            class equally often on average; None for a permutation of all images.
 
     Attributes:
         epoch: Number of the epoch, as of the last call of `set_epoch`.
@@ -80,12 +82,14 @@ class TrainSampler(DistributedSampler[Any]):
         rank: int = 0,
         current_epoch: Callable[[], int] | None = None,
         repeats: int = 1,
+        strata: torch.Tensor | None = None,
     ) -> None:
         check_number("samples", samples, at_least=ranks, integer=True, hint="Each process needs a training image.")
         super().__init__(_sized(samples), num_replicas=ranks, rank=rank, seed=seed, drop_last=True)
         self.samples = samples
         self.current_epoch = current_epoch
         self.repeats = repeats
+        self.weights = None if strata is None else 1 / strata.bincount()[strata].double()
         self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -103,7 +107,11 @@ class TrainSampler(DistributedSampler[Any]):
         """Yield for this rank the index of each image, and how many times the epoch has shown the image before."""
         # the parent seeds with seed + epoch: epoch 1 of seed 0 would be epoch 0 of seed 1
         mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(mixed))
+        generator = torch.Generator().manual_seed(mixed)
+        if self.weights is None:
+            order = torch.randperm(self.samples, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.samples, replacement=True, generator=generator)
         places = torch.arange(self.rank, self.total_size, self.num_replicas)[self.start :]
         return zip(order[places // self.repeats].tolist(), (places % self.repeats).tolist(), strict=True)
 

@@ -280,7 +280,7 @@ def _add_statistics_gradient(d_input: Tensor, x: Tensor, maps: Tensor, saved: Sa
             untouched = in_memory.take(dropped)
         d_input.addcmul_(slope, x).add_(constant)
         if dropped is not None:
-            in_memory.put_(dropped, untouched)
+            in_memory.index_copy_(0, dropped, untouched)  # put_ refuses to run if torch is to be deterministic
     if settings.relu_input:
         torch.ops.aten.threshold_backward.grad_input(d_input, x, 0, grad_input=d_input)
     return d_input

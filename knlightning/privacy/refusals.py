@@ -36,7 +36,7 @@ def check_run(trainer: Trainer, task: LightningModule) -> None:
 
 
 def check_data(data: Any) -> None:
-    """Refuse data that show a sample several times in a step.
+    """Refuse data that show a sample several times in a step, or draw it by what class it has.
 
     Args:
         data: The datamodule, or None.
@@ -48,6 +48,11 @@ def check_data(data: Any) -> None:
         raise ValueError(
             "differential privacy: repeated augmentation shows a sample several times in a step, each time with the"
             " full bound: set the datamodule's repeated_augmentation to 1, and views of DifferentialPrivacy to more"
+        )
+    if getattr(data, "balanced_sampling", False):
+        raise ValueError(
+            "differential privacy: every sample is drawn with the same probability, which balanced_sampling of the"
+            " datamodule is not: set it to false; class_weights of the task can take its place"
         )
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchvision.transforms import v2
 
-from knlightning.checks import check_number
+from knlightning.checks import check, check_number
 from knlightning.tasks.base import Metrics, Task
 from knlightning.tasks.deferred import labels_within
 
@@ -71,6 +71,11 @@ class ClassificationTask(Task):
         cutmix_alpha: Training pastes a rectangle of the neighbour into each image, with an area drawn likewise, and
             mixes the labels by area; from 0 to 1000, and 0 for no cutmix. Source: Yun et al. (ICCV 2019). With mixup as
             well, each batch gets one of the two at random.
+        class_weights: Factor of the training loss of each class, at least 0, in the order of the labels; None for 1.
+            The loss stays a mean over images, which is not divided by the sum of the factors.
+        focal_gamma: The training loss of an image is multiplied by (1 - p)^gamma, where p is the probability of its
+            class, at least 0; 2 is usual, and 0 is no focal loss. Source: Lin et al. (ICCV 2017).
+        eval_flip: Whether validation, test and prediction average the logits of an image and of its mirror image.
         **kwargs: Further arguments of `Task`.
 
     Raises:
@@ -87,14 +92,24 @@ class ClassificationTask(Task):
         *,
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
+        class_weights: list[float] | None = None,
+        focal_gamma: float = 0.0,
+        eval_flip: bool = False,
         **kwargs: Any,
     ) -> None:
         check_number("label_smoothing", label_smoothing, at_least=0, at_most=1)
         check_number("mixup_alpha", mixup_alpha, at_least=0, at_most=MOST_ALPHA)
         check_number("cutmix_alpha", cutmix_alpha, at_least=0, at_most=MOST_ALPHA)
+        check_number("focal_gamma", focal_gamma, at_least=0)
+        for number, weight in enumerate(class_weights or ()):
+            check_number(f"class_weights[{number}]", weight, at_least=0)
         super().__init__(backbone, **kwargs)
-        self.save_hyperparameters("label_smoothing", "mixup_alpha", "cutmix_alpha")
-        self.label_smoothing = label_smoothing
+        self.save_hyperparameters("label_smoothing", "mixup_alpha", "cutmix_alpha", "class_weights", "focal_gamma")
+        self.save_hyperparameters("eval_flip")
+        self.label_smoothing, self.focal_gamma, self.eval_flip = label_smoothing, focal_gamma, eval_flip
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.get_default_dtype())
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", weights, persistent=False)  # of the configuration, not the checkpoint
         mixing = [make(alpha=alpha) for make, alpha in ((v2.MixUp, mixup_alpha), (v2.CutMix, cutmix_alpha)) if alpha]
         self.mixing = v2.RandomChoice(mixing) if mixing else None
         self.train_metrics: ClassificationMetrics = ClassificationMetrics()
@@ -106,47 +121,60 @@ class ClassificationTask(Task):
         shares = None
         if self.mixing is not None:  # the identity matrix, mixed like labels, becomes the shares of the labels
             images, shares = self.mixing(images, torch.eye(len(images), device=images.device))
-        return self._shared_step(images, labels, self.train_metrics, self.label_smoothing, shares)[0]
-
-    def evaluate(self, images: Tensor, labels: Tensor, metrics: ClassificationMetrics) -> Tensor:
-        """Compute the logits (N, classes) of a batch, images (N, C, H, W) and labels (N,)."""
-        return self._shared_step(images, labels, metrics)[1]
-
-    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
-        """Compute the probabilities (N, classes) of a batch."""
-        return self(batch[0]).float().softmax(dim=1)
-
-    def _shared_step(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        metrics: ClassificationMetrics,
-        label_smoothing: float = 0.0,
-        shares: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Apply the network to a batch, and add the batch to metrics.
-
-        Args:
-            images: Images (N, C, H, W).
-            labels: Classes (N,), integers.
-            metrics: The metrics.
-            label_smoothing: Label smoothing of the loss.
-            shares: Shares (N, N) of the labels (columns) in the images (rows); None if each image has its own label
-                alone.
-
-        Returns:
-            The mean loss, and the logits (N, classes).
-        """
         logits = self(images)
         self.check_width(logits)
-        targets = labels = self._checked(labels, *logits.shape)
+        labels = self._checked(labels, *logits.shape)
+        targets: Tensor | None = None
         if shares is not None:
             targets = shares.new_zeros(logits.shape).index_add_(1, labels, shares)
             labels = targets.argmax(dim=1)
+        loss = self._loss(logits, labels, targets)
+        self.train_metrics.update(loss, logits, labels)
+        return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """Compute the training loss.
+
+        Args:
+            logits: Logits (N, classes).
+            labels: Classes (N,), integers.
+            targets: Shares (N, classes) of the classes in mixed images; None if each image has its own class alone.
+        """
+        if self.class_weights is not None:
+            count, classes = len(self.class_weights), logits.shape[1]
+            check(
+                count == classes, "class_weights", f"{count} weights", f"one weight for each of the {classes} classes"
+            )
         # the mean over all samples, for private training: with a label that it ignores, cross_entropy divides by others
-        loss = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none").mean()
-        metrics.update(loss, logits, labels)
-        return loss, logits
+        losses = F.cross_entropy(
+            logits,
+            labels if targets is None else targets,
+            None if self.class_weights is None else self.class_weights.to(logits.dtype),
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+        if self.focal_gamma:
+            shares = F.one_hot(labels, logits.shape[1]) if targets is None else targets
+            missing = 1 - (logits.softmax(dim=1) * shares).sum(dim=1)
+            # the slope of a power below 1 has no limit at 0
+            losses = losses * missing.clamp(min=torch.finfo(missing.dtype).eps) ** self.focal_gamma
+        return losses.mean()
+
+    def evaluate(self, images: Tensor, labels: Tensor, metrics: ClassificationMetrics) -> Tensor:
+        """Compute the logits (N, classes) of a batch, images (N, C, H, W) and labels (N,)."""
+        logits = self._evaluated(images)
+        self.check_width(logits)
+        labels = self._checked(labels, *logits.shape)
+        metrics.update(F.cross_entropy(logits, labels, reduction="none").mean(), logits, labels)
+        return logits
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
+        """Compute the probabilities (N, classes) of a batch."""
+        return self._evaluated(batch[0]).float().softmax(dim=1)
+
+    def _evaluated(self, images: Tensor) -> Tensor:
+        """Compute the logits (N, classes) of images (N, C, H, W) as evaluation does."""
+        return (self(images) + self(images.flip(-1))) / 2 if self.eval_flip else self(images)
 
     def _checked(self, labels: Tensor, num_images: int, num_classes: int) -> Tensor:
         """Check the labels of a batch."""

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from knlightning.analysis.curves import STYLES, draw_convergence, draw_curves, draw_scores, read_metrics
+from knlightning.analysis.curves import COLOURS, draw_convergence, draw_curves, draw_scores, read_metrics, styles_of
+from knlightning.nn.normalization import NORMS
 
 METRICS = """step,lr-SGD,val/loss,val/acc,epoch,train/loss,train/acc
 0,0.1,,,,,
@@ -25,7 +26,7 @@ def test_the_mean_iou_of_segmentation_takes_the_place_of_the_accuracy(tmp_path):
     assert figure.axes[1].get_ylabel() == "mean IoU"
     assert [list(line.get_ydata()) for line in figure.axes[1].lines] == [[0.6, 0.7], [0.75, 0.8]]
     (axes,) = draw_convergence({"batch size 8": {"x": [tmp_path]}}).axes
-    assert axes.get_ylabel() == "validation mean IoU in %"
+    assert axes.get_ylabel() == "validation mean IoU in % (not linear: stretched towards 100)"
     assert axes.lines[0].get_xydata() == pytest.approx(np.array([[1, 75], [2, 80]]))
 
 
@@ -59,15 +60,21 @@ def test_convergence_is_the_mean_over_runs_and_its_spread(tmp_path):
     figure.savefig(tmp_path / "convergence.png")
 
 
-def test_many_lines_are_told_apart():
-    assert len({color for color, _, _ in STYLES}) == len({marker for _, marker, _ in STYLES}) == len(STYLES)
+def test_a_normalization_has_one_colour_and_every_line_its_own_style():
+    assert COLOURS.keys() == NORMS.keys()
+    names = ["ResNet-8, kernel", "ResNet-8, group", "KNResNet-8, kernel", "resnet8", "vgg"]
+    styles = styles_of(names)
+    assert [styles[name].color for name in names[:3]] == [COLOURS["kernel"], COLOURS["group"], COLOURS["kernel"]]
+    assert len({style.marker for style in styles.values()}) == 5
+    assert len({style[::2] for style in styles.values()}) == 5  # colour and line
 
 
 def test_scores_of_a_table():
     scores = {"group": {"ε = 8": [90.0, 92.0], "ε = 1": [70.0]}, "none": {"ε = 8": [80.0, 80.0]}}
     (axes,) = draw_scores(scores, "test accuracy in %").axes
     lines = {handle.get_label(): handle.lines[0].get_xydata().tolist() for handle in axes.containers}
-    assert lines == {"group": [[0, 91.0], [1, 70.0]], "none": [[0, 80.0]]}
+    aside = pytest.approx(-0.1), pytest.approx(0.9)
+    assert lines == {"group": [[aside[0], 91.0], [aside[1], 70.0]], "none": [[pytest.approx(0.1), 80.0]]}
     assert [label.get_text() for label in axes.get_xticklabels()] == ["ε = 8", "ε = 1"]
     (low, high) = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((91 - 2**0.5, 91 + 2**0.5))

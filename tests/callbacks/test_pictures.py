@@ -8,7 +8,13 @@ from standins import RandomData, RandomScenes, TinyFCN, TinyNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from knlightning.callbacks import Pictures
-from knlightning.callbacks.pictures import confusion_figure, iou_figure, predictions_figure, scenes_figure
+from knlightning.callbacks.pictures import (
+    confusion_figure,
+    iou_figure,
+    predictions_figure,
+    scenes_figure,
+    spread_over_classes,
+)
 from knlightning.tasks import ClassificationTask, SegmentationTask
 
 
@@ -46,10 +52,31 @@ def test_names_and_way_back_come_from_the_datamodule(tmp_path, monkeypatch):
     )
     fit(tmp_path, Pictures(images=6), data, epochs=1)
     ((images, labels, probabilities, names),) = seen
-    assert torch.equal(images, data.dataset.tensors[0][:6].flip(1))
-    assert torch.equal(labels, data.dataset.tensors[1][:6])
+    all_images, all_labels = data.dataset.tensors
+    wrong = probabilities.argmax(dim=1) != labels
+    assert wrong.tolist() == sorted(wrong.tolist(), reverse=True)
+    places = [next(i for i, other in enumerate(all_images) if torch.equal(other.flip(0), image)) for image in images]
+    assert len(set(places)) == 6
+    assert torch.equal(labels, all_labels[places])
+    counts, there = labels.bincount(minlength=3), all_labels.bincount(minlength=3)
+    assert ((counts == 2) | (counts >= there.clamp(max=2))).all()  # of each class equally many
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(6))
     assert names == ("x", "y", "z")
+
+
+def test_images_of_all_classes_are_chosen_and_wrong_ones_first():
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2, 0])
+    wrong = torch.tensor([0, 0, 0, 1, 0, 1, 0, 1], dtype=torch.bool)
+    assert spread_over_classes(labels, wrong, 2).tolist() == [3, 5]
+    assert spread_over_classes(labels, wrong, 5).tolist() == [3, 4, 5, 6, 7]
+    assert spread_over_classes(labels, wrong, 9).tolist() == list(range(8))
+    generator = torch.Generator().manual_seed(0)
+    labels, wrong = torch.randint(7, (90,), generator=generator), torch.rand(90, generator=generator) < 0.2
+    kept = torch.arange(0)
+    for batch in torch.arange(90).split(8):  # in parts as at once
+        kept = torch.cat((kept, batch))
+        kept = kept[spread_over_classes(labels[kept], wrong[kept], 24)]
+    assert torch.equal(kept, spread_over_classes(labels, wrong, 24))
 
 
 def test_without_tensorboard_nothing_happens(tmp_path):
@@ -87,6 +114,13 @@ def test_wrong_predictions_are_red_and_say_what_is_true():
     figure = predictions_figure(torch.rand(2, 1, 4, 4), torch.tensor([0, 0]), probabilities, ["cat", "dog"])
     titles = [(axes.get_title(), axes.title.get_color()) for axes in figure.axes]
     assert titles == [("cat (90%)", "black"), ("dog (70%)\nis cat", "red")]
+
+
+def test_long_titles_go_on_in_the_next_line():
+    names = ["Egyptian $mau$ of a very very long name that is cut", "cat"]
+    figure = predictions_figure(torch.rand(1, 1, 4, 4), torch.tensor([0]), torch.tensor([[0.1, 0.9]]), names)
+    lines = figure.axes[0].get_title().splitlines()
+    assert lines == ["cat (90%)", r"is Egyptian \$mau\$", "of a very very", "long name"]
 
 
 @pytest.mark.parametrize("arguments", [{"every_n_epochs": -1}, {"images": -1}])
@@ -132,7 +166,8 @@ def test_scenes_and_counts_are_those_of_the_validation(tmp_path, monkeypatch):
     assert names == data.class_names
     hits = expected.diagonal()
     torch.testing.assert_close(seen["iou_figure"][0], hits / (expected.sum(0) + expected.sum(1) - hits))
-    scenes, palette = seen["scenes_figure"]
+    scenes, palette, shown_names = seen["scenes_figure"]
+    assert shown_names == data.class_names
     assert len(scenes) == 6
     for i, (image, labels, guess) in enumerate(scenes):
         assert torch.equal(image, data.images[i].flip(0))
@@ -157,7 +192,14 @@ def test_large_scenes_are_thinned_out_and_few(tmp_path, monkeypatch):
 def test_truth_and_prediction_are_black_where_pixels_are_ignored():
     palette = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 0]], dtype=torch.uint8)
     labels, predicted = torch.tensor([[0, 1], [255, 1]]), torch.tensor([[1, 1], [1, 0]])
-    image, truth, prediction = scenes_figure([(torch.rand(3, 2, 2), labels, predicted)], palette).axes
+    figure = scenes_figure([(torch.rand(3, 2, 2), labels, predicted)], palette, ["sky", "$"])
+    image, truth, prediction = figure.axes
+    (legend,) = figure.legends
+    named = {
+        text.get_text(): patch.get_facecolor()[:3]
+        for text, patch in zip(legend.texts, legend.get_patches(), strict=True)
+    }
+    assert named == {"sky": (1, 0, 0), r"\$": (0, 1, 0), "not counted": (0, 0, 0)}
     red, green, black = ([255, 0, 0], [0, 255, 0], [0, 0, 0])
     assert truth.images[0].get_array().tolist() == [[red, green], [black, green]]
     assert prediction.images[0].get_array().tolist() == [[green, green], [black, red]]

@@ -18,7 +18,7 @@ def test_run_directory_holds_everything(trained):
     assert config["run_dir"] == "runs/tiny/0"
     assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
     names = {path.name.partition(".")[0] for path in run.iterdir()}
-    assert names == {"config", "checkpoints", "metrics", "events"}
+    assert names == {"config", "checkpoints", "metrics", "events", "versus_images"}
 
 
 def test_curves_of_loss_accuracy_rate_and_throughput(trained):
@@ -31,7 +31,7 @@ def test_curves_of_loss_accuracy_rate_and_throughput(trained):
     assert rates[1][1] == pytest.approx(0.5 * (0.01 + 0.99 * 0.75))  # a cosine over the three epochs
     assert all(rate > 0 for _, rate in column(run, "train/images_per_s"))
     tags = scalars(run).Tags()
-    assert {"train/loss", "val/acc", "lr-SGD", "train/images_per_s", "train/loss_step"} <= set(tags["scalars"])
+    assert {"train/loss", "val/acc", "train/lr-SGD", "train/images_per_s", "train/loss_step"} <= set(tags["scalars"])
     assert tags["images"] == ["val/confusion", "val/predictions"]
 
 
@@ -81,10 +81,10 @@ def test_hparams_tab_shows_settings_with_the_best_score(trained):
     assert group.hparams["model.optimizer.lr"].number_value == 0.5
     assert group.hparams["model.backbone"].string_value == "TinyNet"
     (metric,) = group.metric_values
-    assert metric.name.tag == "best/val/acc"
+    assert metric.name.tag == "val/best_acc"
     best = max(value for _, value in column(run, "val/acc"))
     assert metric.value == pytest.approx(best, abs=1e-6)
-    assert [info.name.tag for info in experiment.metric_infos] == ["best/val/acc"]
+    assert [info.name.tag for info in experiment.metric_infos] == ["val/best_acc"]
 
 
 def test_runs_are_numbered(folder):
