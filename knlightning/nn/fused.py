@@ -175,6 +175,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     result, convolved, mean, rstd = output
     kept = result if keep_output else convolved
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(convolved, mean, rstd)
     ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, kept)
     ctx.settings, ctx.keep_output, ctx.numbers = _unpack(weight, *numbers), keep_output, numbers
 
