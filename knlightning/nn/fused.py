@@ -136,7 +136,7 @@ def _forward(
     from knlightning.nn import fused_passes as passes  # needs Triton
 
     settings = _unpack(weight, *numbers)
-    memory_format = _format(input, weight)
+    memory_format, input = _format(input, weight), _dense(input)
     mean, var, rectified = passes.pixel_moments(input, seed, settings.dropout_p, settings.relu_input)
     mean, rstd = passes.window_moments(mean, var, settings.window, settings.inflation, settings.eps)
     convolved = convolve(input if rectified is None else rectified, weight, settings)
@@ -168,6 +168,11 @@ def _format(*tensors: Tensor) -> torch.memory_format:
     """Choose the format that torch's convolutions give their result: channels-last if one of the tensors has it."""
     last = any(is_channels_last(tensor) and not tensor.is_contiguous() for tensor in tensors)
     return _CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
+
+
+def _dense(input: Tensor) -> Tensor:
+    """Make sure of the format, whatever a compiler made of the input; costs nothing if it has it."""
+    return input.contiguous(memory_format=_format(input))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -222,8 +227,8 @@ def _backward(
     from knlightning.nn import fused_passes as passes  # needs Triton
 
     settings = _unpack(weight, *numbers)
-    window, memory_format = settings.window, _format(input, weight)
-    grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
+    window, memory_format, input = settings.window, _format(input, weight), _dense(input)
+    grad, kept = (t.to(kept.dtype).contiguous(memory_format=memory_format) for t in (grad, kept))
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p

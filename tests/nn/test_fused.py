@@ -124,6 +124,14 @@ def test_what_is_not_a_number_stays_so():
     assert y.isnan().sum() == 2
 
 
+def test_compilers_may_hand_the_operator_a_view():
+    operator, seed = torch.ops.knlightning.kn_conv.default, torch.tensor([3])
+    numbers = (True, [1, 1], [0, 0, 0, 0], [1, 1], 1, 0.3, 1.0, 1e-5, False, False)
+    x, weight = torch.randn(1, 4, 5, 9)[..., ::2], torch.randn(2, 4, 2, 2)
+    view, dense = (operator(t, weight, None, None, seed, *numbers)[0] for t in (x, x.contiguous()))
+    assert torch.equal(view, dense)
+
+
 # ---- gradients
 
 
