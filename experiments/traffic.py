@@ -20,12 +20,8 @@ from knlightning.analysis.variants import AlgorithmOneConv2d, compute_as_publish
 from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.models import knresnet50
-from knlightning.nn import KNConv2d, fused, fused_kernels, fused_passes, triton_kernels
+from knlightning.nn import KNConv2d, fused_kernels, fused_passes, triton_kernels
 
-OPERATORS: dict[Any, Callable[..., Any]] = {
-    torch.ops.knlightning.kn_conv.default: fused._forward,
-    torch.ops.knlightning.kn_conv_backward.default: fused._backward,
-}
 CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward", "aten::conv2d")
 
 
@@ -37,9 +33,6 @@ class Traffic(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in OPERATORS:
-            with self:
-                return OPERATORS[func](*args)
         result = func(*args, **(kwargs or {}))
         if not func.is_view and func.name() not in CONVOLUTIONS and "empty" not in func.name():
             self.add((args, kwargs, result))
@@ -96,9 +89,9 @@ def traffic(batch_size: int = 32) -> dict[str, tuple[float, float]]:
     results = {}
     print("| | layer, in tensors of the size of its input | KNResNet-50, in GB |\n| --- | --- | --- |")
     for name, layer in layers().items():
-        x = torch.empty(batch_size, 256, 56, 56, device="meta").contiguous(memory_format=torch.channels_last)
+        x = torch.empty(batch_size, 256, 56, 56, device="meta")
         x.requires_grad_()
-        images = torch.empty(batch_size, 3, 224, 224, device="meta").contiguous(memory_format=torch.channels_last)
+        images = torch.empty(batch_size, 3, 224, 224, device="meta")
         around = {"relu_output": True} if isinstance(layer, KNConv2d) else {}
         with torch.device("meta"):
             network = knresnet50(norm={"BatchNorm": "batch", "GroupNorm": "layer"}.get(name.split()[0], "kernel"))

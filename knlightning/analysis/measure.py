@@ -149,6 +149,8 @@ class Probe:
         """Time one of the passes, in milliseconds."""
         self.net.train(which == "step")
         run = self._step if which == "step" else self._evaluate
+        if self.device == "cuda":
+            run()  # takes the memory again that was given back below
         self._synchronize()
         start = time.perf_counter()
         for _ in range(self.repeats[which]):

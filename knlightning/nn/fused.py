@@ -10,7 +10,7 @@ The operators are known to `torch.library`, so that compilers take them as they 
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -113,8 +113,9 @@ def fused_kn_conv(
     window = settings.window
     geometry = list(window.stride), list(window.pads), list(window.dilation)
     numbers = [getattr(settings, field.name) for field in fields(settings) if field.name != "window"]
-    operator = torch.ops.knlightning.kn_conv.default
-    return operator(input, weight, bias, residual, seed, keep_output, *geometry, *numbers)[0]
+    # eagerly without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
+    run = torch.ops.knlightning.kn_conv.default if torch.compiler.is_compiling() else _Eager.apply
+    return run(input, weight, bias, residual, seed, keep_output, *geometry, *numbers)[0]
 
 
 def _unpack(weight: Tensor, stride: list[int], pads: list[int], dilation: list[int], *numbers: Any) -> Settings:
@@ -135,7 +136,7 @@ def _forward(
     from knlightning.nn import fused_passes as passes  # needs Triton
 
     settings = _unpack(weight, *numbers)
-    memory_format = _format(input, weight)
+    memory_format, input = _format(input, weight), _dense(input)
     mean, var, rectified = passes.pixel_moments(input, seed, settings.dropout_p, settings.relu_input)
     mean, rstd = passes.window_moments(mean, var, settings.window, settings.inflation, settings.eps)
     convolved = convolve(input if rectified is None else rectified, weight, settings)
@@ -169,16 +170,24 @@ def _format(*tensors: Tensor) -> torch.memory_format:
     return _CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
 
 
+def _dense(input: Tensor) -> Tensor:
+    """Make sure of the format, whatever a compiler made of the input; costs nothing if it has it."""
+    return input.contiguous(memory_format=_format(input))
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, weight, bias, residual, seed, keep_output, *numbers = inputs
     result, convolved, mean, rstd = output
     kept = result if keep_output else convolved
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(convolved, mean, rstd)
     ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, kept)
     ctx.settings, ctx.keep_output, ctx.numbers = _unpack(weight, *numbers), keep_output, numbers
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad: Tensor, *_: None, run: Callable[..., tuple[Tensor, ...]] | None = None
+) -> tuple[Tensor | None, ...]:
     input, mean, rstd, weight, bias, residual, seed, kept = ctx.saved_tensors
     needs = ctx.needs_input_grad[:4]
     nothing = (None,) * 11
@@ -187,7 +196,8 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
 
         mask = None if seed is None else mask_of_seed(seed, input, ctx.settings.dropout_p)
         return *composite_gradients((input, weight, bias, residual), mask, grad, needs, ctx.settings), *nothing
-    gradients = torch.ops.knlightning.kn_conv_backward.default(
+    run = run or torch.ops.knlightning.kn_conv_backward.default
+    gradients = run(
         grad, input, weight, bias, residual, seed, kept, mean, rstd, list(needs[:3]), ctx.keep_output, *ctx.numbers
     )
     found = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
@@ -217,8 +227,8 @@ def _backward(
     from knlightning.nn import fused_passes as passes  # needs Triton
 
     settings = _unpack(weight, *numbers)
-    window, memory_format = settings.window, _format(input, weight)
-    grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
+    window, memory_format, input = settings.window, _format(input, weight), _dense(input)
+    grad, kept = (t.to(kept.dtype).contiguous(memory_format=memory_format) for t in (grad, kept))
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p
@@ -259,3 +269,17 @@ def _fake_backward(
 
 torch.library.impl(_BACKWARD, "default", _backward)
 torch.library.register_fake(_BACKWARD, _fake_backward)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator `knlightning::kn_conv` with its gradient, without what `torch.library` does at each call."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, *grads, run=_backward)

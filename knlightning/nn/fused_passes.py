@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from knlightning.nn import triton_kernels as kernels
@@ -178,13 +177,13 @@ def _tile(tensor: Tensor) -> tuple[int, int]:
     samples, channels, pixels = len(tensor), _power(tensor.shape[1]), _power(math.prod(tensor.shape[2:]))
     most = _TILE // 32 if tensor.is_contiguous() else _MOST_PIXELS  # neighbours in memory are pixels or channels
     block_p = min(pixels, most, _TILE // min(channels, _MOST_CHANNELS))
-    while block_p > 16 and samples * triton.cdiv(pixels, block_p) < _PROGRAMS:
+    while block_p > 16 and samples * (pixels // block_p) < _PROGRAMS:
         block_p //= 2
     return block_p, max(4, min(channels, _MOST_CHANNELS, _TILE // block_p))
 
 
 def _programs(tensor: Tensor, block_p: int) -> int:
-    return len(tensor) * triton.cdiv(math.prod(tensor.shape[2:]), block_p)
+    return len(tensor) * -(-math.prod(tensor.shape[2:]) // block_p)
 
 
 def _power(number: int) -> int:

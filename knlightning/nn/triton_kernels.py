@@ -231,6 +231,11 @@ def scale_gradient_kernel(
         values = tl.load(grad + offsets, there, 0.0).to(tl.float32)
         if relu:
             values = tl.where(tl.load(kept + offsets, there, 0.0) <= 0, 0.0, values)
+        row = tl.program_id(0).to(tl.int64) * 2 * channels + channel
+        tl.store(partial + row, tl.sum(values, 0), known)
+        scaled_values = values * r[:, None]
+        tl.store(scaled + offsets, scaled_values, there)
+        tl.store(partial + row + channels, tl.sum(scaled_values * mu[:, None], 0), known)
         if maps is not None:
             normalized = tl.load(kept + offsets, there, 0.0).to(tl.float32)
             if kept_output and bias is not None:
@@ -239,11 +244,6 @@ def scale_gradient_kernel(
                 normalized -= tl.load(residual + offsets, there, 0.0).to(tl.float32)
             with_kept += tl.sum(values * normalized, 1)
             with_sums += tl.sum(values * tl.load(sums + channel, known, 0.0)[None, :], 1)
-        row = tl.program_id(0).to(tl.int64) * 2 * channels + channel
-        tl.store(partial + row, tl.sum(values, 0), known)
-        values *= r[:, None]
-        tl.store(scaled + offsets, values, there)
-        tl.store(partial + row + channels, tl.sum(values * mu[:, None], 0), known)
     if maps is not None:
         d_var = -0.5 * r * r * (with_kept if kept_output else r * (with_kept - mu * with_sums))
         d_mean = 2.0 * (inflation - 1.0) * d_var * mu - with_sums * r

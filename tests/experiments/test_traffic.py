@@ -6,7 +6,7 @@ from knlightning.nn import KNConv2d, fused_kernels
 
 
 def bytes_of(layer, fused=True, **around):
-    x = torch.empty(8, 256, 56, 56, device="meta").contiguous(memory_format=torch.channels_last).requires_grad_()
+    x = torch.empty(8, 256, 56, 56, device="meta").requires_grad_()
     with fused_kernels(fused):
         return count_bytes(lambda: layer(x, **around)) / x.nbytes
 
@@ -30,5 +30,5 @@ def test_nothing_large_is_kept_but_input_and_output():
     x = torch.empty(8, 64, 32, 32, device="meta", requires_grad=True)
     kept = []
     with fused_kernels(True), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = layer(x, relu_output=True)
-    assert sum(t.nbytes for t in kept) < x.nbytes + y.nbytes + layer.weight.nbytes + 0.1 * x.nbytes
+        count_bytes(lambda: layer(x, relu_output=True))
+    assert 2 * x.nbytes < sum(t.nbytes for t in kept) < 2.1 * x.nbytes + layer.weight.nbytes

@@ -1,12 +1,12 @@
 import pytest
 import torch
-import torchvision
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from knlightning.models import kernel_normalize, knresnet18
 
 NETWORKS = {
     "KNResNet-18": lambda: knresnet18(num_classes=10, low_resolution=True, dropout_p=0.0),
-    "converted ResNet-18": lambda: kernel_normalize(torchvision.models.resnet18(num_classes=10), dropout_p=0.0)[0],
+    "converted ResNet": lambda: kernel_normalize(ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10), dropout_p=0.0)[0],
 }
 
 
