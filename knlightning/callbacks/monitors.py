@@ -9,7 +9,10 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from knlightning.checks import check, check_choice
 from knlightning.tasks import Task
 
-LOGGED_BESIDE = ("train/loss_step", "train/images_per_s", "privacy/epsilon", "epoch", "step")
+LOGGED_BESIDE = (
+    *("train/loss_step", "train/images_per_s", "epoch", "step"),
+    *("privacy/epsilon", "privacy/clipped", "privacy/train_acc"),
+)
 """What every run may log beside the metrics of its task."""
 
 

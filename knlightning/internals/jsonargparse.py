@@ -99,7 +99,7 @@ def in_one_line(message: str) -> str:
     expected = re.search(union, text, re.M) or re.search(single, text, re.M)
     given = re.search(r"(?:^Given value: |\. Got value: )(.*)", text, re.M)
     if expected is None or given is None:
-        return f"{key}: {reasons[-1]}"
+        return f"{key}: {(reasons or lines)[-1].strip()}"
     allowed = ("one of " if "," in expected[1] else "") + expected[1]
     for written, meant in _NAMES:
         allowed = re.sub(written, meant, allowed)

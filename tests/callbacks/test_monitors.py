@@ -11,6 +11,7 @@ import knlightning
 from knlightning.callbacks import EMA, BestCheckpoint
 from knlightning.callbacks.monitors import LOGGED_BESIDE, check_monitors
 from knlightning.checks import ArgumentError
+from knlightning.privacy import private_metrics
 from knlightning.tasks import ClassificationTask, SegmentationTask
 
 
@@ -81,10 +82,10 @@ def test_fast_dev_run_and_no_monitor():
 def test_the_list_of_what_is_logged_beside_is_complete():
     code = "".join(path.read_text() for path in Path(knlightning.__file__).parent.rglob("*.py"))
     named = set(re.findall(r'\.log\("([^"]+)"', code))
-    assert named == set(LOGGED_BESIDE) - {"epoch", "step"}  # these two are Lightning's
+    assert named | {"privacy/epsilon", *private_metrics.NAMES} == set(LOGGED_BESIDE) - {"epoch", "step"}  # of Lightning
 
 
-@pytest.mark.parametrize(("monitor", "said"), [("acc", "a metric that is logged"), (None, "the name of a metric")])
+@pytest.mark.parametrize(("monitor", "said"), [("acc", "a metric that is logged"), (None, "a value other than null")])
 def test_fit_refuses_before_it_trains(tmp_path, monkeypatch, capsys, monitor, said):
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path / "tiny.yaml", tiny_config(max_epochs=1) | {"best_checkpoint": {"monitor": monitor}})

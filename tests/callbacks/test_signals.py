@@ -12,6 +12,14 @@ def trainer():
     return Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
 
 
+@pytest.fixture(autouse=True)
+def _hangup():
+    """A process that is started by nohup, as these tests may be, ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)])
 def test_a_signal_ends_the_process_with_the_status_of_shells(signum, status):
     before = signal.getsignal(signum)
