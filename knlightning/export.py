@@ -1,8 +1,9 @@
 """Write a trained network for other programs.
 
 Beside the files of the network lies `preprocessing.json`, which says what they expect of an image and what their
-outputs are called. Of segmentation it is the network that is written, without the task's windows, mirrored images and
-scales. Every file is read back and compared with the network before any of them is put in its place.
+outputs are called; files of the formats that have room for it hold the same (`Format`). It is the network that is
+written, without the mirrored images, windows and scales of the task. Every file is read back and compared with the
+network before any of them is put in its place.
 """
 
 import copy
@@ -10,7 +11,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +30,13 @@ TOLERANCE = 1e-3
 CHECKED_BATCHES = (1, 3)
 INPUT, OUTPUT = "images", "logits"
 PREPROCESSING = "preprocessing.json"
+RESIZE_FILTER = "bilinear, with antialiasing, as PIL.Image.Resampling.BILINEAR"
 
 Forward = Callable[[Tensor], Tensor]
 """From images to logits."""
 
 
-def _write_state_dict(model: nn.Module, images: Tensor, path: Path) -> None:
+def _write_state_dict(model: nn.Module, images: Tensor, path: Path, texts: Mapping[str, str]) -> None:
     torch.save(model.state_dict(), path)
 
 
@@ -44,10 +46,10 @@ def _read_state_dict(model: nn.Module, path: Path) -> Forward:
     return network
 
 
-def _write_safetensors(model: nn.Module, images: Tensor, path: Path) -> None:
+def _write_safetensors(model: nn.Module, images: Tensor, path: Path, texts: Mapping[str, str]) -> None:
     from safetensors.torch import save_model
 
-    save_model(model, str(path))  # unlike save_file, also where two names share a tensor
+    save_model(model, str(path), dict(texts))  # unlike save_file, also where two names share a tensor
 
 
 def _read_safetensors(model: nn.Module, path: Path) -> Forward:
@@ -58,26 +60,28 @@ def _read_safetensors(model: nn.Module, path: Path) -> Forward:
     return network
 
 
-def _write_torch_export(model: nn.Module, images: Tensor, path: Path) -> None:
-    torch.export.save(torch.export.export(model, (images,), dynamic_shapes=_batch_of_any_size()), path)
+def _write_torch_export(model: nn.Module, images: Tensor, path: Path, texts: Mapping[str, str]) -> None:
+    program = torch.export.export(model, (images,), dynamic_shapes=_batch_of_any_size())
+    torch.export.save(program, path, extra_files=dict(texts))
 
 
 def _read_torch_export(model: nn.Module, path: Path) -> Forward:
     return torch.export.load(path).module()
 
 
-def _write_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
-    torch.onnx.export(
+def _write_onnx(model: nn.Module, images: Tensor, path: Path, texts: Mapping[str, str]) -> None:
+    program = torch.onnx.export(
         model,
         (images,),
-        path,
         input_names=[INPUT],
         output_names=[OUTPUT],
         dynamic_shapes=_batch_of_any_size(),
         dynamo=True,
-        external_data=False,  # one file
         verbose=False,
     )
+    assert program is not None
+    program.model.metadata_props.update(texts)
+    program.save(path, external_data=False)  # one file
 
 
 def _read_onnx(model: nn.Module, path: Path) -> Forward:
@@ -94,13 +98,14 @@ class Format:
     Args:
         file: Name of the file.
         packages: Packages of the extra `export` that it needs.
-        write: Writes a network; the images are an example of its input.
+        write: Writes a network; the images are an example of its input, and the texts its preprocessing: metadata of
+            safetensors and ONNX, and extra files of torch.export.
         read: Reads it again, given the network for its structure.
     """
 
     file: str
     packages: tuple[str, ...]
-    write: Callable[[nn.Module, Tensor, Path], None]
+    write: Callable[[nn.Module, Tensor, Path, Mapping[str, str]], None]
     read: Callable[[nn.Module, Path], Forward]
 
 
@@ -126,7 +131,7 @@ def export(
         to: Directory; made if need be, and empty.
         formats: Names in `FORMATS`.
         image_size: H and W of the images.
-        preprocessing: Plain values for `preprocessing.json`.
+        preprocessing: Plain values for `preprocessing.json`; the files hold them as texts, those that are none as JSON.
 
     Returns:
         The largest difference of an output, by file.
@@ -152,9 +157,10 @@ def export(
         if names is not None and len(names) != width:
             raise ValueError(f"the network has {width} outputs and the data {len(names)} classes; nothing was exported")
         limit = TOLERANCE * max(float(logits.abs().max()) for logits in expected)
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in preprocessing.items()}
         for name in dict.fromkeys(formats):
             path = Path(folder) / FORMATS[name].file
-            outputs = _written_and_read(name, model, batches, path)
+            outputs = _written_and_read(name, model, batches, path, texts)
             pairs = zip(outputs, expected, strict=True)
             difference = max(float((output - logits).abs().max()) for output, logits in pairs)
             if not difference <= limit:
@@ -191,17 +197,21 @@ def check_request(to: Path, formats: Sequence[str]) -> None:
     check(not to.exists() or (to.is_dir() and not any(to.iterdir())), "to", str(to), "a new or an empty directory")
 
 
-def preprocessing_of(datamodule: LightningDataModule, of_pixels: bool = False) -> dict[str, Any]:
+def preprocessing_of(
+    datamodule: LightningDataModule, of_pixels: bool = False, image_size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Describe what a network trained on the data expects of an image, in plain values.
 
     Args:
         datamodule: One of knlightning.data, or one with the same attributes; what it lacks is left out.
         of_pixels: Whether the network tells the class of each pixel.
+        image_size: Height and width of the images; None for those of the datamodule.
 
     Returns:
         "input" and "output" in words; "image_size" (height, width), which is cut out of the middle; "resize", the
-        length in pixels to which the shorter side is brought before, or None for the least that covers `image_size`;
-        "scaling", "mean" and "std", by which 8-bit values become (value / 255 - mean) / std for each channel;
+        length in pixels to which the shorter side is brought before, or None for the least that covers `image_size`,
+        and "resize_filter" in words; "scaling", "mean" and "std", by which 8-bit values become
+        (value / 255 - mean) / std for each channel, and "range", the lowest and the highest that they can become;
         "classes" in the order of the logits. With `of_pixels` "image_size" is that of whole images, there is no
         "resize", and there are "palette", red, green and blue of each class, and "label_ids", its number in files.
     """
@@ -211,15 +221,18 @@ def preprocessing_of(datamodule: LightningDataModule, of_pixels: bool = False) -
         "output": f"{OUTPUT}: float32, {shape}; softmax gives probabilities",
     }
     data = describe(datamodule)
-    if data.image_size is not None:
-        description["image_size"] = list(data.image_size)
+    if (size := image_size or data.image_size) is not None:
+        description["image_size"] = list(size)
         if not of_pixels:
-            description["resize"] = (data.hparams or {}).get("eval_resize")
+            description |= {"resize": (data.hparams or {}).get("eval_resize"), "resize_filter": RESIZE_FILTER}
     if data.scaling is not None and data.mean is not None and data.std is not None:
         standard = data.scaling == "standard"
         description["scaling"] = data.scaling
-        description["mean"] = list(data.mean) if standard else [0.0] * len(data.mean)
-        description["std"] = list(data.std) if standard else [1.0] * len(data.std)
+        mean = list(data.mean) if standard else [0.0] * len(data.mean)
+        std = list(data.std) if standard else [1.0] * len(data.std)
+        description |= {"mean": mean, "std": std}
+        ends = [[(end - m) / s for m, s in zip(mean, std, strict=True)] for end in (0, 1)]
+        description["range"] = [min(ends[0]), max(ends[1])]
     if data.class_names is not None:
         description["classes"] = list(data.class_names)
     if of_pixels and data.palette is not None:
@@ -229,12 +242,14 @@ def preprocessing_of(datamodule: LightningDataModule, of_pixels: bool = False) -
     return description
 
 
-def _written_and_read(name: str, model: nn.Module, batches: list[Tensor], path: Path) -> list[Tensor]:
+def _written_and_read(
+    name: str, model: nn.Module, batches: list[Tensor], path: Path, texts: Mapping[str, str]
+) -> list[Tensor]:
     """Write a network, and return what the file makes of batches of images."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters, about themselves
-            FORMATS[name].write(model, batches[-1], path)
+            FORMATS[name].write(model, batches[-1], path, texts)
             network = FORMATS[name].read(model, path)
             return [network(images) for images in batches]
     except Exception as error:  # whatever an exporter makes of a network it does not understand

@@ -1,16 +1,20 @@
+import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import tomllib
 from pathlib import Path
 
 import jsonargparse
+import numpy as np
 import pytest
 import yaml
+from standins import write_image_folder
 
 import knlightning
-from knlightning.commands.main import list_commands, run
+from knlightning.commands.main import list_commands, main, run
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -108,6 +112,17 @@ def test_ci_runs_the_tests_as_the_readme_says():
     assert install in script
 
 
+def test_containers_install_and_run_as_the_readme_says():
+    instructions = re.findall(r"^(RUN|CMD) (.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert [name for name, _ in instructions] == ["RUN", "CMD"]
+    readme = command_lines(ROOT / "README.md")
+    assert instructions[0][1] in readme
+    assert shlex.join(json.loads(instructions[1][1])) in readme
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert (ROOT / ".devcontainer" / container["build"]["dockerfile"]).resolve() == ROOT / "Dockerfile"
+    assert container["postCreateCommand"] == instructions[0][1]
+
+
 def test_extras_are_there():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for page in PAGES:
@@ -163,3 +178,48 @@ def test_command_parses(command, examples):
 def test_script_parses(command, examples, monkeypatch):
     monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
     assert parses(runpy.run_path, sys.argv[0], None, "__main__")
+
+
+# commands on pages for users, run on a few batches in a folder with one run of the quickstart
+
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+RUNS = (  # what takes longer has tests of its own
+    r"knl (fit|validate|test|predict) --config (configs/(quickstart|digits_dp|scenes_fcn_knresnet)|runs/\S+)"
+    r"(?!.*(devices|Wandb|MLFlow)).*|knl curves .*"
+)
+FEW = [
+    "--trainer.accelerator=cpu",
+    *(f"--trainer.limit_{part}_batches=1" for part in ("train", "val", "test", "predict")),
+]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    write_image_folder(folder / "FOLDER")
+    for part in ("train", "test"):  # of the datamodule on the page about data
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
+        np.savez(folder / f"pets_{part}.npz", images=pixels, labels=np.arange(8) % 2)
+    for page in GUIDES:
+        for title, code in [block for language in ("python", "yaml") for block in blocks(page, language)]:
+            if title and "/" not in title:
+                (folder / title).write_text(code)
+    few = [*FEW, "--trainer.max_epochs=1", f"--run_dir={folder}/runs/quickstart/0"]
+    main(["fit", "--config", str(ROOT / "configs" / "quickstart.yaml"), *few])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", every_command(GUIDES, RUNS))
+def test_command_runs(command, quickstart, tmp_path, monkeypatch):
+    shutil.copytree(quickstart, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    name, *args = shlex.split(command, comments=True)[1:]
+    if name in ("fit", "validate", "test", "predict"):
+        args += FEW
+    if name == "fit":  # finders need more batches and no limit of epochs
+        args += ["--trainer.limit_train_batches=120"] if "LearningRateFinder" in command else []
+        args += ["--trainer.max_epochs=2" if "last" in args else "--trainer.max_epochs=1"]
+    main([name, *args])

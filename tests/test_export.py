@@ -1,8 +1,11 @@
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
+from safetensors import safe_open
 from standins import TinyNet
 from torch import nn
 
@@ -22,6 +25,21 @@ def test_scaling_is_described_as_the_datamodule_does_it():
         :, None, None
     ]
     torch.testing.assert_close(scaled, data.on_after_batch_transfer((images, None), 0)[0])
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(-1, 3, 1, 1)
+    lowest, highest = data.on_after_batch_transfer((ends, None), 0)[0].aminmax()
+    assert described["range"] == pytest.approx([lowest.item(), highest.item()])
+
+
+def test_files_hold_the_preprocessing(tmp_path):
+    preprocessing = preprocessing_of(LightningDataModule(), image_size=(32, 32))  # which says nothing of itself
+    assert (preprocessing["image_size"], preprocessing["resize"]) == ([32, 32], None)
+    export(TinyNet(), tmp_path, ["safetensors", "torch_export"], (32, 32), {"classes": ["a"] * 10, "scaling": "unit"})
+    expected = {"classes": json.dumps(["a"] * 10), "scaling": "unit"}
+    with safe_open(tmp_path / "weights.safetensors", "pt") as file:
+        assert file.metadata() == expected
+    found = dict.fromkeys(expected, "")
+    torch.export.load(tmp_path / "model.pt2", extra_files=found)
+    assert found == expected
 
 
 @pytest.mark.slow
@@ -84,7 +102,7 @@ def test_disk_that_is_full(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_not_in_the_file_show(tmp_path, monkeypatch):
-    def write(model, images, path):
+    def write(model, images, path, texts):
         torch.save({name: tensor for name, tensor in model.state_dict().items() if "head" in name}, path)
 
     class Lenient(nn.Sequential):

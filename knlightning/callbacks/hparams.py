@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-FIRST = ("model.backbone", "model.backbone.norm", "model.optimizer.lr", "data.batch_size", "model.optimizer", "seed")
-"""What runs differ in most often; it comes first in the HPARAMS tab, which has a column for each hyperparameter."""
 BY_IMAGES = "versus_images"
 """Folder and group of the metrics whose steps are the training images seen."""
 
@@ -62,10 +60,22 @@ class TensorBoardLog(TensorBoardLogger):
                 if self._by_images is not None and name.startswith(("train/", "val/")):
                     self._by_images.add_scalar(f"{BY_IMAGES}/{name}", value, self._images)
 
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Write hyperparameters; what cannot be written never ends a run."""
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Mapping[str, float] | None = None, step: int | None = None) -> None:
+        """Write hyperparameters with a score; what cannot be written never ends a run.
+
+        Without a summary of the experiment, which Lightning's logger writes too, TensorBoard compares the runs itself,
+        and shows first what differs between them.
+        """
+        if metrics is None:
+            return
         with self._harmless("the hyperparameters in TensorBoard"):
-            super().log_hyperparams(*args, **kwargs)
+            from torch.utils.tensorboard.summary import hparams  # slow to import
+
+            _, *summaries = hparams(dict(params), {})
+            self.log_metrics(metrics, step)
+            for summary in summaries:
+                self.experiment.file_writer.add_summary(summary)
 
     def save(self) -> None:
         """Write the events to the disk; not the `hparams.yaml` of the parent, whose content is in `config.yaml`."""
@@ -116,7 +126,7 @@ def readable(config: dict[str, Any]) -> dict[str, str | float | bool]:
     """Flatten a configuration into short names and plain values.
 
     `model: {class_path: a.B, init_args: {lr: 1}}` becomes `{"model": "B", "model.lr": 1}`. Of the trainer, only what
-    differs from Lightning's defaults is kept; what is null is left out everywhere. `FIRST` comes first.
+    differs from Lightning's defaults is kept; what is null is left out everywhere.
     """
     defaults = inspect.signature(Trainer).parameters
     trainer = {k: v for k, v in config.get("trainer", {}).items() if k not in defaults or v != defaults[k].default}
@@ -139,4 +149,4 @@ def readable(config: dict[str, Any]) -> dict[str, str | float | bool]:
     for key in ("callbacks", "logger", "default_root_dir", "plugins"):
         trainer.pop(key, None)
     add("trainer", trainer)
-    return {name: flat[name] for name in dict.fromkeys([*FIRST, *flat]) if name in flat}
+    return flat

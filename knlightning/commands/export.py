@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 from knlightning.checkpoint_files import read_checkpoint
+from knlightning.checks import check_number
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.export import FORMATS, PREPROCESSING, check_request, export, preprocessing_of
 from knlightning.tasks import SegmentationTask, Task
@@ -21,7 +22,7 @@ class ExportCLI(KNLightningCLI):
 
     command = "export"
     usage = "--config FILE --ckpt_path best --to DIRECTORY [--format NAME ...] [--key value ...]"
-    own_arguments = ("to", "format")
+    own_arguments = ("to", "format", "image_size")
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         """Add where and what to write."""
@@ -36,6 +37,12 @@ class ExportCLI(KNLightningCLI):
             + "; ".join(f"{name} ({format.file})" for name, format in FORMATS.items())
             + ". state_dict if not given. Deep networks take minutes as onnx.",
         )
+        parser.add_argument(
+            "--image_size",
+            type=tuple[int, int] | None,
+            default=None,
+            help="[height, width] of the images; null for those of the data.",
+        )
 
     def check_own_arguments(self) -> None:
         """Check that what is asked for is possible."""
@@ -47,6 +54,8 @@ class ExportCLI(KNLightningCLI):
                 )
         self.config.format = self.config.format or ["state_dict"]
         check_request(Path(self.config.to), self.config.format)
+        for side in self.config.image_size or ():
+            check_number("image_size", side, at_least=1)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Make none: the devices that the run was trained on need not be there."""
@@ -61,9 +70,13 @@ class ExportCLI(KNLightningCLI):
             self.model.load_state_dict(stored["state_dict"])
             if data := stored.get(type(self.datamodule).__qualname__):  # the names of the classes
                 self.datamodule.load_state_dict(data)
-        preprocessing = preprocessing_of(self.datamodule, isinstance(self.model, SegmentationTask))
+        preprocessing = preprocessing_of(
+            self.datamodule, isinstance(self.model, SegmentationTask), self.config.image_size
+        )
         if "image_size" not in preprocessing:
-            raise ValueError(f"data: {type(self.datamodule).__name__} has no attribute image_size, (height, width)")
+            raise ValueError(
+                f"data: {type(self.datamodule).__name__} has no image_size: give --image_size '[height, width]'"
+            )
         height, width = preprocessing["image_size"]
         to = Path(self.config.to)
         differences = export(self.model.backbone, to, self.config.format, (height, width), preprocessing)

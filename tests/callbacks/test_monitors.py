@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from commands.runs import refused
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from standins import TinyFCN, TinyNet, tiny_config, write_config
 
 import knlightning
-from knlightning.callbacks import EMA, BestCheckpoint
+from knlightning.callbacks import EMA, BestCheckpoint, EarlyStopping
 from knlightning.callbacks.monitors import LOGGED_BESIDE, check_monitors
 from knlightning.checks import ArgumentError
 from knlightning.privacy import private_metrics
@@ -91,3 +91,13 @@ def test_fit_refuses_before_it_trains(tmp_path, monkeypatch, capsys, monitor, sa
     write_config(tmp_path / "tiny.yaml", tiny_config(max_epochs=1) | {"best_checkpoint": {"monitor": monitor}})
     assert f"best_checkpoint.monitor must be {said}" in refused(capsys, "fit", "--config", "tiny.yaml")
     assert not list(tmp_path.rglob("metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "expected"),
+    [("val/loss", "auto", "min"), ("val/acc", "auto", "max"), ("val/miou", "auto", "max"), ("val/loss", "max", "max")],
+)
+def test_mode_follows_the_metric(monitor, mode, expected):
+    assert EarlyStopping(monitor, mode, patience=2).mode == BestCheckpoint(monitor, mode).mode == expected
+    with pytest.raises(ArgumentError, match="mode must be one of auto, min, max"):
+        EarlyStopping(monitor, "most")

@@ -14,6 +14,8 @@ from knlightning.models import fcn_knresnet8
 
 FILES = {"weights.pt", "weights.safetensors", "model.pt2", "model.onnx", "preprocessing.json"}
 
+TEXTS = ("input", "output", "resize_filter", "scaling")
+
 
 def test_every_format_from_the_command_line(folder, capsys):
     import onnxruntime
@@ -45,14 +47,19 @@ def test_every_format_from_the_command_line(folder, capsys):
             expected = network(images)
         torch.testing.assert_close(program(images).detach(), expected)
         torch.testing.assert_close(torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]), expected)
-    assert json.loads((out / "preprocessing.json").read_text()) == {
+    preprocessing = json.loads((out / "preprocessing.json").read_text())
+    texts = session.get_modelmeta().custom_metadata_map  # the file alone says how to use it
+    assert {key: text if key in TEXTS else json.loads(text) for key, text in texts.items()} == preprocessing
+    assert preprocessing == {
         "input": "images: float32, (N, 3, height, width), RGB",
         "output": "logits: float32, (N, classes); softmax gives probabilities",
         "image_size": [32, 32],
         "resize": None,
+        "resize_filter": "bilinear, with antialiasing, as PIL.Image.Resampling.BILINEAR",
         "scaling": "unit",
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
+        "range": [0.0, 1.0],
         "classes": list("0123456789"),
     }
 
@@ -120,6 +127,7 @@ def test_segmentation(tmp_path, monkeypatch):
         "scaling": "unit",
         "mean": [0.0, 0.0, 0.0],
         "std": [1.0, 1.0, 1.0],
+        "range": [0.0, 1.0],
         "classes": ["ground", *"0123456789"],
         "label_ids": list(range(11)),
     }

@@ -1,6 +1,7 @@
 from itertools import chain
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,3 +106,13 @@ def test_seeded_indices_are_those_of_the_images_also_when_resumed():
     assert [draw.image for draw in drawn] == list(plain)
     drawn.start = 0
     assert [draw.repetition for draw in drawn] == [place % 3 for place in range(1, 20, 2)]
+
+
+def test_balanced_sampling_draws_each_class_equally_often():
+    labels = torch.tensor([0] * 950 + [1] * 40 + [2] * 10)
+    sampler = TrainSampler(1000, seed=0, strata=labels)
+    drawn = labels[list(sampler)].bincount()
+    assert drawn.sum() == 1000
+    assert ((drawn - 1000 / 3).abs() < 60).all()  # four standard deviations
+    pair = [list(TrainSampler(1000, 0, 2, rank, strata=labels)) for rank in range(2)]
+    assert [i for both in zip(*pair, strict=True) for i in both] == list(sampler)

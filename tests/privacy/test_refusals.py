@@ -41,12 +41,15 @@ def test_what_private_training_cannot_be_combined_with(tmp_path, of_task, of_tra
         check_run(run, task(**of_task))
 
 
-def test_repeated_augmentation_is_refused():
+def test_samples_that_are_not_drawn_once_and_alike_are_refused():
     data = RandomData(SAMPLES, 5)
     check_data(data)
     check_data(None)
     data.sampling = Sampling(repeats=4)
     with pytest.raises(ValueError, match=r"repeated_augmentation to 1, and views"):
+        check_data(data)
+    data.sampling, data.balanced_sampling = Sampling(), True
+    with pytest.raises(ValueError, match=r"balanced_sampling of the datamodule is not: set it to false"):
         check_data(data)
 
 

@@ -218,3 +218,48 @@ def test_labels_that_do_not_fit_the_network_are_named(tmp_path, labels, message,
         trainer(tmp_path, num_sanity_val_steps=0).fit(ClassificationTask(TinyNet(3), mixup_alpha=mixup_alpha), data)
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path).validate(ClassificationTask(TinyNet(3)), data, verbose=False)
+
+
+def test_class_weights_and_focal_loss_are_of_training_alone(tmp_path):
+    data, network = RandomData(samples=8, batch_size=8), Table(3)
+    still = {"optimizer": lambda params: torch.optim.SGD(params, lr=0.0)}
+    run = trainer(tmp_path)
+    run.fit(ClassificationTask(network, class_weights=[1.0, 0.0, 3.0], focal_gamma=2.0, **still), data)
+    images, labels = data.dataset.tensors
+    true = network(images).softmax(dim=1)[range(8), labels]
+    expected = (torch.tensor([1.0, 0.0, 3.0])[labels] * (1 - true) ** 2 * -true.log()).mean()
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = F.cross_entropy(network(images), labels)
+    assert run.callback_metrics["val/loss"].item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_focal_loss_of_mixed_images_and_of_certain_ones():
+    task = ClassificationTask(TinyNet(3), class_weights=[1.0, 2.0, 3.0], focal_gamma=0.5)
+    logits = torch.tensor([[0.0, 1.0, 2.0], [200.0, 0.0, 0.0]], requires_grad=True)
+    shares = torch.tensor([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
+    loss = task._loss(logits, shares.argmax(dim=1), shares)
+    probabilities = logits[0].softmax(dim=0)
+    by_class = torch.tensor([1.0, 2.0, 3.0]) * shares[0] * -probabilities.log()
+    expected = by_class.sum() * (1 - (probabilities * shares[0]).sum()) ** 0.5 / 2
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_class_weights_that_do_not_fit():
+    task = ClassificationTask(TinyNet(3), class_weights=[1.0, 2.0])
+    with pytest.raises(ValueError, match="class_weights must be one weight for each of the 3 classes, got '2 weights'"):
+        task._loss(torch.zeros(1, 3), torch.tensor([0]), None)
+    with pytest.raises(ValueError, match=r"class_weights\[1\] must be a number at least 0"):
+        ClassificationTask(TinyNet(3), class_weights=[1.0, -2.0])
+    with pytest.raises(ValueError, match="focal_gamma must be a number at least 0"):
+        ClassificationTask(TinyNet(3), focal_gamma=-1.0)
+
+
+def test_mirrored_images_count_in_evaluation_alone():
+    network = Table(3)
+    task = ClassificationTask(network, eval_flip=True)
+    images = torch.rand(2, 3, 4, 4)
+    expected = (network(images) + network(images.flip(-1))) / 2
+    torch.testing.assert_close(task.predict_step((images, []), 0), expected.softmax(dim=1))
+    assert not torch.equal(network(images), expected)
