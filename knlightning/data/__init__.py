@@ -6,6 +6,7 @@ from knlightning.data.cityscapes import CityscapesDataModule
 from knlightning.data.digit_scenes import DigitScenesDataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
+from knlightning.data.hugging_face import HuggingFaceDataModule
 from knlightning.data.image_files import ImageFiles
 from knlightning.data.image_folder import ImageFolderDataModule
 from knlightning.data.imagenet import ImageNetDataModule
@@ -27,6 +28,7 @@ __all__ = [
     "DigitsDataModule",
     "EvalSampler",
     "FolderImages",
+    "HuggingFaceDataModule",
     "ImageDataModule",
     "ImageFiles",
     "ImageFolderDataModule",
