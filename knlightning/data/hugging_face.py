@@ -141,7 +141,9 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
             if self._is_saved():
                 train = self.sampling.train
                 return stated_names(_of_split(load_from_disk(self.path), train, train).features, self.label_column)
-            info = get_dataset_config_info(self.path, self.name, revision=self.revision)
+            info = get_dataset_config_info(
+                self.path, self.name, revision=self.revision, cache_dir=_text(self.cache_dir)
+            )
             return stated_names(info.features or {}, self.label_column)
         return ()
 
@@ -149,7 +151,7 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
         """Read the table of a split; its images are decoded later.
 
         Raises:
-            OSError: If the dataset cannot be reached, or is neither on the Hub nor a local folder.
+            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
             ValueError: If it lacks the split or a column, or labels are missing or of no class.
         """
         table = self._table(split)
@@ -178,6 +180,7 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
 
         Raises:
             ArgumentError: If a column is missing.
+            FileNotFoundError: If there is no such dataset.
             ValueError: If there is no such split.
         """
         from datasets import load_dataset, load_from_disk
@@ -193,6 +196,13 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
         except ValueError as error:
             raise ValueError(
                 f"{self.path}: {error} The arguments name, train_name, val_name and test_name say what is read."
+            ) from error
+        except OSError as error:
+            if os.path.exists(self.path):
+                raise
+            raise FileNotFoundError(
+                f"There is no folder {os.path.abspath(self.path)}, and the Hub does not have {self.path} or "
+                f"cannot be reached ({error})."
             ) from error
         for argument in ("image_column", "label_column"):
             if (column := getattr(self, argument)) not in table.column_names:

@@ -39,6 +39,7 @@ class LabelledFilesDataModule(BaseDataModule):
         random_erasing: Probability with which a random rectangle of a training image is set to the mean colour.
         repeated_augmentation: How many times an epoch shows each of the images that it shows, each time augmented
             differently. The length of the epoch stays, so that it shows fewer different images. See `TrainSampler`.
+        augment: Whether training images are augmented; if not, they are made as those of evaluation are.
         skip_damaged: Whether a file that cannot be decoded is skipped, and counted in a warning at the end of an
             epoch; in training, the next file in the list takes its place, so that batches stay full. In private
             training it contributes nothing. If not, it is an error.
@@ -48,7 +49,7 @@ class LabelledFilesDataModule(BaseDataModule):
 
     Attributes:
         class_names: Empty until data or a checkpoint are read.
-        augmentation: Makes a training image, uint8 `(3, train_size, train_size)`, of a decoded one.
+        augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
         evaluation: Makes an image of evaluation likewise.
 
     Raises:
@@ -72,6 +73,7 @@ class LabelledFilesDataModule(BaseDataModule):
         trivial_augment: bool = False,
         random_erasing: float = 0.0,
         repeated_augmentation: int = 1,
+        augment: bool = True,
         skip_damaged: bool = False,
         scaling: Scaling = "standard",
         **kwargs: Any,
@@ -86,18 +88,20 @@ class LabelledFilesDataModule(BaseDataModule):
         self.image_size = (eval_size, eval_size)
         self.eval_resize = eval_resize
         self.sampling = Sampling(repeats=repeated_augmentation)
+        self.evaluation: Callable[[Image.Image], Tensor] = partial(fitted, size=self.image_size, resize=eval_resize)
         # a rectangle of the mean colour is one of zeros once it is scaled by `standard`
         erasing = v2.RandomErasing(random_erasing, value=[round(255 * mean) for mean in self.mean])
-        self.augmentation = v2.Compose(
-            [
-                v2.RandomResizedCrop(train_size),
-                v2.RandomHorizontalFlip(),
-                *([v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)] if trivial_augment else []),
-                v2.PILToTensor(),
-                *([erasing] if random_erasing else []),
-            ]
-        )
-        self.evaluation: Callable[[Image.Image], Tensor] = partial(fitted, size=self.image_size, resize=eval_resize)
+        self.augmentation: Callable[[Image.Image], Tensor] = self.evaluation
+        if augment:
+            self.augmentation = v2.Compose(
+                [
+                    v2.RandomResizedCrop(train_size),
+                    v2.RandomHorizontalFlip(),
+                    *([v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)] if trivial_augment else []),
+                    v2.PILToTensor(),
+                    *([erasing] if random_erasing else []),
+                ]
+            )
 
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
         return FolderImages(folder, self.image_size, self.eval_resize, skip_damaged=True)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as EncodedImage
+from lightning.pytorch import Trainer
 from PIL import Image
-from standins import write_parquet
+from standins import TinyNet, write_parquet
 
 from knlightning.data import DigitsDataModule, HuggingFaceDataModule
 from knlightning.data.samplers import SeededIndex
+from knlightning.tasks import ClassificationTask
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +69,18 @@ def test_digits_in_parquet_files_are_those_of_the_digits_datamodule(digits):
     assert train[SeededIndex(0, 0, 3, 0)][0].shape == (3, 32, 32)
 
 
+def test_a_run_on_parquet_files_ends_in_the_weights_of_one_on_the_digits(digits):
+    weights = []
+    for data in (module(digits, augment=False), DigitsDataModule(augment=False)):
+        torch.manual_seed(3)
+        task = ClassificationTask(TinyNet())
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(task, data)
+        weights.append(task.state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
 def test_a_held_out_part_keeps_images_and_labels_together(digits):
     data = module(digits, val_split=0.1)
     data.setup("fit")
@@ -96,7 +110,7 @@ def test_what_is_not_there_is_named(digits, arguments, message):
 def test_no_folder_is_an_error(tmp_path):
     data = module(tmp_path / "none")
     assert data.find_class_names() == ()
-    with pytest.raises(FileNotFoundError, match="none"):
+    with pytest.raises(FileNotFoundError, match=rf"There is no folder {tmp_path}/none, and the Hub"):
         data.setup("fit")
 
 
