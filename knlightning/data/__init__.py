@@ -7,11 +7,12 @@ from knlightning.data.digit_scenes import DigitScenesDataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
 from knlightning.data.hugging_face import HuggingFaceDataModule
-from knlightning.data.image_files import ImageFiles
+from knlightning.data.image_files import ImageFiles, LabelledFiles
 from knlightning.data.image_folder import ImageFolderDataModule
 from knlightning.data.imagenet import ImageNetDataModule
 from knlightning.data.imagenet32 import ImageNet32DataModule
 from knlightning.data.in_memory import ImageDataModule
+from knlightning.data.labelled_files import LabelledFilesDataModule
 from knlightning.data.loader import ResumableLoader
 from knlightning.data.loops import batches
 from knlightning.data.masked_files import MaskedFiles
@@ -34,6 +35,8 @@ __all__ = [
     "ImageFolderDataModule",
     "ImageNet32DataModule",
     "ImageNetDataModule",
+    "LabelledFiles",
+    "LabelledFilesDataModule",
     "MaskedFiles",
     "ResumableLoader",
     "Sampling",
