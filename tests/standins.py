@@ -1,6 +1,7 @@
 """Small networks and data that stand in for the real ones where a test is about something else."""
 
 import io
+import json
 import os
 import pickle
 import signal
@@ -208,6 +209,27 @@ def write_image_folder(root, classes=("cat", "dog"), count=3, size=(40, 30)):
             for number in range(count):
                 pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number}.png")
+
+
+def write_parquet(folder, splits=("train", "validation")):
+    """Write a Parquet file of the training and one of the test images of the digits, as files of the Hub are."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from knlightning.data import DigitsDataModule
+
+    folder.mkdir(parents=True)
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list("0123456789")}}
+    for name, train in zip(splits, (True, False), strict=True):
+        images, labels = DigitsDataModule().read(train)
+        rows = []
+        for number, image in enumerate(images):
+            file = io.BytesIO()
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
+            rows.append({"bytes": file.getvalue(), "path": f"{number}.png"})
+        table = pa.table({"image": rows, "label": labels.numpy()})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet")
 
 
 def write_imagenet32(root, pickles=False, rows=5, val=7):

@@ -6,11 +6,13 @@ from knlightning.data.cityscapes import CityscapesDataModule
 from knlightning.data.digit_scenes import DigitScenesDataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
-from knlightning.data.image_files import ImageFiles
+from knlightning.data.hugging_face import HuggingFaceDataModule
+from knlightning.data.image_files import ImageFiles, LabelledFiles
 from knlightning.data.image_folder import ImageFolderDataModule
 from knlightning.data.imagenet import ImageNetDataModule
 from knlightning.data.imagenet32 import ImageNet32DataModule
 from knlightning.data.in_memory import ImageDataModule
+from knlightning.data.labelled_files import LabelledFilesDataModule
 from knlightning.data.loader import ResumableLoader
 from knlightning.data.loops import batches
 from knlightning.data.masked_files import MaskedFiles
@@ -27,11 +29,14 @@ __all__ = [
     "DigitsDataModule",
     "EvalSampler",
     "FolderImages",
+    "HuggingFaceDataModule",
     "ImageDataModule",
     "ImageFiles",
     "ImageFolderDataModule",
     "ImageNet32DataModule",
     "ImageNetDataModule",
+    "LabelledFiles",
+    "LabelledFilesDataModule",
     "MaskedFiles",
     "ResumableLoader",
     "Sampling",

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from knlightning.checks import check, check_number
 from knlightning.data.base import Scaling
 from knlightning.data.folder import abbreviated, find_images
-from knlightning.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
+from knlightning.data.labelled_files import IMAGENET_MEAN, IMAGENET_STD
 from knlightning.data.mask_transforms import PadRightBottom, RandomScale
 from knlightning.data.masked_files import MaskedFiles
 from knlightning.data.samplers import Sampling

@@ -1,5 +1,6 @@
 """Image files from anywhere: opened with care, decoded to RGB, and brought to a size."""
 
+import io
 import math
 import os
 import stat
@@ -54,20 +55,21 @@ def unreadable(path: str | os.PathLike[str], error: Exception) -> UnreadableImag
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+def opened(path: str | os.PathLike[str], content: bytes | None = None) -> Iterator[Image.Image]:
     """Open an image for the time of the block; errors of all decoders become one, which names the file.
 
     Args:
         path: A regular file, or a link to one, in one of the `FORMATS`.
+        content: What is in the file, if it was read already: `path` then only names it.
 
     Raises:
         UnreadableImageError: If the file cannot be opened or has more than `MAX_PIXELS`, if the pixels have more than 8
             bits a channel, or if the block raises an error; the message names the file.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe could wait for ever
+        if content is None and not stat.S_ISREG(os.stat(path).st_mode):  # reading from a pipe could wait for ever
             raise ValueError("no regular file")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels; at most {MAX_PIXELS} are read")
             if image.mode.startswith(("I", "F")):
@@ -77,18 +79,19 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise unreadable(path, error) from error
 
 
-def decoded(path: str | os.PathLike[str], upright: bool = True) -> Image.Image:
+def decoded(path: str | os.PathLike[str], upright: bool = True, content: bytes | None = None) -> Image.Image:
     """Decode an image file to RGB; transparency is dropped.
 
     Args:
         path: The file.
         upright: Whether to turn the image as its EXIF data say. Data that cannot be read are ignored.
+        content: What is in the file, if it was read already.
 
     Raises:
         UnreadableImageError: If the file cannot be decoded, or its pixels have more than 8 bits a channel; the message
             names it.
     """
-    with opened(path) as image:
+    with opened(path, content) as image:
         image.load()
         turn = _turn(image) if upright else None
         return (image if turn is None else image.transpose(turn)).convert("RGB")

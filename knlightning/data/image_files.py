@@ -100,8 +100,65 @@ class AugmentedFiles(AugmentedImages):
             return None
 
 
-class ImageFiles(AugmentedFiles):
-    """Labelled image files, decoded when they are asked for.
+class LabelledFiles(AugmentedFiles):
+    """Labelled images, decoded when they are asked for. A subclass says where they lie: it has `path` and `decoded`.
+
+    Args:
+        labels: int64 `(N,)`.
+        augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
+        evaluation: The same for evaluation.
+        upright: Whether images are turned as their EXIF data say.
+        skip_damaged: Whether a file that cannot be decoded is skipped, see `AugmentedFiles`.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        augmentation: Callable[[Image.Image], Tensor],
+        evaluation: Callable[[Image.Image], Tensor],
+        upright: bool = True,
+        skip_damaged: bool = False,
+    ) -> None:
+        self.labels = labels
+        self.augmentation, self.evaluation = augmentation, evaluation
+        self.upright, self.skip_damaged = upright, skip_damaged
+        self.forget_damaged()
+
+    @abstractmethod
+    def decoded(self, index: int) -> Image.Image:
+        """Decode an image.
+
+        Raises:
+            UnreadableImageError: If it cannot be decoded.
+        """
+
+    @property
+    def strata(self) -> Tensor:
+        return self.labels
+
+    def take(self, indices: Tensor) -> Self:
+        subset = copy.copy(self)
+        subset.labels = self.labels[indices]
+        subset.forget_damaged(self.damaged[indices])
+        return subset
+
+    def evaluation_sample(self, index: int) -> Any:
+        return self._sample(index, self.evaluation)
+
+    def training_sample(self, index: int) -> Any:
+        return self._sample(index, self.augmentation)
+
+    def empty_batch(self) -> tuple[Tensor, Tensor]:
+        blank = self.evaluation(Image.new("RGB", (64, 64)))
+        return blank[None][:0], self.labels[:0]
+
+    def _sample(self, index: int, transform: Callable[[Image.Image], Tensor]) -> Any:
+        label = int(self.labels[index])
+        return self.skipping(index, lambda: (transform(self.decoded(index)), label))
+
+
+class ImageFiles(LabelledFiles):
+    """Labelled image files in a folder, decoded when they are asked for.
 
     Args:
         folder: Folder of the files.
@@ -125,38 +182,20 @@ class ImageFiles(AugmentedFiles):
         skip_damaged: bool = False,
         decode: Callable[[str, bool], Image.Image] = decoded,
     ) -> None:
+        super().__init__(labels, augmentation, evaluation, upright, skip_damaged)
         self.folder = folder
         # One block of memory: forked processes would copy a list of strings as soon as they count references to them
         self.names = np.array([os.fsencode(name) for name in names])
-        self.labels = labels
-        self.augmentation, self.evaluation = augmentation, evaluation
-        self.upright, self.skip_damaged, self.decode = upright, skip_damaged, decode
-        self.forget_damaged()
-
-    @property
-    def strata(self) -> Tensor:
-        return self.labels
+        self.decode = decode
 
     def take(self, indices: Tensor) -> Self:
-        subset = copy.copy(self)
-        subset.names, subset.labels = self.names[indices.numpy()], self.labels[indices]
-        subset.forget_damaged(self.damaged[indices])
+        subset = super().take(indices)
+        subset.names = self.names[indices.numpy()]
         return subset
-
-    def evaluation_sample(self, index: int) -> Any:
-        return self._sample(index, self.evaluation)
-
-    def training_sample(self, index: int) -> Any:
-        return self._sample(index, self.augmentation)
-
-    def empty_batch(self) -> tuple[Tensor, Tensor]:
-        blank = self.evaluation(Image.new("RGB", (64, 64)))
-        return blank[None][:0], self.labels[:0]
 
     def path(self, index: int) -> str:
         """Return the path of a file."""
         return os.path.join(self.folder, os.fsdecode(self.names[index]))
 
-    def _sample(self, index: int, transform: Callable[[Image.Image], Tensor]) -> Any:
-        label = int(self.labels[index])
-        return self.skipping(index, lambda: (transform(self.decode(self.path(index), self.upright)), label))
+    def decoded(self, index: int) -> Image.Image:
+        return self.decode(self.path(index), self.upright)

@@ -18,10 +18,10 @@ from torch import Tensor
 from knlightning.data.datasets import TensorImages
 from knlightning.data.folder import abbreviated, find_classes
 from knlightning.data.image_cache import MappedImages, mapped, write_records
-from knlightning.data.image_folder import IMAGENET_MEAN, IMAGENET_STD
-from knlightning.data.imagenet import NUM_CLASSES
 from knlightning.data.imagenet32_files import CLASS_MAP, find_sources, read_blocks, read_class_map
+from knlightning.data.imagenet_archives import NUM_CLASSES
 from knlightning.data.in_memory import ImageDataModule
+from knlightning.data.labelled_files import IMAGENET_MEAN, IMAGENET_STD
 from knlightning.data.transforms import random_crop, random_horizontal_flip
 from knlightning.protocols import batch_independent
 

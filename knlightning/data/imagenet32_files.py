@@ -9,7 +9,7 @@ import numpy as np
 
 from knlightning.data.decoding import decoded
 from knlightning.data.folder import find_classes, find_images_in
-from knlightning.data.imagenet import NUM_CLASSES
+from knlightning.data.imagenet_archives import NUM_CLASSES
 from knlightning.data.unpickling import load_pickle, pixel_rows, require_key
 
 IMAGES_PER_BLOCK = 4096

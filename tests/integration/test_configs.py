@@ -5,7 +5,15 @@ import shutil
 import pytest
 import yaml
 from PIL import Image
-from standins import PROJECT, write_cifar10, write_cifar100, write_cityscapes, write_imagenet, write_imagenet32
+from standins import (
+    PROJECT,
+    write_cifar10,
+    write_cifar100,
+    write_cityscapes,
+    write_imagenet,
+    write_imagenet32,
+    write_parquet,
+)
 
 from knlightning.analysis.paper import BATCH_SIZE, DROPOUT, LEARNING_RATE, NORM, ROWS
 from knlightning.commands.main import main, run
@@ -36,6 +44,7 @@ KINDS = [config for config in CONFIGS if not config.stem.endswith(("net34", "net
 SMALL = {  # by the beginning of the configuration's name
     "imagenet": [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")] + ["--data.num_workers=0"],
     "cityscapes": ["--data.crop_size=[16, 24]", "--data.num_workers=0"],
+    "parquet": ["--data.cache_dir=cache", "--data.num_workers=0"],
 }
 
 
@@ -53,6 +62,7 @@ def data(tmp_path_factory):
     write_imagenet(root / "imagenet")
     write_cityscapes(root / "cityscapes")
     write_imagenet32(root / "imagenet32")
+    write_parquet(root / "parquet")
     return root
 
 

@@ -1,0 +1,107 @@
+"""Base of the datamodules for labelled images that are decoded while they are trained on."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from knlightning.checks import check_number
+from knlightning.data.base import BaseDataModule, Scaling
+from knlightning.data.decoding import fitted
+from knlightning.data.folder import FolderImages
+from knlightning.data.samplers import Sampling
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class LabelledFilesDataModule(BaseDataModule):
+    """Base of the datamodules for labelled images that are decoded while they are trained on, in worker processes.
+
+    A training image is cropped to a random part of 8 to 100 % of its area with an aspect ratio of 3/4 to 4/3, scaled,
+    and mirrored with probability 1/2 (torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`); an image to
+    evaluate, or to predict on, is scaled by its shorter side and cropped to its centre. How an image is augmented is a
+    function of the run's seed, the epoch, the image and the repetition alone, so that runs are equal with any number of
+    processes, and when resumed. Images come to the device as uint8 and are scaled to float there.
+
+    A subclass overrides `load`, which makes `LabelledFiles` with `augmentation`, `evaluation`, `upright` and
+    `skip_damaged`. It puts the names of its splits into `sampling`.
+
+    Args:
+        train_size: Height and width of training images.
+        eval_resize: Length to which the shorter side of other images is scaled.
+        eval_size: Height and width of their centre crop.
+        trivial_augment: Whether each training image is changed by one random operation too (`TrivialAugmentWide`).
+        random_erasing: Probability with which a random rectangle of a training image is set to the mean colour.
+        repeated_augmentation: How many times an epoch shows each of the images that it shows, each time augmented
+            differently. The length of the epoch stays, so that it shows fewer different images. See `TrainSampler`.
+        augment: Whether training images are augmented; if not, they are made as those of evaluation are.
+        skip_damaged: Whether a file that cannot be decoded is skipped, and counted in a warning at the end of an
+            epoch; in training, the next file in the list takes its place, so that batches stay full. In private
+            training it contributes nothing. If not, it is an error.
+        scaling: `unit` divides pixels by 255; `standard` then subtracts ImageNet's mean and divides by its standard
+            deviation.
+        kwargs: Arguments of `BaseDataModule`. Images that `val_split` holds out take the place of those to validate on.
+
+    Attributes:
+        class_names: Empty until data or a checkpoint are read.
+        augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
+        evaluation: Makes an image of evaluation likewise.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+
+    Source: TrivialAugment is S. Müller and F. Hutter, ICCV 2021; random erasing is Z. Zhong et al., AAAI 2020.
+    """
+
+    class_names: tuple[str, ...] = ()
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+    upright = True
+    """Whether images are turned as their EXIF data say when training and evaluating; always when predicting."""
+
+    def __init__(
+        self,
+        *,
+        train_size: int = 224,
+        eval_resize: int = 256,
+        eval_size: int = 224,
+        trivial_augment: bool = False,
+        random_erasing: float = 0.0,
+        repeated_augmentation: int = 1,
+        augment: bool = True,
+        skip_damaged: bool = False,
+        scaling: Scaling = "standard",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(scaling=scaling, **kwargs)
+        check_number("train_size", train_size, at_least=1, integer=True)
+        check_number("eval_size", eval_size, at_least=1, integer=True)
+        check_number("eval_resize", eval_resize, at_least=eval_size, integer=True, hint="It must cover eval_size.")
+        check_number("random_erasing", random_erasing, at_least=0, at_most=1)
+        check_number("repeated_augmentation", repeated_augmentation, at_least=1, integer=True)
+        self.skip_damaged = skip_damaged
+        self.image_size = (eval_size, eval_size)
+        self.eval_resize = eval_resize
+        self.sampling = Sampling(repeats=repeated_augmentation)
+        self.evaluation: Callable[[Image.Image], Tensor] = partial(fitted, size=self.image_size, resize=eval_resize)
+        # a rectangle of the mean colour is one of zeros once it is scaled by `standard`
+        erasing = v2.RandomErasing(random_erasing, value=[round(255 * mean) for mean in self.mean])
+        self.augmentation: Callable[[Image.Image], Tensor] = self.evaluation
+        if augment:
+            self.augmentation = v2.Compose(
+                [
+                    v2.RandomResizedCrop(train_size),
+                    v2.RandomHorizontalFlip(),
+                    *([v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)] if trivial_augment else []),
+                    v2.PILToTensor(),
+                    *([erasing] if random_erasing else []),
+                ]
+            )
+
+    def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
+        return FolderImages(folder, self.image_size, self.eval_resize, skip_damaged=True)
