@@ -74,7 +74,7 @@ class TableImages(LabelledFiles):
 
     def decoded(self, index: int) -> Image.Image:
         encoded = self.table[int(self.rows[index])][self.column]
-        if encoded is None:
+        if encoded is None or encoded["bytes"] is encoded["path"] is None:
             raise unreadable(self.path(index), ValueError("the row has no image"))
         if encoded["bytes"] is None:  # the table names a file
             return decoded(encoded["path"], self.upright)
