@@ -32,6 +32,7 @@ class ExportCLI(KNLightningCLI):
             choices=list(FORMATS),
             nargs="+",
             action="extend",
+            default=[],
             help="One or more of: "
             + "; ".join(f"{name} ({format.file})" for name, format in FORMATS.items())
             + ". state_dict if not given. Deep networks take minutes as onnx.",
