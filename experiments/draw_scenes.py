@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from knlightning import models
-from knlightning.callbacks.label_maps import coloured, palette_of
+from knlightning.callbacks.label_maps import add_legend, coloured, palette_of
 from knlightning.commands.command import command
 from knlightning.commands.output import save_figure, say
 from knlightning.data import DigitScenesDataModule
@@ -45,13 +45,14 @@ def draw_scenes(runs: Mapping[str, Path]) -> Figure:
             predicted = network(images).argmax(dim=1)
         columns["image"], columns["truth"] = batch[0].permute(0, 2, 3, 1), coloured(labels, palette)  # alike for all
         columns[norm] = coloured(predicted.where(labels != IGNORED, IGNORED), palette)
-    figure = Figure(figsize=(1.5 * len(columns), 1.5 * SHOWN + 0.3), layout="constrained")
+    figure = Figure(figsize=(1.5 * len(columns), 1.5 * SHOWN + 0.7), layout="constrained")
     grid = figure.subplots(SHOWN, len(columns), squeeze=False)
     for place, (name, pictures) in enumerate(columns.items()):
         grid[0, place].set_title(name, fontsize=9)
         for axes, picture in zip(grid[:, place], pictures, strict=True):
             axes.imshow(picture.numpy(), interpolation="nearest")
             axes.set_axis_off()
+    add_legend(figure, palette, data.class_names, range(len(data.class_names)))
     return figure
 
 

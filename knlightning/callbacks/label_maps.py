@@ -1,12 +1,16 @@
 """Maps of classes as colours."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from knlightning.protocols import describe
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def palette_of(datamodule: object, num_classes: int) -> Tensor:
@@ -41,3 +45,20 @@ def coloured(label_map: Tensor, palette: Tensor) -> Tensor:
     """
     num_classes = len(palette) - 1
     return palette[label_map.long().where((label_map >= 0) & (label_map < num_classes), num_classes)]
+
+
+def add_legend(figure: "Figure", palette: Tensor, names: Sequence[str], shown: Iterable[int]) -> None:
+    """Say below a figure which colour is which class.
+
+    Args:
+        figure: The figure, with a constrained layout.
+        palette: From `palette_of`.
+        names: Names of the classes, as matplotlib is to write them.
+        shown: Classes that the figure shows; their number stands for what is no class.
+    """
+    from matplotlib.patches import Patch  # slow to import
+
+    labels = [*names, "not counted"]
+    colours = {k: tuple((palette[k] / 255).tolist()) for k in sorted(set(shown))}
+    patches = [Patch(facecolor=colour, edgecolor="grey", label=labels[k]) for k, colour in colours.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)

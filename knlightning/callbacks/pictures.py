@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from knlightning.callbacks.harmless import Harmless
-from knlightning.callbacks.label_maps import coloured, palette_of
+from knlightning.callbacks.label_maps import add_legend, coloured, palette_of
 from knlightning.callbacks.scores import confused_pairs
 from knlightning.checks import check_number
 from knlightning.internals.lightning import is_fitting
@@ -34,6 +34,8 @@ MOST_LETTERS = 40
 """Longer names are cut."""
 TITLE_LETTERS = 17
 """Width of the titles of small images; longer ones go on in the next line."""
+COLUMNS = 4
+"""Images beside each other: TensorBoard shows the page small, and titles must be readable."""
 MOST_SCENES = 8
 """Largest number of images on a page for segmentation."""
 SCENE_SIDE = 512
@@ -251,7 +253,7 @@ def predictions_figure(images: Tensor, labels: Tensor, probabilities: Tensor, na
     """
     from matplotlib.figure import Figure
 
-    columns = min(8, len(images))
+    columns = min(COLUMNS, len(images))
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.6 * rows), layout="constrained")
     for position, (image, label, probability) in enumerate(zip(images, labels, probabilities, strict=True)):
@@ -296,7 +298,6 @@ def scenes_figure(scenes: Sequence[tuple[Tensor, Tensor, Tensor]], palette: Tens
         names: Names of the classes, for the legend, which has those that are shown.
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
     height, width = scenes[0][1].shape
     found: set[int] = set()
@@ -312,9 +313,5 @@ def scenes_figure(scenes: Sequence[tuple[Tensor, Tensor, Tensor]], palette: Tens
             axes.set_axis_off()
     for axes, title in zip(all_axes[0], ("image", "truth", "prediction"), strict=True):
         axes.set_title(title, fontsize=9)
-    labels_of = [*map(_label, names), "not counted"]
-    patches = [
-        Patch(facecolor=tuple((palette[k] / 255).tolist()), edgecolor="grey", label=labels_of[k]) for k in sorted(found)
-    ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    add_legend(figure, palette, [_label(name) for name in names], found)
     return figure

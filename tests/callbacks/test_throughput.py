@@ -2,10 +2,11 @@ import csv
 from types import SimpleNamespace
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 
-from knlightning.callbacks import MetricsCSV, Throughput, throughput
+from knlightning.callbacks import MetricsCSV, TensorBoardLog, Throughput, throughput
 from knlightning.tasks import ClassificationTask
 
 
@@ -40,3 +41,42 @@ def test_images_by_the_seconds_spent_on_training(tmp_path, monkeypatch):
     with (tmp_path / "metrics.csv").open(newline="") as file:
         logged = [float(row["train/images_per_s"]) for row in csv.DictReader(file) if row["train/images_per_s"]]
     assert logged == pytest.approx([10 / 1.5] * 2)  # 3 batches an epoch
+
+
+class Told(TensorBoardLog):
+    """Keeps what it is told."""
+
+    def __init__(self, directory):
+        super().__init__(directory)
+        self.told = []
+
+    def count_images(self, images):
+        self.told.append(images)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_images_are_counted_over_resumed_runs(tmp_path, counted):
+    def fit(epochs, ckpt_path=None):
+        log = Told(tmp_path)
+        run = Trainer(
+            default_root_dir=tmp_path,
+            logger=log,
+            callbacks=[Throughput()],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+            max_epochs=epochs,
+            log_every_n_steps=1,
+        )
+        run.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=ckpt_path)
+        return run, log.told
+
+    run, told = fit(1)
+    assert told == [0, 4, 8, 10]
+    run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    if not counted:  # a checkpoint of an earlier release
+        stored = torch.load(tmp_path / "a.ckpt", weights_only=True)
+        del stored["callbacks"]["Throughput"]
+        torch.save(stored, tmp_path / "a.ckpt")
+    assert fit(2, tmp_path / "a.ckpt")[1] == ([10, 14, 18, 20] if counted else [])

@@ -113,7 +113,7 @@ def test_names_of_folders_on_the_command_line_need_no_quotes(empty):
     ("args", "said"),
     [
         (["--trainer.max_epochs", "abc"], "trainer.max_epochs must be one of int, null; got abc"),
-        (["--best_checkpoint.mode", "x"], "best_checkpoint.mode must be one of 'min', 'max'; got x"),
+        (["--best_checkpoint.mode", "x"], "best_checkpoint.mode must be one of 'auto', 'min', 'max'; got x"),
         (["--data.batch_size", "x"], "data.init_args.batch_size must be int; got x"),
         (["--model.norm_weight_decay", "x"], "model.init_args.norm_weight_decay must be one of float, null; got x"),
         (["--model.optimizer.lr", "x"], "model.init_args.optimizer.init_args.lr must be one of float, Tensor; got x"),

@@ -100,7 +100,8 @@ def test_tilde_and_variables_in_a_configuration(folder, monkeypatch, capsys):
     write_config(folder / "tiny.yaml", tiny_config(max_epochs=1, **FEW) | {"run_dir": "~/$PLACE/x"})
     fit()
     run = folder / "home" / "place" / "x"
-    assert {path.name.partition(".")[0] for path in run.iterdir()} == {"config", "checkpoints", "metrics", "events"}
+    names = {path.name.partition(".")[0] for path in run.iterdir()}
+    assert names == {"config", "checkpoints", "metrics", "events", "versus_images"}
     assert not (folder / "~").exists()
     assert "--ckpt_path last" in refused(capsys, "fit", "--config", "tiny.yaml")
     write_config(folder / "tiny.yaml", tiny_config(max_epochs=1, **FEW) | {"run_dir": "$NOWHERE_AT_ALL/x"})
