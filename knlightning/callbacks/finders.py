@@ -11,8 +11,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from knlightning.callbacks.run_config import RunConfig
+from knlightning.checks import ArgumentError
+from knlightning.internals.lightning import unbiased_losses
 from knlightning.run_directory import replacing
 from knlightning.tasks import Task
+
+SKIPPED = 10
+"""First steps of a range test that do not count: their losses are means of too few batches."""
 
 
 class BatchSizeFinder(lightning_callbacks.BatchSizeFinder):
@@ -37,9 +42,9 @@ class BatchSizeFinder(lightning_callbacks.BatchSizeFinder):
 class LearningRateFinder(lightning_callbacks.LearningRateFinder):
     """Train a run with a learning rate from a range test; Lightning's callback, whose result is kept.
 
-    The learning rate grows from step to step. Where the loss falls fastest is what is taken: it is a first guess, which
-    `knl sweep-lr` does better. `config.yaml` has it, and no longer the callback; `learning_rate.png` in the run
-    directory shows the losses. A run that goes on does not search.
+    The learning rate grows from step to step. A tenth of the one with the lowest loss is what is taken: it is a first
+    guess, which `knl sweep-lr` does better. `config.yaml` has it, and no longer the callback; `learning_rate.png` in
+    the run directory shows the losses. A run that goes on does not search.
 
     Args:
         **kwargs: Arguments of `lightning.pytorch.callbacks.LearningRateFinder`, such as num_training_steps.
@@ -54,30 +59,36 @@ class LearningRateFinder(lightning_callbacks.LearningRateFinder):
         """Search.
 
         Raises:
-            ValueError: If the steps are too few for a guess.
+            ArgumentError: If the steps are too few for a guess.
         """
         if trainer.ckpt_path is not None:
             return
         super().on_fit_start(trainer, pl_module)
         if self.optimal_lr is None:  # a trial of a few batches
             return
-        found = self.optimal_lr.suggestion()
-        if found is None:
-            raise ValueError("too few steps for a learning rate: num_training_steps must be well above 12")
+        results = self.optimal_lr.results
+        results["loss"] = unbiased_losses(results["loss"])
+        rates, losses = results["lr"][SKIPPED:], results["loss"][SKIPPED:]
+        if not losses:
+            hint = "The run must be as long."
+            raise ArgumentError("num_training_steps", len(results["lr"]), f"well above {SKIPPED}", hint)
+        found = rates[losses.index(min(losses))] / 10
         assert isinstance(pl_module, Task)
         pl_module.make_optimizer = partial(_with_learning_rate, pl_module.make_optimizer, found)
         trainer.strategy.setup_optimizers(trainer)  # with a schedule from this learning rate on
         _keep(self, trainer, ("model", "init_args", "optimizer", "init_args", "lr"), found)
-        self._draw(Path(trainer.default_root_dir) / "learning_rate.png")
+        self._draw(Path(trainer.default_root_dir) / "learning_rate.png", found)
 
     @rank_zero_only
-    def _draw(self, path: Path) -> None:
+    def _draw(self, path: Path, found: float) -> None:
         from matplotlib.figure import Figure  # slow to import
 
         assert self.optimal_lr is not None
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
-        self.optimal_lr.plot(suggest=True, ax=axes)
+        self.optimal_lr.plot(ax=axes)
+        axes.axvline(found, color="red", linewidth=1, label=f"found: {found:.2g}")
+        axes.legend()
         axes.set(xlabel="learning rate (logarithmic)" if axes.get_xscale() == "log" else "learning rate", ylabel="loss")
         axes.grid(alpha=0.3)
         with replacing(path) as temporary:

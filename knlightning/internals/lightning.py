@@ -214,3 +214,15 @@ def rewind_unfinished_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> Non
         loops["epoch_loop.batch_progress"][kind]["completed"] -= 1
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
     checkpoint["epoch"] = epochs.started - 1
+
+
+def unbiased_losses(losses: list[float]) -> list[float]:
+    """Correct the losses of Lightning's range test of learning rates, in which the first is half of what it was.
+
+    They are running means, 0.98 of the one before, and the number of steps by which their bias is corrected is one too
+    high. Tried with lightning 2.6.6.
+
+    Args:
+        losses: As the callback `LearningRateFinder` has them.
+    """
+    return [loss * (1 - 0.98 ** (step + 1)) / (1 - 0.98**step) for step, loss in enumerate(losses, 1)]

@@ -54,5 +54,5 @@ def test_too_few_steps_for_a_guess(tmp_path, monkeypatch, capsys):
     config = tiny_config(callbacks=[finder("LearningRateFinder", num_training_steps=4)], **FEW)
     with pytest.raises(SystemExit):
         main(["fit", "--config", write_config(tmp_path / "a.yaml", config)])
-    assert "too few steps for a learning rate: num_training_steps" in capsys.readouterr().err
+    assert "num_training_steps must be well above 10, got 4" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/*"))

@@ -18,7 +18,7 @@ PATH = "knlightning.data.DigitsDataModule"
         (["--run_dir", "resnet8"], ["--run_dir", "resnet8"]),
         (["--data", "mine.Data"], ["--data", "mine.Data"]),
         (["--data", "data.yaml"], ["--data", "data.yaml"]),
-        (["--trainer.callbacks", "EarlyStopping"], ["--trainer.callbacks", "EarlyStopping"]),
+        (["--trainer.callbacks", "ModelSummary"], ["--trainer.callbacks", "ModelSummary"]),
         (["--model.optimizer", "SGD"], ["--model.optimizer", "SGD"]),
     ],
 )

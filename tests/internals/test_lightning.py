@@ -1,7 +1,7 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
 from lightning.pytorch.callbacks.progress import TQDMProgressBar
 from standins import RandomData, TinyNet
 from torch import nn
@@ -293,3 +293,17 @@ def test_epochs_and_steps_of_a_run_that_goes_on(tmp_path, stop, expected):
     assert counts.resuming == [True], MEND.format("is_resuming")
     run.validate(run.lightning_module, RandomData(), ckpt_path=tmp_path / "a.ckpt", verbose=False)
     assert counts.resuming == [True, False], MEND.format("is_resuming")
+
+
+class Constant(ClassificationTask):
+    def training_loss(self, images, labels):
+        return 0 * self(images).sum() + 3.0
+
+
+def test_losses_of_a_range_test_are_those_of_the_steps(tmp_path):
+    finder = LearningRateFinder(num_training_steps=6, update_attr=False)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    run = Trainer(default_root_dir=tmp_path, callbacks=[finder], max_epochs=2, log_every_n_steps=1, **quiet)
+    run.fit(Constant(TinyNet(3)), RandomData())
+    losses = internals.unbiased_losses(finder.optimal_lr.results["loss"])
+    assert losses == pytest.approx([3.0] * len(losses)), MEND.format("unbiased_losses")
