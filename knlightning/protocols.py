@@ -151,7 +151,7 @@ class IgnoresLabel(Protocol):
 class NamesFiles(Protocol):
     """A dataset of files; the table of an evaluation names them."""
 
-    def path(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Return the path of an image."""
 
 

@@ -5,3 +5,11 @@ import os
 # the package runs none there unless a test asks for it. Processes that tests start inherit the variables.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_seed_of_other_tests(monkeypatch):
+    """Runs in the same process leave their seed in this variable, from which datamodules take theirs."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)

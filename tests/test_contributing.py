@@ -60,7 +60,7 @@ def test_every_example_works(copy):
     lines = [line for text in SECTIONS.values() for line in re.findall(r"^knl (.*)$", text, re.M)]
     assert len(lines) == len(FILES)
     lines = [f"{line} --trainer.limit_train_batches 12" if line.startswith("fit") else line for line in lines]
-    done = subprocess.run([sys.executable, "-c", RUN, *lines, "models"], cwd=copy, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", RUN, *lines, "list"], cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     metrics = (copy / "runs" / "quickstart" / "0" / "metrics.csv").read_text()
     assert "train/gradient_norm" in metrics.splitlines()[0]

@@ -256,7 +256,9 @@ def _names_of_images(loader: Any, number: int) -> list[tuple[int, str]]:
     if len(order) < number:
         order = list(range(number))
         dataset = None
-    return [(index, dataset.path(index) if isinstance(dataset, NamesFiles) else str(index)) for index in order[:number]]
+    return [
+        (index, dataset.path_of(index) if isinstance(dataset, NamesFiles) else str(index)) for index in order[:number]
+    ]
 
 
 def _predictions(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> list[list[Any]]:

@@ -68,17 +68,17 @@ class TableImages(LabelledFiles):
         subset.rows = self.rows[indices.numpy()]
         return subset
 
-    def path(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Return the source and the row of an image, as if it were a file."""
         return f"{self.source}/{self.rows[index]}"
 
     def decoded(self, index: int) -> Image.Image:
         encoded = self.table[int(self.rows[index])][self.column]
         if encoded is None or encoded["bytes"] is encoded["path"] is None:
-            raise unreadable(self.path(index), ValueError("the row has no image"))
+            raise unreadable(self.path_of(index), ValueError("the row has no image"))
         if encoded["bytes"] is None:  # the table names a file
             return decoded(encoded["path"], self.upright)
-        return decoded(self.path(index), self.upright, encoded["bytes"])
+        return decoded(self.path_of(index), self.upright, encoded["bytes"])
 
 
 class HuggingFaceDataModule(LabelledFilesDataModule):

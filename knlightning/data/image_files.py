@@ -36,7 +36,7 @@ class AugmentedFiles(AugmentedImages):
     _reported: int
 
     @abstractmethod
-    def path(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Return the path of an image."""
 
     @staticmethod
@@ -61,7 +61,7 @@ class AugmentedFiles(AugmentedImages):
         self._reported = warn_of_damaged(
             self.damaged,
             self._reported,
-            self.path,
+            self.path_of,
             "could not be read so far, and were left out (others take their places in training, unless it is private)",
         )
 
@@ -76,7 +76,7 @@ class AugmentedFiles(AugmentedImages):
 
     def none_readable(self) -> ValueError:
         """Make the error for images none of which can be read."""
-        return ValueError(f"{os.path.dirname(self.path(0))}: none of the {len(self)} images can be read.")
+        return ValueError(f"{os.path.dirname(self.path_of(0))}: none of the {len(self)} images can be read.")
 
     def skipping(self, index: int, read: Callable[[], Any]) -> Any:
         """Read an image; None for one that cannot be read, and is skipped.
@@ -92,7 +92,7 @@ class AugmentedFiles(AugmentedImages):
             try:
                 return read()
             except MemoryError as error:
-                raise unreadable(self.path(index), error) from error
+                raise unreadable(self.path_of(index), error) from error
         except UnreadableImageError:
             if not self.skip_damaged:
                 raise
@@ -193,9 +193,9 @@ class ImageFiles(LabelledFiles):
         subset.names = self.names[indices.numpy()]
         return subset
 
-    def path(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         """Return the path of a file."""
         return os.path.join(self.folder, os.fsdecode(self.names[index]))
 
     def decoded(self, index: int) -> Image.Image:
-        return self.decode(self.path(index), self.upright)
+        return self.decode(self.path_of(index), self.upright)

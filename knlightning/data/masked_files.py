@@ -74,7 +74,7 @@ class MaskedFiles(AugmentedFiles):
     def strata(self) -> Tensor:
         return self._strata
 
-    def path(self, index: int) -> str:
+    def path_of(self, index: int) -> str:
         return os.fsdecode(self.images[index])
 
     def evaluation_sample(self, index: int) -> Any:
@@ -117,14 +117,14 @@ class MaskedFiles(AugmentedFiles):
         known = (self.sizes != UNKNOWN).any(1).nonzero()[0]
         other = known[(self.sizes[known] != self.sizes[known[:1]]).any(1)]
         if batch_size > 1 and len(other):
-            first, second = (f"{self.path(n)} ({_by(self.sizes[n])})" for n in (known[0], other[0]))
+            first, second = (f"{self.path_of(n)} ({_by(self.sizes[n])})" for n in (known[0], other[0]))
             raise ArgumentError(
                 "eval_batch_size", batch_size, "1 where images differ in size", f"There are {first} and {second}."
             )
 
     def _size(self, index: int) -> tuple[int, int]:
         """Return the width and height of an image, which are those of its mask too."""
-        path, mask = self.path(index), os.fsdecode(self.masks[index])
+        path, mask = self.path_of(index), os.fsdecode(self.masks[index])
         with opened(path) as image:
             size = image.size
         with opened(mask) as image:
@@ -136,7 +136,7 @@ class MaskedFiles(AugmentedFiles):
         return size
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        image = tv.pil_to_tensor(decoded(self.path(index), upright=False))
+        image = tv.pil_to_tensor(decoded(self.path_of(index), upright=False))
         return image, torch.from_numpy(self.label_of_number[np.asarray(self._mask(index))])
 
     def _augmented(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ class Files(TensorDataset):
 
     damaged = torch.tensor([False, True, False])
 
-    def path(self, index):
+    def path_of(self, index):
         return f"{'abc'[index]}.png"
 
 

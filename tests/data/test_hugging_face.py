@@ -89,7 +89,7 @@ def test_a_held_out_part_keeps_images_and_labels_together(digits):
     held_out = pickle.loads(pickle.dumps(data.val_dataloader().dataset))  # as a process that reads gets it
     assert len(held_out) == 144
     for number in (0, 100):
-        row = int(held_out.path(number).removeprefix(f"{digits}/train/"))
+        row = int(held_out.path_of(number).removeprefix(f"{digits}/train/"))
         assert torch.equal(held_out[number][0], images[row])
         assert held_out[number][1] == labels[row]
 

@@ -74,7 +74,7 @@ def test_classes_are_the_sorted_folders_and_files_the_sorted_images(root):
     assert data.num_classes == 3
     dataset = data.train_dataloader().dataset
     expected = [f"ant/deeper/{n}.png" for n in range(10)] + [f"{c}/{n}.png" for c in ("cat", "dog") for n in range(10)]
-    assert [Path(dataset.path(n)).relative_to(root / "train").as_posix() for n in range(30)] == expected
+    assert [Path(dataset.path_of(n)).relative_to(root / "train").as_posix() for n in range(30)] == expected
     assert dataset.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     # the validation images have no ant: labels still are those of the training images
     assert torch.cat([labels for _, labels in data.val_dataloader()]).unique().tolist() == [1, 2]
@@ -114,7 +114,7 @@ def test_training_images_are_varied_by_torchvision_with_the_seed_of_the_index(ro
         assert label == index.image // 10
         with torch.random.fork_rng():
             torch.manual_seed(int(np.random.SeedSequence([*index]).generate_state(1, np.uint64)[0]))
-            expected = reference(Image.open(dataset.path(index.image)))
+            expected = reference(Image.open(dataset.path_of(index.image)))
         assert torch.equal(image, expected)
 
 
@@ -249,12 +249,12 @@ def test_parts_by_name_and_by_split(root):
 
     held = fitted(root, val_folder="nowhere", val_split=0.2)
     train, val = held.train_dataloader().dataset, held.val_dataloader().dataset
-    assert {train.path(n) for n in range(16)} | {val.path(n) for n in range(4)} == {
+    assert {train.path_of(n) for n in range(16)} | {val.path_of(n) for n in range(4)} == {
         str(root / "train" / name / f"{n}.png") for name in ("cat", "dog") for n in range(10)
     }
     assert val.labels.tolist() == [0, 0, 1, 1]
     reference = v2.Compose([v2.Resize(20), v2.CenterCrop(16), v2.PILToTensor()])
-    assert torch.equal(next(iter(held.val_dataloader()))[0][1], reference(Image.open(val.path(1))))
+    assert torch.equal(next(iter(held.val_dataloader()))[0][1], reference(Image.open(val.path_of(1))))
     assert val.damaged.shape == (4,)
 
 
