@@ -16,8 +16,17 @@ TAKES_NAME = re.compile(r"(^|\.)(model|data|backbone|lr_scheduler|callbacks|help
 @cache
 def short_names() -> Mapping[str, str]:
     """Map what the user can name in a configuration to where it lies."""
-    folders = [import_module(f"{__name__.partition('.')[0]}.{package}") for package in PACKAGES]
-    return {name: f"{folder.__name__}.{name}" for folder in folders for name in _public(folder)}
+    package = __name__.partition(".")[0]
+    folders = {name: import_module(f"{package}.{name}") for name in PACKAGES}
+    models = {model.name: model.make.__module__ for model in folders["models"].list_models()}
+    names = {name: module for name, module in models.items() if not hasattr(folders["models"], name)}
+    for folder in folders.values():
+        names |= {
+            name: folder.__name__
+            for name in folder.__all__
+            if name in models or (folder is not folders["models"] and isinstance(getattr(folder, name), type))
+        }
+    return {name: f"{module}.{name}" for name, module in names.items()}
 
 
 def complete_names(args: Sequence[str]) -> list[str]:
@@ -68,9 +77,3 @@ def _complete(name: str, key: str) -> str:
     if hint := did_you_mean(name, list(known)):
         raise ValueError(f"{key}: there is no {name}.{hint} knl list shows what there is.")
     return name
-
-
-def _public(folder: Any) -> list[str]:
-    if folder.__name__.endswith(".models"):
-        return [model.name for model in folder.list_models()]
-    return [name for name in folder.__all__ if isinstance(getattr(folder, name), type)]
