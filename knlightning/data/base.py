@@ -339,8 +339,9 @@ class BaseDataModule(LightningDataModule, ABC):
 
     def _num_readers(self) -> int:
         """Return how many processes read files."""
-        devices = 1 if self.trainer is None else self.trainer.num_devices
-        return num_readers(devices) if self.num_workers is None else self.num_workers
+        if self.num_workers is not None:
+            return self.num_workers
+        return num_readers(1 if self.trainer is None else self.trainer.num_devices)
 
     def _pin(self) -> bool:
         if self.pin_memory is None:

@@ -111,7 +111,7 @@ MODULES = [
 @pytest.mark.parametrize("module", MODULES)
 def test_every_datamodule_takes_the_arguments_of_the_base(module):
     """They stand once, in the base: subclasses hand on the rest of their keyword arguments."""
-    assert len(LOADER_ARGUMENTS) == 9
+    assert len(LOADER_ARGUMENTS) == 10
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
     root = [] if module in (DigitsDataModule, knlightning.data.DigitScenesDataModule) else ["--data.root=nowhere"]
