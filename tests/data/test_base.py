@@ -114,7 +114,7 @@ def test_every_datamodule_takes_the_arguments_of_the_base(module):
     assert len(LOADER_ARGUMENTS) == 10
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    root = [] if module in (DigitsDataModule, knlightning.data.DigitScenesDataModule) else ["--data.root=nowhere"]
+    root = [f"--data.{name}=nowhere" for name in ("root", "path") if name in inspect.signature(module).parameters]
     given = [f"--data={module.__module__}.{module.__qualname__}", *root, "--data.split_seed=5"]
     parsed = parser.parse_args(given).data.init_args
     described = ArgumentParser()
