@@ -114,8 +114,12 @@ def test_every_datamodule_takes_the_arguments_of_the_base(module):
     assert len(LOADER_ARGUMENTS) == 10
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    root = [f"--data.{name}=nowhere" for name in ("root", "path") if name in inspect.signature(module).parameters]
-    given = [f"--data={module.__module__}.{module.__qualname__}", *root, "--data.split_seed=5"]
+    where = {name: "nowhere" for name in ("root", "path") if name in inspect.signature(module).parameters}
+    given = [
+        f"--data={module.__module__}.{module.__qualname__}",
+        *(f"--data.{name}={value}" for name, value in where.items()),
+        "--data.split_seed=5",
+    ]
     parsed = parser.parse_args(given).data.init_args
     described = ArgumentParser()
     described.add_class_arguments(module, "data")
@@ -132,7 +136,7 @@ def test_every_datamodule_takes_the_arguments_of_the_base(module):
     assert dict(made.hparams) == parsed.as_dict()
     assert made.split_seed == 5
     with pytest.raises(TypeError, match="batchsize"):
-        module(**({"root": "nowhere"} if root else {}), batchsize=3)
+        module(**where, batchsize=3)
 
 
 def test_works_without_a_trainer():
