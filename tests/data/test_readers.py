@@ -1,7 +1,10 @@
 """Processes that read files for a loader: what they say, and what is said when they die."""
 
 import os
+import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,10 +69,14 @@ def test_the_traceback_of_other_errors_stays():
         (stopped, 2, r"The processes that read images have given no batch for 2 seconds\. Often the memory"),
     ],
 )
-def test_a_process_that_has_died_or_stopped_is_said(act, limit, message, monkeypatch):
-    monkeypatch.setattr("knlightning.data.loader.READ_TIMEOUT", limit)
-    with pytest.raises(OSError, match=message):
-        list(EvalLoader(Failing(act), num_workers=1))
+def test_a_process_that_has_died_or_stopped_is_said(act, limit, message):
+    """In a process of its own: torch raises the death of a loader's process wherever the signal comes, later too."""
+    lines = ["from data.test_readers import *", "from knlightning.data import loader", f"loader.READ_TIMEOUT = {limit}"]
+    lines.append(f"list(EvalLoader(Failing({act.__name__}), num_workers=1))")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", "; ".join(lines)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(f"OSError: {message}", done.stderr), done.stderr
 
 
 def test_a_process_without_images_gets_an_empty_batch(tmp_path, monkeypatch):
