@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _no_seed_of_other_tests(monkeypatch):
-    """Runs in the same process leave their seed in this variable, from which datamodules take theirs."""
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+def _no_seed_for_other_tests():
+    """Runs in this process leave their seed in a variable, from which datamodules would take theirs."""
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)

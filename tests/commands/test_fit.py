@@ -106,6 +106,7 @@ def test_saved_configuration_is_a_configuration(folder, capsys):
     assert_same_weights(folder / "again" / "checkpoints" / "last.ckpt", folder / "runs/tiny/0/checkpoints/last.ckpt")
 
 
+@pytest.mark.filterwarnings("ignore:No seed found, seed set to 0:UserWarning")  # and none is given
 def test_any_seed_is_kept_when_the_run_resumes(empty):
     config = tiny_config(max_epochs=1) | {"seed_everything": True}
     write_config(empty / "tiny.yaml", config)
