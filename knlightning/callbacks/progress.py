@@ -27,6 +27,7 @@ class Progress(TQDMProgressBar):
         super().__init__(leave=True)
         self._terminal = sys.stdout.isatty()
         self._since = self._printed = 0.0
+        self._begun: int | None = None  # the epoch that is shown
 
     @property
     def is_enabled(self) -> bool:
@@ -42,12 +43,20 @@ class Progress(TQDMProgressBar):
     def on_train_start(self, *_: Any) -> None:
         """Make no bar yet: each epoch has its own."""
         self.train_progress_bar = Tqdm(disable=True)
+        self._begun = None
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Name the epoch."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description_str(_epoch(trainer))
         self._since = self._printed = time.monotonic()
+        self._begun = trainer.current_epoch
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin to show an epoch within which the run goes on: Lightning does not say that it starts."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._begun != trainer.current_epoch:
+            self.on_train_epoch_start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

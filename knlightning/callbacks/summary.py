@@ -65,12 +65,13 @@ def count_flops(network: nn.Module, shape: tuple[int, ...]) -> int | None:
         not take such images.
     """
     example = next(network.parameters(), torch.empty(0))
+    # by forward, so that torch.compile does not compile for a single image
     modes = {module: module.training for module in network.modules()}
     network.eval()
     devices = [example.device] if example.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), FlopCounterMode(display=False) as counter:
-            network(torch.zeros(1, *shape, device=example.device, dtype=example.dtype))
+            network.forward(torch.zeros(1, *shape, device=example.device, dtype=example.dtype))
     except (RuntimeError, TypeError, ValueError):
         return None
     finally:

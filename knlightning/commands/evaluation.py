@@ -44,7 +44,8 @@ class EvaluationCLI(KNLightningCLI):
 
     def execute(self) -> None:
         """Evaluate, print the scores, and say where the rest lies."""
-        (scores,) = getattr(self.trainer, self.command)(**self.trainer_arguments(), verbose=False)
+        by_loader = getattr(self.trainer, self.command)(**self.trainer_arguments(), verbose=False)
+        scores = {name: value for scores in by_loader for name, value in scores.items()}
         width = max(map(len, scores), default=0)
         for name, value in scores.items():
             say(f"{name:{width}}  {value:.4f}")

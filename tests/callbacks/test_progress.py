@@ -10,7 +10,7 @@ from knlightning.callbacks.progress import Progress
 from knlightning.tasks import ClassificationTask
 
 
-def train(monkeypatch, capsys, terminal, **arguments):
+def train(monkeypatch, capsys, terminal, save=None, resume=None, **arguments):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 40))
     trainer = Trainer(
@@ -22,7 +22,9 @@ def train(monkeypatch, capsys, terminal, **arguments):
         max_epochs=2,
         **arguments,
     )
-    trainer.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4))
+    trainer.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=resume)
+    if save:
+        trainer.save_checkpoint(save)
     return capsys.readouterr().out
 
 
@@ -38,6 +40,13 @@ def test_a_long_epoch_gets_lines_within(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
     lines = train(monkeypatch, capsys, terminal=False).splitlines()
     assert [line.split()[2] for line in lines if "/3 " in line] == ["1/3", "2/3", "3/3"] * 2
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")  # of these random data
+def test_a_run_that_goes_on_within_an_epoch_is_shown(tmp_path, monkeypatch, capsys):
+    train(monkeypatch, capsys, terminal=False, max_steps=2, save=tmp_path / "a.ckpt")
+    (line, *_) = train(monkeypatch, capsys, terminal=False, resume=tmp_path / "a.ckpt").splitlines()
+    assert re.match(r"Epoch 0/1 00:0\d, loss=", line), line
 
 
 def test_a_terminal_gets_bars_of_one_line(monkeypatch, capsys):
