@@ -11,7 +11,9 @@ from jsonargparse import ArgumentParser
 
 from knlightning.internals.jsonargparse import options_of
 
-NOT_ACCEPTED = re.compile(r"class_path '([\w.]+)': Option '([\w.]+)' is not accepted")
+NOT_ACCEPTED = re.compile(r"(?P<key>[\w.]+): class_path '(?P<path>[\w.]+)': Option '(?P<name>[\w.]+)' is not accepted")
+NOT_TAKEN = re.compile(r"^(?P<key>[\w.]+): .* Option '(?P<name>[\w.]+)' is not .*\(class_path='(?P<path>[\w.]+)'")
+"""The same of what is made later, such as an optimizer."""
 UNKNOWN = re.compile(r"(?:unrecognized arguments: --|does not accept option '|^Option ')([\w.]+)")
 GROUP = re.compile(r"^Group '([\w.]+)' ")
 ONE_OF = re.compile(r"must be one of (.*); got (\w+)$")
@@ -23,7 +25,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]}?" if found else ""
 
 
-def hint(message: str, parser: ArgumentParser) -> str:
+def explained(message: str, parser: ArgumentParser) -> str:
     """Say what may have been meant where a parser does not know an option or a word.
 
     Args:
@@ -31,18 +33,24 @@ def hint(message: str, parser: ArgumentParser) -> str:
         parser: The parser.
 
     Returns:
-        A sentence after a space, or nothing.
+        The message, with a hint if there is one.
     """
-    if found := NOT_ACCEPTED.search(message):
-        return did_you_mean(found[2], _arguments(found[1]))
+    if found := NOT_ACCEPTED.search(message) or NOT_TAKEN.search(message):
+        key, path, name = found["key"], found["path"], found["name"]
+        kind = path.rpartition(".")[2]
+        return f"{key}.{name}: {kind} has no such argument.{did_you_mean(name, _arguments(path))}"
     if found := UNKNOWN.search(message):
         group = GROUP.search(message)
         name = f"{group[1]}.{found[1]}" if group else found[1]
         options = options_of(parser)
-        return did_you_mean(name, options | {option.partition(".")[0] for option in options})
+        first, dot, rest = name.partition(".")
+        firsts = get_close_matches(first, {option.partition(".")[0] for option in options}, n=1, cutoff=0.75)
+        known = options | {head + dot + rest for head in firsts if head != first}
+        return f"there is no option {name}.{did_you_mean(name, known)}"
     if found := ONE_OF.search(message):
-        return did_you_mean(found[2], re.findall(r"\w+", found[1]))
-    return ""
+        meant = did_you_mean(found[2], re.findall(r"\w+", found[1]))
+        return f"{message}.{meant}" if meant else message
+    return message
 
 
 def _arguments(path: str) -> set[str]:

@@ -9,7 +9,8 @@ from typing import Any
 from knlightning.commands.hints import did_you_mean
 
 PACKAGES = ("tasks", "data", "models", "callbacks", "privacy")
-TAKES_NAME = re.compile(r"(^|\.)(model|data|backbone|lr_scheduler|callbacks|help|class_path)\+?$")
+LIBRARIES = ("lightning.pytorch.callbacks", "torch.optim", "torch.optim.lr_scheduler")
+TAKES_NAME = re.compile(r"(^|\.)(model|data|backbone|optimizer|lr_scheduler|callbacks|help|class_path)\+?$")
 """Arguments whose values are names of classes and functions."""
 
 
@@ -27,6 +28,13 @@ def short_names() -> Mapping[str, str]:
             if name in models or (folder is not folders["models"] and isinstance(getattr(folder, name), type))
         }
     return {name: f"{module}.{name}" for name, module in names.items()}
+
+
+@cache
+def known_names() -> Mapping[str, str]:
+    """Map short names to where they lie: those of this package, and classes of `LIBRARIES`."""
+    classes = ((path, name) for path in LIBRARIES for name in import_module(path).__all__ if name[0].isupper())
+    return {name: f"{path}.{name}" for path, name in classes} | dict(short_names())
 
 
 def complete_names(args: Sequence[str]) -> list[str]:
@@ -71,7 +79,7 @@ def complete_class_paths(config: Any) -> Any:
 
 
 def _complete(name: str, key: str) -> str:
-    known = short_names()
+    known = known_names()
     if not name.isidentifier() or name in known:
         return known.get(name, name)
     if hint := did_you_mean(name, list(known)):

@@ -7,7 +7,7 @@ import yaml
 from jsonargparse import get_loader, set_loader
 from jsonargparse.typing import register_type
 
-from knlightning.commands.hints import hint
+from knlightning.commands.hints import explained
 from knlightning.commands.names import complete_class_paths
 from knlightning.internals.jsonargparse import in_one_line
 
@@ -61,11 +61,10 @@ class NamesFiles:
     """
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print what is wrong, and exit."""
-        whole = self.exit_on_error  # type: ignore[attr-defined] # otherwise it is the parser of a part
-        if whole:
-            message = in_one_line(message)
-            message += hint(message, self)  # type: ignore[arg-type] # it is a base class of one
+        """Print what is wrong in a line, and exit."""
+        if self.exit_on_error:  # type: ignore[attr-defined] # otherwise it is the parser of a part
+            said = explained(in_one_line(message), self)  # type: ignore[arg-type] # it is a base class of one
+            self.exit(2, f"{self.prog}: error: {said}\n")  # type: ignore[attr-defined] # of the parser
         super().error(message, ex)  # type: ignore[misc] # of the parser
         raise AssertionError("a parser leaves at an error")
 

@@ -18,17 +18,23 @@ PATH = "knlightning.data.DigitsDataModule"
         (["--run_dir", "resnet8"], ["--run_dir", "resnet8"]),
         (["--data", "mine.Data"], ["--data", "mine.Data"]),
         (["--data", "data.yaml"], ["--data", "data.yaml"]),
-        (["--trainer.callbacks", "ModelSummary"], ["--trainer.callbacks", "ModelSummary"]),
-        (["--model.optimizer", "SGD"], ["--model.optimizer", "SGD"]),
+        (["--trainer.callbacks", "Timer"], ["--trainer.callbacks", "lightning.pytorch.callbacks.Timer"]),
+        (["--model.optimizer", "SGD"], ["--model.optimizer", "torch.optim.SGD"]),
+        (["--model.lr_scheduler=StepLR"], ["--model.lr_scheduler=torch.optim.lr_scheduler.StepLR"]),
+        (["--model.optimizer", "Lion"], ["--model.optimizer", "Lion"]),
     ],
 )
 def test_names_on_a_command_line(given, completed):
     assert complete_names(given) == completed
 
 
-def test_a_name_that_is_mistyped_is_refused_with_the_right_one():
-    with pytest.raises(ValueError, match=r"--model\.backbone: there is no knresnet188\. Did you mean knresnet18\?"):
-        complete_names(["--model.backbone", "knresnet188"])
+@pytest.mark.parametrize(
+    ("key", "given", "meant"),
+    [("model.backbone", "knresnet188", "knresnet18"), ("model.optimizer", "Adm", "Adam")],
+)
+def test_a_name_that_is_mistyped_is_refused_with_the_right_one(key, given, meant):
+    with pytest.raises(ValueError, match=rf"--{key}: there is no {given}\. Did you mean {meant}\?"):
+        complete_names([f"--{key}", given])
 
 
 def test_names_in_a_configuration_file():
