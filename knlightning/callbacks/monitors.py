@@ -88,7 +88,7 @@ def warn_without_validation(trainer: Trainer) -> None:
         trainer: At the start of the training, when the number of batches is known.
     """
     every, batches = trainer.check_val_every_n_epoch or 1, trainer.num_training_batches
-    first = (every - 1) * batches + min(trainer.val_check_batch, batches)
+    first = (every - 1) * batches + min(trainer.val_check_batch or batches, batches)
     if trainer.global_step == 0 and 0 <= trainer.max_steps * trainer.accumulate_grad_batches < first:
         rank_zero_warn(
             f"This run never validates: its first validation would come after {first} batches, and max_steps="
