@@ -57,6 +57,15 @@ def check_choice(name: str, value: object, choices: Sequence[object], hint: str 
     check(value in choices, name, value, f"one of {', '.join(map(str, choices))}", hint)
 
 
+FITTING = "a number that fits into 64 bits"
+"""What whole numbers must be, for torch."""
+
+
+def fits(number: int) -> bool:
+    """Say whether a number fits into 64 bits."""
+    return -(2**63) <= number < 2**63
+
+
 def check_number(
     name: str,
     value: object,
@@ -69,7 +78,7 @@ def check_number(
     none: str = "",
     hint: str = "",
 ) -> None:
-    """Check that an argument is a finite number in a range.
+    """Check that an argument is a finite number in a range; a whole number must fit into 64 bits, as for torch.
 
     Args:
         name: Name of the argument.
@@ -87,6 +96,7 @@ def check_number(
     """
     if value is None and none:
         return
+    check(not isinstance(value, Integral) or fits(int(value)), name, value, FITTING, hint)
     kind = Integral if integer else Real
     bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
     words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)

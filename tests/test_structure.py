@@ -117,6 +117,17 @@ def test_docstrings_have_one_dialect(path):
                     assert not words[0].islower() or re.match(r"u?int|float|bool", words), f"{entry}: {words}"
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if folder(path) in ("nn", "models")], ids=name)
+def test_layers_and_networks_document_what_they_are_called_with(path):
+    classes = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    bases = {ast.unparse(base) for cls in classes for base in cls.bases if not cls.name.startswith("_")}
+    for cls in classes:
+        if cls.name in bases or "Args:" in (ast.get_docstring(cls) or ""):
+            for forward in [node for node in cls.body if getattr(node, "name", "") == "forward"]:
+                named = re.findall(r"^    (\w+): ", ast.get_docstring(forward) or "", re.MULTILINE)
+                assert named == [argument.arg for argument in forward.args.args[1:]], cls.name
+
+
 def messages(tree):
     """The texts of errors: in `raise` statements, and in calls of the functions that check arguments."""
     for node in ast.walk(tree):

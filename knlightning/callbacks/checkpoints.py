@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from knlightning.callbacks.monitors import Mode, check_monitors, mode_of
+from knlightning.callbacks.monitors import Mode, check_monitors, mode_of, warn_without_validation
 from knlightning.callbacks.signals import Stopped, StopSignals
 from knlightning.checkpoint_files import read_checkpoint
 from knlightning.checks import check, check_number
@@ -168,6 +168,12 @@ class BestCheckpoint(ModelCheckpoint):
         if logged and self.monitor is not None and self.monitor.startswith("val"):  # also val_loss, as others name it
             known = f"a metric that the validation logs ({', '.join(logged)})"
             check(self.monitor in logged, "monitor", self.monitor, known, "It is the score of the best checkpoint.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if the score will never be there."""
+        super().on_train_start(trainer, pl_module)
+        if self.monitor is not None and self.monitor.startswith("val/") and trainer.limit_val_batches:
+            warn_without_validation(trainer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the best score if its file is still there, even if the run directory was moved."""

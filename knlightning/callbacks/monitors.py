@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.utilities import rank_zero_warn
 
 from knlightning.checks import check, check_choice
 from knlightning.tasks import Task
@@ -78,6 +79,21 @@ def check_monitors(trainer: Trainer, task: LightningModule) -> None:
             ok = any(fnmatch(monitor, name) for name in (*logged, *LOGGED_BESIDE))
             hint = f"This run never validates ({never}), so that nothing is in val/." if never else ""
             check(ok, "monitor", monitor, f"a metric that is logged ({', '.join(logged)})", hint)
+
+
+def warn_without_validation(trainer: Trainer) -> None:
+    """Warn if a new run has so few steps that it ends before its first validation, and so has no best checkpoint.
+
+    Args:
+        trainer: At the start of the training, when the number of batches is known.
+    """
+    every, batches = trainer.check_val_every_n_epoch or 1, trainer.num_training_batches
+    first = (every - 1) * batches + min(trainer.val_check_batch or batches, batches)
+    if trainer.global_step == 0 and 0 <= trainer.max_steps * trainer.accumulate_grad_batches < first:
+        rank_zero_warn(
+            f"This run never validates: its first validation would come after {first} batches, and max_steps="
+            f"{trainer.max_steps} ends it before. So there will be no best checkpoint."
+        )
 
 
 def _never_validates(trainer: Trainer) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,12 @@ from knlightning.callbacks.label_maps import coloured, palette_of
 from knlightning.checks import check_number
 from knlightning.internals.torchvision import IMG_EXTENSIONS
 from knlightning.protocols import DataDescription, data_of, describe
-from knlightning.run_directory import replacing
+from knlightning.run_directory import replacing, replacing_folder
 from knlightning.tasks.grad_cam import grad_cam, highlighted
 from knlightning.text import cell
+
+PARTIAL = "predictions.partial"
+"""Folder of the pictures until all of them are there."""
 
 
 class PredictionWriter(Callback):
@@ -36,8 +40,9 @@ class PredictionWriter(Callback):
     The table is UTF-8; bytes of a path that are not, and control characters, are written as escapes such as `\udce9`. A
     cell that begins with `=`, `+`, `-` or `@` gets a `'` before it, so that no spreadsheet takes it for a
     formula. Rows are written as they come, into `predictions.partial.csv` (`predictions.partial-1.csv`, ... on further
-    devices). At the end they are sorted, written into `predictions.csv`, and the first file goes. After an error it
-    stays, with what was predicted until then.
+    devices). At the end they are sorted, written into `predictions.csv`, and the first file goes. Likewise pictures
+    come into `predictions.partial`, which takes the place of an earlier `predictions` as a whole. After an error what
+    is partial stays, with what was predicted until then.
 
     Batches must be (images, paths). What is known of the data (`knlightning.protocols.DescribedScenes`: names,
     colours and numbers of the classes, `predict_dir`, how to undo the scaling) comes from the datamodule.
@@ -50,7 +55,7 @@ class PredictionWriter(Callback):
     Attributes:
         directory: Where to write; None for the run directory.
         path: The file, or the folder, that was written last; None before.
-        partial: The file with the rows that came so far; None if there is none.
+        partial: The file with the rows, or the folder with the pictures, that came so far; None if there is none.
         rows: The number of images in it.
 
     Raises:
@@ -69,8 +74,11 @@ class PredictionWriter(Callback):
         self._sheet = ContactSheet()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new page of images."""
+        """Begin a new page of images, and a new folder of pictures."""
         self._sheet = ContactSheet()
+        if trainer.is_global_zero:  # of a run that an error has ended
+            shutil.rmtree(self._root(trainer) / PARTIAL, ignore_errors=True)
+        trainer.strategy.barrier()
 
     def on_predict_batch_end(
         self,
@@ -85,10 +93,10 @@ class PredictionWriter(Callback):
         data = data_of(trainer)
         images, names = batch
         if outputs.ndim == 3:
-            root = self._root(trainer) / "predictions"
+            self.partial = self._root(trainer) / PARTIAL
             for name, image, label_map in zip(names, data.displayable(images), outputs.cpu(), strict=True):
                 relative = relative_path(name, data.predict_dir)
-                overlay = write_pictures(root, relative, image.cpu(), label_map, data)
+                overlay = write_pictures(self.partial, relative, image.cpu(), label_map, data)
                 self._sheet.add(str(relative), overlay, num_classes=classes_of(data, label_map))
                 self._rows.append([name])
             return
@@ -130,8 +138,11 @@ class PredictionWriter(Callback):
         root = self._root(trainer)
         if trainer.is_global_zero and self._sheet.cards:
             self._sheet.write(root / "predictions.html", len(rows), data_of(trainer))
-        if rows and len(rows[0]) == 1:  # pictures, which are there already
-            self.path = root / "predictions"
+        if rows and len(rows[0]) == 1:
+            self.path, self.partial = root / "predictions", None
+            if trainer.is_global_zero:
+                with replacing_folder(self.path) as temporary:
+                    (root / PARTIAL).rename(temporary)
             return
         self.path = root / "predictions.csv"
         if trainer.is_global_zero:

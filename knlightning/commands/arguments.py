@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-
 from knlightning.checks import ArgumentError
-from knlightning.internals.torch import WORKER_HINT, worker_failure
 
 DEBUG_VARIABLE = "KNL_DEBUG"
 """If set, errors come with their traceback."""
+PLAIN = (ValueError, OSError, ArithmeticError, RuntimeError, MemoryError)
+"""Errors of which the configuration or the data may be the cause, beside one of Lightning's."""
 MEMORY_HINT = (
     "Set batch_size or eval_batch_size lower, or take smaller images. The segmentation of large images is computed "
     "window by window with eval_window."
@@ -35,9 +34,15 @@ def plain_errors(prog: str) -> Iterator[None]:
         yield
     except BrokenPipeError:  # nobody is there to read a message: `knl` ends
         raise
-    except (ValueError, OSError, ArithmeticError, MisconfigurationException, RuntimeError, MemoryError) as error:
-        from knlightning.analysis.measure import ran_out_of_memory  # here: not needed where all goes well
+    except Exception as error:
+        # here: commands that need neither Lightning nor torch start without them
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+        from knlightning.analysis.measure import ran_out_of_memory
+        from knlightning.internals.torch import WORKER_HINT, worker_failure
+
+        if not isinstance(error, (*PLAIN, MisconfigurationException)):
+            raise
         if ran_out_of_memory(error):
             first = (str(error) or type(error).__name__).partition("\n")[0]
             error = OSError(f"The memory does not suffice ({first}). {MEMORY_HINT}")

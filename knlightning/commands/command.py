@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.utilities import rank_zero_only
 
 from knlightning.checks import ArgumentError
 from knlightning.commands.arguments import find_argument, plain_errors
@@ -51,7 +50,9 @@ def command(function: Callable[..., object], prog: str, args: Sequence[str] | No
             raise find_argument(error, given) from error
         except SystemExit as end:
             if end.code == 130:  # so ends a run that is interrupted
-                rank_zero_only(print)("The same command again goes on where it was.")
+                from knlightning.commands.output import say  # here: it imports Lightning
+
+                say("The same command again goes on where it was.")
             raise
 
 

@@ -114,10 +114,12 @@ class FitCLI(KNLightningCLI):
         run = shlex.quote(str(self.run_dir))
         lines = [f"Run:        {self.run_dir}"]
         best: BestCheckpoint = self.config_init.best_checkpoint
+        best_weights = f"--config {run}/config.yaml --ckpt_path best"
         if best.best_model_path:
             epoch = read_checkpoint(best.best_model_path, map_location="meta")["epoch"]
             lines.append(f"Best:       {best.monitor} {best.best_model_score:.4f}, in epoch {epoch}")
-            lines.append(f"Test it:    knl test --config {run}/config.yaml --ckpt_path best")
+            lines.append(f"Test it:    knl test {best_weights}")
+            lines.append(f"Use it:     knl predict {best_weights} --data.predict_dir IMAGES")
         lines.append(f"Look at it: tensorboard --logdir {run}")
         return "\n".join(lines)
 

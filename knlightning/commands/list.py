@@ -9,16 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal
 
-from lightning.pytorch import Callback, LightningDataModule
-
-from knlightning.callbacks import CONFIGURED, made_for_every_run
 from knlightning.commands.command import command
 from knlightning.commands.names import short_names
-from knlightning.models import list_models
-from knlightning.nn.normalization import NORMS
-from knlightning.tasks import Task
 
 Rows = dict[str, dict[str, str]]
 
@@ -42,6 +37,8 @@ def list_kind(kind: Literal["models", "norms", "data", "tasks", "callbacks", "co
 
 def networks() -> Rows:
     """Describe every network, by its name in `knlightning.models`."""
+    from knlightning.models import list_models  # each function imports what it describes, as that takes seconds
+
     return {
         model.name: {
             "parameters": f"{model.num_parameters:,}",
@@ -58,6 +55,8 @@ def networks() -> Rows:
 
 def normalizations() -> Rows:
     """Describe every normalization, by its name."""
+    from knlightning.nn.normalization import NORMS
+
     return {
         spec.name: {
             "private training": "yes" if spec.private else "no",
@@ -68,28 +67,31 @@ def normalizations() -> Rows:
     }
 
 
-def classes(base: type) -> Rows:
+def classes(base: str) -> Rows:
     """Describe the classes that a configuration can name, by the first line of the text of each.
 
     Args:
-        base: What they are; those that are bases of others, as their text says, are left out.
+        base: Path of what they are; those that are bases of others, as their text says, are left out.
     """
+    kind: type = resolve_name(base)
     found = {name: getattr(import_module(path.rpartition(".")[0]), name) for name, path in short_names().items()}
     texts = {
         name: (inspect.getdoc(cls) or "").partition("\n\n")[0].replace("\n", " ")
         for name, cls in found.items()
-        if isinstance(cls, type) and issubclass(cls, base)
+        if isinstance(cls, type) and issubclass(cls, kind)
     }
     return {name: {"what it is": text} for name, text in texts.items() if not text.startswith("Base of")}
 
 
 def callbacks() -> Rows:
     """Describe the callbacks, and how a run gets them."""
+    from knlightning.callbacks import CONFIGURED, made_for_every_run
+
     always = {type(callback).__name__ for callback in made_for_every_run("", {"trainer": {}}, has_logger=False)}
     keys = {cls.__name__: f"the key {key}" for key, (cls, _) in CONFIGURED.items()}
     return {
         name: {"given by": "every run has it" if name in always else keys.get(name, "--trainer.callbacks+"), **row}
-        for name, row in classes(Callback).items()
+        for name, row in classes("lightning.pytorch.Callback").items()
     }
 
 
@@ -105,6 +107,8 @@ def configs() -> Rows:
 
 def _others(norms: tuple[str, ...], default: str | None) -> str:
     """Name all but the default; what is missing, if that is shorter."""
+    from knlightning.nn.normalization import NORMS
+
     missing = [name for name in NORMS if name not in norms]
     if not norms or len(missing) > len(norms):
         return ", ".join(name for name in norms if name != default)
@@ -123,8 +127,8 @@ def _table(title: str, rows: Rows) -> str:
 KINDS: dict[str, Callable[[], Rows]] = {
     "models": networks,
     "norms": normalizations,
-    "data": partial(classes, LightningDataModule),
-    "tasks": partial(classes, Task),
+    "data": partial(classes, "lightning.pytorch.LightningDataModule"),
+    "tasks": partial(classes, "knlightning.tasks.Task"),
     "callbacks": callbacks,
     "configs": configs,
 }

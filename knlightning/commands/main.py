@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from knlightning import commands
+from knlightning.commands.arguments import plain_errors
 
 FIRST = ("fit", "validate", "test", "predict")
 """Commands at the head of the list; the others follow by their names."""
@@ -62,13 +63,12 @@ def main(args: list[str] | None = None) -> None:
     with _plain_ends():
         name = _choose(args)
         _check_configurations(name, args[1:])
-        with _interrupted_at_once():
-            from knlightning.commands.arguments import plain_errors  # here: the list of commands does without Lightning
-
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a configuration may name classes in files that lie here
         with plain_errors(f"knl {name}"):
-            run(args)
+            with _interrupted_at_once():
+                command = import_module(f"{commands.__name__}.{list_commands()[name][0]}")
+            command.main(args[1:])
 
 
 @contextmanager

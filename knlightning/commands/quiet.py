@@ -11,6 +11,7 @@ QUIET_WARNINGS = (
     r"\s*``instantiate_classes`` was deprecated",  # LightningCLI's own use of jsonargparse
     r"\s*By default only one JsonargparseDeprecationWarning",  # what goes before it
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning's own use of torch
+    r"`ModelCheckpoint\(monitor=.*\)` could not find the monitored key",  # BestCheckpoint says it at the start
     "You are using `LearningRateMonitor` callback with models that have no learning rate schedulers",  # is no error
 )
 LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")

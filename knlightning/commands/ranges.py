@@ -6,17 +6,17 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from knlightning.checks import ArgumentError, check, check_number
-from knlightning.commands.arguments import find_argument
+from knlightning.checks import FITTING, ArgumentError, check, check_number, fits
+from knlightning.commands.arguments import find_argument, walk
 
 MOST_BATCHES = 10**9
 """Largest number of batches that a limit may be; more is no limit."""
 
 
 def check_parsed(parser: ArgumentParser, config: Namespace, groups: Iterable[str]) -> None:
-    """Check that groups of arguments are groups, and that null stands only where it means something.
+    """Check that groups of arguments are groups, that whole numbers fit, and that null has a meaning where it stands.
 
-    jsonargparse checks neither.
+    jsonargparse checks none of it.
 
     Args:
         parser: Has parsed the configuration.
@@ -25,13 +25,17 @@ def check_parsed(parser: ArgumentParser, config: Namespace, groups: Iterable[str
 
     Raises:
         ValueError: If one of them is, or was in a file before the command line has added to it, a single value.
-        ArgumentError: If null stands in the place of a bool, a number or another value.
+        ArgumentError: If null stands in the place of a bool, a number or another value, or a whole number does not fit
+            into 64 bits.
     """
     defaults = parser.get_defaults()
     for key in groups:
         group = config.get(key)
         if not isinstance(group, Namespace) or vars(defaults[key]).keys() - vars(group).keys():
             raise ValueError(f"{key} must be a group of arguments (name: value, or {{}} for none), not a single value")
+    for key, value in walk(config.as_dict()):
+        if isinstance(value, int):
+            check(fits(value), key, value, FITTING)
     set_parsing_settings(unset_sentinel=True)  # null is then a value like others, and not one that is not given
     try:
         parser.validate(config, skip_required=True)
@@ -56,6 +60,9 @@ def check_lightning_arguments(seed_everything: Any, trainer: dict[str, Any]) -> 
     if not isinstance(seed_everything, bool):
         none = "no seed"
         check_number("seed_everything", seed_everything, at_least=0, at_most=2**32 - 1, integer=True, none=none)
+    fast = trainer.get("fast_dev_run", False)
+    if not isinstance(fast, bool):
+        check_number("fast_dev_run", fast, at_least=0, at_most=MOST_BATCHES, integer=True)
     counts = {
         "accumulate_grad_batches": (1, ""),
         "check_val_every_n_epoch": (1, "validation after val_check_interval batches"),

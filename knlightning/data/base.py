@@ -163,12 +163,12 @@ class BaseDataModule(LightningDataModule, ABC):
             self._predict_images = self.load_predict(self.predict_dir)
             return
         held_out = self.val_split > 0
-        if self._train_images is None and (stage == "fit" or (stage == "validate" and held_out)):
+        evaluated = self.sampling.test if stage == "test" else self._validation
+        if self._train_images is None and (stage == "fit" or (held_out and evaluated == self._validation)):
             train = self.load(self.sampling.train)
             if held_out:
                 train, self._eval_images[self._validation] = self.hold_out(train)
             self._train_images = train
-        evaluated = self.sampling.test if stage == "test" else self._validation
         if stage == "test" and evaluated == self._validation:
             say_chosen_on(evaluated)
         if evaluated not in self._eval_images:

@@ -123,7 +123,8 @@ def find_classes(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"There is no folder {folder.absolute()}. Images are looked for in ROOT/train/CLASS and ROOT/val/CLASS; "
-            "give another root, or other names of folders."
+            "give another root, or other names of folders. With val_split above 0 there need be no folder val, and "
+            "classes may lie in ROOT/CLASS."
         )
     classes = list_folders(folder)
     if hidden := [name for name in classes if is_hidden(name)]:

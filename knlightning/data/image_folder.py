@@ -13,22 +13,26 @@ from knlightning.data.folder import abbreviated, find_classes, find_images_in, i
 from knlightning.data.image_files import ImageFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
 
+TRAIN_FOLDER = "train"
 TEST_FOLDER = "test"
 
 
 class ImageFolderDataModule(LabelledFilesDataModule):
     """Any images in classes: `ROOT/train/CLASS/*` and `ROOT/val/CLASS/*`, and `ROOT/test/CLASS/*` if there are some.
 
+    They may also lie in `ROOT/CLASS/*`; `val_split` then says how many are held out for validation.
+
     Classes are numbered in the order of the names of their folders. Files are decoded when they are needed, in worker
     processes, and turned upright as their EXIF data say. How images are augmented, and evaluated, says
     `LabelledFilesDataModule`.
 
     Args:
-        root: Folder in which the folders of the splits lie.
-        train_folder: Name of the folder to train on.
+        root: Folder in which the folders of the splits lie, or those of the classes.
+        train_folder: Name of the folder to train on; None for `train`, or for `root` itself if the folders of the
+            classes lie there.
         val_folder: Name of the folder to validate on; not read if `val_split` is above 0.
         test_folder: Name of the folder to test on; None for `test` if that has folders of classes. Otherwise
-            **`val_folder` serves for testing too**, as is usual for ImageNet.
+            **`val_folder` serves for testing too**, as is usual for ImageNet; without it the images held out do.
         kwargs: Arguments of `LabelledFilesDataModule`.
 
     Attributes:
@@ -41,15 +45,22 @@ class ImageFolderDataModule(LabelledFilesDataModule):
     def __init__(
         self,
         root: str | os.PathLike[str],
-        train_folder: str = "train",
+        train_folder: str | None = None,
         val_folder: str = "val",
         test_folder: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.root = Path(root)
-        test_folder = test_folder or (TEST_FOLDER if has_classes(self.root / TEST_FOLDER) else val_folder)
-        self.sampling = replace(self.sampling, train=train_folder, val=val_folder, test=test_folder)
+        if train_folder is None:
+            split = any((self.root / name).is_dir() for name in (TRAIN_FOLDER, val_folder, TEST_FOLDER))
+            train_folder = "." if has_classes(self.root) and not split else TRAIN_FOLDER
+        self.sampling = replace(self.sampling, train=train_folder, val=val_folder)
+        if test_folder is None:
+            held_out = self.val_split > 0 and not (self.root / val_folder).is_dir()
+            others = self._validation if held_out else val_folder
+            test_folder = TEST_FOLDER if has_classes(self.root / TEST_FOLDER) else others
+        self.sampling = replace(self.sampling, test=test_folder)
 
     def name_classes(self, folders: list[str], where: Path) -> tuple[str, ...]:
         """Name the classes; a subclass may give other names than those of the folders.

@@ -45,6 +45,14 @@ class FCN(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits of every pixel.
+
+        Args:
+            images: Floating point tensor [N, 3, H, W] of any size.
+
+        Returns:
+            Logits [N, num_classes, H, W].
+        """
         logits = self.head(self.backbone(images))
         return F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
 

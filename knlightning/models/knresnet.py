@@ -116,6 +116,14 @@ class KNTrunk(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the features of images.
+
+        Args:
+            x: Images [N, 3, H, W], floating point.
+
+        Returns:
+            Features [N, channels of the last stage, h, w].
+        """
         x = self.stages[0](self.stem(x))
         for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
             x = stage(transition(x))
@@ -157,6 +165,14 @@ class KNResNet(KNTrunk):
         self.fc = nn.Linear(channels * pooled**2, layers.options.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: Images [N, 3, H, W], floating point.
+
+        Returns:
+            Logits [N, num_classes].
+        """
         x = self.head(self.tail(super().forward(x)))
         return self.fc(torch.flatten(self.pool(x), 1))
 

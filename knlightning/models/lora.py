@@ -41,6 +41,14 @@ class LoRA(nn.Module):
         self.down, self.up = down.to(layer.weight), up.to(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer, and add what the small layers have learned.
+
+        Args:
+            x: Input of the layer.
+
+        Returns:
+            Tensor of the shape that the layer gives.
+        """
         return self.layer(x) + self.scale * self.up(self.down(x))
 
 

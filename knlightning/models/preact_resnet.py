@@ -72,6 +72,14 @@ class PreactResNet(nn.Module):
         self.fc = nn.Linear(channels, options.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: Images [N, 3, H, W], floating point.
+
+        Returns:
+            Logits [N, num_classes].
+        """
         x = self.head(self.stages(self.stem(x)))
         return self.fc(torch.flatten(self.pool(x), 1))
 

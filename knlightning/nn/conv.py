@@ -58,6 +58,18 @@ class _KNConv(KernelNormalized):
         residual: Tensor | None = None,
         keep_output: bool = False,
     ) -> Tensor:
+        """Normalize and convolve, see `knlightning.nn.kn_conv`.
+
+        Args:
+            input: Floating point tensor (N, in_channels, ...) with a length, height and width, or depth too.
+            relu_input: Whether to take the ReLU of the input first.
+            relu_output: Whether to take the ReLU of the result; not with a residual.
+            residual: Tensor of the shape of the result that is added to it; None for none.
+            keep_output: Whether backward keeps the result, which the next layer may keep anyway.
+
+        Returns:
+            Tensor (N, out_channels, ...).
+        """
         return kn_conv(
             input,
             self.weight,

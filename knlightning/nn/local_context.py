@@ -112,6 +112,14 @@ class LocalContextNorm2d(nn.GroupNorm):
         self.window = sides
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalize images.
+
+        Args:
+            input: Floating point tensor [N, C, H, W].
+
+        Returns:
+            Tensor of the same shape.
+        """
         return local_context_norm(input, self.num_groups, self.window, self.eps, self.weight, self.bias)
 
     def extra_repr(self) -> str:

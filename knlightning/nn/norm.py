@@ -25,6 +25,14 @@ class _KernelNorm(KernelNormalized):
         super().__init__(kernel_size, stride, padding, dilation, padding_mode, dropout_p, eps, eval_statistics)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalize each window, see `knlightning.nn.kernel_norm`.
+
+        Args:
+            input: Floating point tensor (N, C, ...) with a length, height and width, or depth too.
+
+        Returns:
+            Tensor (N, C, ...), with the windows beside one another.
+        """
         return kernel_norm(
             input,
             self.kernel_size,

@@ -34,4 +34,12 @@ class PositionalNorm2d(nn.LayerNorm):
         super().__init__(channels, eps, affine)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalize images.
+
+        Args:
+            input: Floating point tensor [N, C, H, W].
+
+        Returns:
+            Tensor of the same shape.
+        """
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)

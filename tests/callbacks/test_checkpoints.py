@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -90,6 +91,24 @@ def test_best_score_survives_a_resume_also_of_a_moved_run(tmp_path, moved, third
         ckpt_path=root / "checkpoints" / "last.ckpt",
     )
     assert stored(root / "checkpoints" / "best.ckpt")["epoch"] == epoch
+
+
+@pytest.mark.parametrize(
+    ("few", "never"),
+    [
+        ({"max_steps": 2}, True),
+        ({"max_steps": 3}, False),
+        ({"max_steps": 1, "accumulate_grad_batches": 2}, True),
+        ({"max_steps": 5, "check_val_every_n_epoch": 2}, True),
+        ({"max_steps": 1, "val_check_interval": 1}, False),
+    ],
+)
+def test_a_run_that_ends_before_its_first_validation_says_so(tmp_path, few, never):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(tmp_path, BestCheckpoint("val/loss"), max_epochs=3, **few)
+    assert any(f"max_steps={few['max_steps']} ends it before" in str(warning.message) for warning in said) == never
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file() != never
 
 
 def test_best_starts_anew_where_its_file_is_not(tmp_path):

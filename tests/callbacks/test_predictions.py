@@ -173,6 +173,21 @@ def test_pictures_of_label_maps(tmp_path):
         assert np.abs(read(root / "overlays" / name) - (pixels + colours) / 2).max() <= 0.5
 
 
+def test_pictures_take_the_place_of_earlier_ones_once_all_are_there(tmp_path):
+    names = ["1.png", "2.png", "3.png"]
+    predict(tmp_path, Scenes(tmp_path, ["old.png"]))
+    data = Scenes(tmp_path, names)
+    batches = iter([1, 0])
+    data.displayable = lambda images: images * (1 // next(batches))
+    with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match=r"which are in .*predictions\.partial"):
+        predict(tmp_path, data)
+    folder = tmp_path / "run" / "predictions"
+    assert [path.name for path in folder.rglob("label_ids/**/*.png")] == ["old.png"]
+    predict(tmp_path, Scenes(tmp_path, names))
+    assert sorted(path.name for path in folder.rglob("label_ids/**/*.png")) == names
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["predictions", "predictions.html"]
+
+
 def test_pictures_without_what_our_datamodules_have(tmp_path):
     data = Scenes(tmp_path / "in")
     _, predicted = predict(tmp_path, data)

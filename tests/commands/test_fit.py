@@ -42,7 +42,8 @@ def test_fit_ends_by_telling_where_how_well_and_what_next(trained):
     best = max(accuracies)
     assert "Run:        runs/tiny/0" in output
     assert f"Best:       val/acc {best:.4f}, in epoch {accuracies.index(best)}" in output
-    assert "knl test --config runs/tiny/0/config.yaml --ckpt_path best" in output
+    for command, more in (("test", ""), ("predict", " --data.predict_dir IMAGES")):
+        assert f"knl {command} --config runs/tiny/0/config.yaml --ckpt_path best{more}\n" in output
 
 
 def test_quiet_where_there_is_nothing_to_act_on(trained):

@@ -14,6 +14,8 @@ from knlightning.commands.ranges import MOST_BATCHES, check_lightning_arguments
         ("accumulate_grad_batches", 0),
         ("accumulate_grad_batches", None),
         ("check_val_every_n_epoch", -1),
+        ("fast_dev_run", -1),
+        ("fast_dev_run", 2**62),
         ("gradient_clip_val", -1.0),
         ("gradient_clip_val", math.nan),
         ("gradient_clip_val", math.inf),
@@ -24,6 +26,7 @@ from knlightning.commands.ranges import MOST_BATCHES, check_lightning_arguments
         ("limit_predict_batches", MOST_BATCHES + 1),
         ("log_every_n_steps", -1),
         ("max_epochs", -2),
+        ("max_epochs", 2**63),
         ("max_steps", None),
         ("min_epochs", -1),
         ("num_sanity_val_steps", -4),
@@ -41,6 +44,8 @@ def test_out_of_range(name, value):
     ("name", "value"),
     [
         ("accumulate_grad_batches", 1),
+        ("fast_dev_run", True),
+        ("fast_dev_run", 3),
         ("gradient_clip_val", 0),
         ("gradient_clip_val", None),
         ("limit_train_batches", 0),
@@ -92,3 +97,9 @@ def test_groups_are_groups(empty, capsys, key, value):
 def test_commands_name_the_key_before_anything_else(empty, capsys, args, said):
     assert said in refused(capsys, "fit", "--config", "tiny.yaml", *args)
     assert [path.name for path in empty.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("key", ["trainer.fast_dev_run", "data.batch_size"])
+def test_whole_numbers_fit_into_64_bits(empty, capsys, key):
+    message = refused(capsys, "fit", "--config", "tiny.yaml", f"--{key}={2**70}")
+    assert "must be a number that fits into 64 bits, got 1180591620717411303424" in message

@@ -411,6 +411,17 @@ def test_images_held_out_are_not_those_that_are_tested_on(root, caplog):
     assert "the same as for validation" not in caplog.text
 
 
+def test_classes_may_lie_in_the_root_and_those_held_out_serve_for_testing(root):
+    fit, test = (module(root / "train", val_split=0.2) for _ in range(2))
+    fit.setup("fit")
+    test.setup("test")
+    assert test.class_names == ("cat", "dog")
+    assert (len(fit.train_dataloader().dataset), len(test.test_dataloader().dataset)) == (16, 4)
+    assert same(batches(fit.val_dataloader()), batches(test.test_dataloader()))
+    with pytest.raises(FileNotFoundError, match=r"train/val\. .* With val_split above 0 there need be no folder val"):
+        module(root / "train").setup("fit")
+
+
 def test_a_decoder_may_be_put_in_place_of_ours(root, monkeypatch):
     monkeypatch.setattr(
         "knlightning.data.image_folder.decoded", lambda path, upright: Image.new("RGB", (30, 30), "red")

@@ -10,6 +10,7 @@ from standins import (
     write_cifar10,
     write_cifar100,
     write_cityscapes,
+    write_image_folder,
     write_imagenet,
     write_imagenet32,
     write_parquet,
@@ -44,6 +45,7 @@ KINDS = [config for config in CONFIGS if not config.stem.endswith(("net34", "net
 SMALL = {  # by the beginning of the configuration's name
     "imagenet": [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")] + ["--data.num_workers=0"],
     "cityscapes": ["--data.crop_size=[16, 24]", "--data.num_workers=0"],
+    "photos": ["--data.num_workers=0"],
     "parquet": ["--data.cache_dir=cache", "--data.num_workers=0"],
 }
 
@@ -63,6 +65,8 @@ def data(tmp_path_factory):
     write_cityscapes(root / "cityscapes")
     write_imagenet32(root / "imagenet32")
     write_parquet(root / "parquet")
+    write_image_folder(root / "folders", count=10)
+    (root / "photos").symlink_to(root / "folders" / "train")
     return root
 
 
