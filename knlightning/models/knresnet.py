@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from knlightning.models.classifier import Classifier
 from knlightning.models.layers import Layers, Options, Padding, Stage, convolve
 from knlightning.models.norm_torch import (
     IMAGENET,
@@ -144,7 +145,7 @@ class KNTrunk(nn.Module):
         return x
 
 
-class KNResNet(KNTrunk):
+class KNResNet(Classifier, KNTrunk):
     """Kernel normalized residual network for classification.
 
     Maps images [N, 3, H, W], floating point, to logits [N, num_classes]. Source: Nasirigerdeh et al. (TMLR 2024),
@@ -172,7 +173,7 @@ class KNResNet(KNTrunk):
         tail_channels: int | None = None,
         pooled: int = 1,
     ) -> None:
-        super().__init__(stages, layers, bottleneck=bottleneck)
+        KNTrunk.__init__(self, stages, layers, bottleneck=bottleneck)
         channels = stages[-1].channels
         self.tail: nn.Module = nn.Identity()
         if tail_channels is not None:
@@ -181,11 +182,16 @@ class KNResNet(KNTrunk):
             channels = tail_channels
         self.head = layers.head(channels)
         self.pool = nn.AdaptiveAvgPool2d(pooled)
+        self.num_features = channels
         self.fc = nn.Linear(channels * pooled**2, layers.options.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.head(self.tail(super().forward(x)))
-        return self.fc(torch.flatten(self.pool(x), 1))
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the activated features before the average pooling."""
+        return self.head(self.tail(KNTrunk.forward(self, x)))
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Average the features."""
+        return torch.flatten(self.pool(features), 1)
 
 
 @register()
