@@ -46,10 +46,10 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
 
 
 def holds_weights_alone(content: Any) -> bool:
-    """Say whether what a file holds is no checkpoint of a run but a state dict, by itself or under "model"."""
+    """Say whether a file holds no checkpoint of a run but a state dict, by itself or under "state_dict" or "model"."""
     if not isinstance(content, dict) or "global_step" in content:
         return False
-    return _is_state_dict(content.get("model", content))
+    return _is_state_dict(content.get("state_dict", content.get("model", content)))
 
 
 def check_checkpoint(path: str | os.PathLike[str], content: Any, to_resume: bool) -> None:

@@ -92,6 +92,7 @@ def test_weights_alone():
     weights = {"a": torch.ones(1)}
     assert holds_weights_alone(weights)
     assert holds_weights_alone({"model": weights})
+    assert holds_weights_alone({"state_dict": weights, "epoch": 3})
     for other in (WHOLE, {}, [], {"a": 1}, None):
         assert not holds_weights_alone(other)
 

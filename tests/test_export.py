@@ -12,7 +12,8 @@ from torch import nn
 from knlightning import export as exporting
 from knlightning.data import DigitsDataModule
 from knlightning.export import FORMATS, check_request, export, preprocessing_of
-from knlightning.models import knresnet8
+from knlightning.models import fine_tuned, kernel_normalize, knresnet8
+from knlightning.tasks import ClassificationTask
 
 FILES = {"weights.pt", "weights.safetensors", "model.pt2", "model.onnx", "preprocessing.json"}
 
@@ -51,6 +52,13 @@ def test_kernel_normalized_network(tmp_path):
     assert max(differences.values()) < 1e-5
     torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
     assert model.training
+
+
+def test_converted_and_fine_tuned_network(tmp_path):
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 9)
+    model = ClassificationTask(fine_tuned(kernel_normalize(nn.Sequential(*layers))[0], 2), freeze="0").backbone
+    differences = export(model, tmp_path / "out", ["safetensors", "torch_export"], (8, 8), {})
+    assert max(differences.values()) < 1e-5
 
 
 # what is refused, and leaves nothing

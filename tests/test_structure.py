@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "export": set(),
     "loading": {"data", "tasks", "export"},
     "": {"loading"},
+    "timm": {"models"},
     "cli": {"commands"},
     "analysis": {"nn", "models", "data", "tasks", "callbacks", "privacy"},
     "commands": {"nn", "models", "data", "tasks", "callbacks", "privacy", "analysis", "export"},

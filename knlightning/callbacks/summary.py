@@ -1,4 +1,4 @@
-"""What a run is about, in three lines."""
+"""What a run is about, in a few lines."""
 
 import math
 from collections.abc import Sized
@@ -37,9 +37,11 @@ class Summary(Callback):
             self._flops = count_flops(network, (channels, *data.image_size))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the three lines."""
+        """Print the lines."""
         if trainer.is_global_zero:
             print(f"Network: {self._network(pl_module)}")
+            if loaded := getattr(pl_module, "loaded", None):
+                print(f"Weights: {loaded}")
             print(f"Data:    {_data(trainer)}")
             print(f"Run:     {_run(trainer)}", flush=True)
 

@@ -59,7 +59,6 @@ class ExportCLI(KNLightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Make none: the devices that the run was trained on need not be there."""
-        self.load_published()
 
     def execute(self) -> None:
         """Export the network."""

@@ -4,7 +4,6 @@ import os
 import shlex
 import signal
 import subprocess
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -45,11 +44,11 @@ class FitCLI(KNLightningCLI):
                 " which starts a run or goes on with it), or choose another directory"
             )
 
-    def use_published(self, weights: Path) -> None:
+    def use_published(self, weights: str) -> None:
         """Refuse weights without a run."""
         raise ValueError(
-            f"--ckpt_path {weights} holds weights alone, and no run that could go on: use it with knl validate, test,"
-            " predict or export"
+            f"--ckpt_path {weights} holds weights alone, and no run that could go on: begin a new one with them by"
+            " --model.init_from"
         )
 
     def loggers(self, configured: Any) -> list[Logger] | bool:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,7 +41,9 @@ from knlightning.commands.quiet import quiet
 from knlightning.commands.ranges import check_lightning_arguments, check_parsed
 from knlightning.commands.yaml_text import read_yaml_strictly
 from knlightning.internals.lightning import is_restoring
+from knlightning.models.norm_torch import IMAGENET
 from knlightning.run_directory import NAMED_CHECKPOINTS, find_checkpoint, run_of
+from knlightning.tasks.fine_tuning import weights_follow
 from knlightning.text import printable
 
 RUN_DIR_VARIABLE = "KNL_RUN_DIR"
@@ -80,7 +82,7 @@ class KNLightningCLI(LightningCLI):
         self.run_dir: Path | None = None
         self.checkpoint: Path | None = None
         self.first_step = 0
-        self._published: Path | None = None  # weights alone, as published
+        self._published: str | None = None  # weights alone
         read_yaml_strictly()
         self.claim = Claim()
         with quiet(), stopped_by_signals(), self._run_in_order(), self._paths_in_errors():
@@ -136,8 +138,8 @@ class KNLightningCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Checkpoint to start from: 'last' or 'best' of the run (of the newest one, if run_dir is not"
-            " given), or the path of a file, which may be one of the published ImageNet weights. knl fit also knows"
-            " 'auto': as 'last' if there is one, else a new run.",
+            " given), or the path of a file, which may hold weights alone, or imagenet1k_norm_torch: the published"
+            " ImageNet weights. knl fit also knows 'auto': as 'last' if there is one, else a new run.",
         )
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
@@ -165,22 +167,29 @@ class KNLightningCLI(LightningCLI):
             self._lock()
             self.without_checkpoint(bool(launched))
             return
+        if config.ckpt_path == IMAGENET or config.ckpt_path.endswith(".safetensors"):
+            self.use_published(config.ckpt_path)
+            return
         checkpoint = find_checkpoint(config.ckpt_path, self.run_dir, self._run_name)
         if config.ckpt_path in NAMED_CHECKPOINTS:  # another file is only read: what is written goes into a new run
             self.run_dir = self.run_dir or run_of(checkpoint)
         self._lock()
         stored = read_checkpoint(checkpoint, map_location="meta")
         if holds_weights_alone(stored):
-            self.use_published(checkpoint)
+            self.use_published(str(checkpoint))
             return
         check_checkpoint(checkpoint, stored, to_resume=self.trains)
         self.first_step = stored["global_step"]
         self._show_differences(checkpoint, check_plain(checkpoint, RunConfig.stored_in(stored)))
         self.checkpoint = checkpoint
 
-    def before_instantiate_classes(self) -> None:
-        """Let the number of classes follow from the data."""
-        take_from_data(self.parser, self.config)
+    def instantiate_classes(self) -> None:
+        """Make what the configuration describes, and load weights alone; those of a checkpoint follow later."""
+        take_from_data(self.parser, self.config)  # the number of classes
+        with weights_follow() if self.checkpoint or self._published else nullcontext():
+            super().instantiate_classes()
+        if self._published:
+            load_published(self.model, self._published)
 
     def settle_checkpoint(self, ckpt_path: str | None) -> str | None:
         """Settle what `--ckpt_path` means where that depends on what is there.
@@ -193,17 +202,16 @@ class KNLightningCLI(LightningCLI):
         """
         return ckpt_path
 
-    def use_published(self, weights: Path) -> None:
-        """Take a file that is no checkpoint of a run for published weights, which are loaded into the new model.
+    def use_published(self, weights: str) -> None:
+        """Take what is no checkpoint of a run for weights alone, which are loaded into the new model.
 
         Args:
-            weights: The file.
+            weights: The file, or the name of published weights.
         """
         self._published = weights
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, with what every run has: seeds, logs and checkpoints in the run directory."""
-        self.load_published()
         self._make_run()
         trainer = self.config_init.trainer
         text, plain = self._dumped()
@@ -225,11 +233,6 @@ class KNLightningCLI(LightningCLI):
             configured: Those of the configuration: None or True if it leaves the choice, False for none.
         """
         return False if configured in (None, True) else configured
-
-    def load_published(self) -> None:
-        """Bring published weights, if they are asked for, into the network."""
-        if self._published is not None:
-            load_published(self.model, self._published)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Return the arguments that the trainer's methods `fit`, `validate`, `test` and `predict` share."""

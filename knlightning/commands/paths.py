@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-PATH_NAME = re.compile(r"(^|_)(to|out|root|folder|file|path|dir|dirpath|directory|config|runs)$")
+PATH_NAME = re.compile(r"(^|_)(to|out|root|folder|file|path|dir|dirpath|directory|config|runs|from)$")
 """Names of arguments that are paths."""
 
 

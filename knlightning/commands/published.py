@@ -1,29 +1,24 @@
-"""Published weights as checkpoints: files without a run."""
-
-from pathlib import Path
+"""Weights alone as checkpoints: files without a run."""
 
 from lightning.pytorch import LightningModule
+from torch import nn
 
 from knlightning.commands.output import say
-from knlightning.models import KNResNet, load_norm_torch_weights
+from knlightning.models.weights import load_weights
 
 
-def load_published(model: LightningModule, weights: Path) -> None:
-    """Bring published weights into the network of a task.
+def load_published(model: LightningModule, weights: str) -> None:
+    """Bring weights into the network of a task; all of them must fit.
 
     Args:
-        model: The task; its `backbone` must be one of the networks whose weights are published.
-        weights: The file.
+        model: The task, with its network as `backbone`.
+        weights: The file, or the name of published weights.
 
     Raises:
-        ValueError: If it is another network.
+        ValueError: If they are those of another network.
     """
     backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, KNResNet):
-        raise ValueError(
-            f"--ckpt_path {weights} holds weights alone, which can be those of a published"
-            " knlightning.models.knresnet18, 34 or 50; model.init_args.backbone is another network, a"
-            f" {type(backbone).__name__}"
-        )
-    load_norm_torch_weights(backbone, weights)
-    say(f"{weights} holds published weights, without a run; all else is as configured.")
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"--ckpt_path {weights} holds weights alone, and a {type(model).__name__} has no backbone")
+    loaded = load_weights(backbone, weights, whole=True)
+    say(f"{weights} holds weights, without a run ({loaded}); all else is as configured.")

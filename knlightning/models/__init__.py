@@ -16,15 +16,20 @@ from knlightning.models.fine_tuned import fine_tuned
 from knlightning.models.kernel_normalize import kernel_normalize
 from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.lora import LoRA, add_lora
-from knlightning.models.norm_torch import load_norm_torch_weights
+from knlightning.models.norm_torch import KNResNet18_Weights, KNResNet34_Weights, KNResNet50_Weights
 from knlightning.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet50
 from knlightning.models.registry import Model, list_models
 from knlightning.models.resnet import resnet8, resnet13, resnet18, resnet34, resnet50
+from knlightning.models.weights import LoadedWeights, load_weights
 
 __all__ = [
     "FCN",
     "KNResNet",
+    "KNResNet18_Weights",
+    "KNResNet34_Weights",
+    "KNResNet50_Weights",
     "LoRA",
+    "LoadedWeights",
     "Model",
     "add_lora",
     "convnext_tiny",
@@ -45,7 +50,7 @@ __all__ = [
     "knresnet34",
     "knresnet50",
     "list_models",
-    "load_norm_torch_weights",
+    "load_weights",
     "preact_resnet18",
     "preact_resnet34",
     "preact_resnet50",

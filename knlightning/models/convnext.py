@@ -1,18 +1,35 @@
 """ConvNeXt-Tiny, plain and kernel normalized."""
 
-from typing import cast
-
-import torchvision
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.convnext import ConvNeXt as TorchvisionConvNeXt
 
 from knlightning.checks import check_number
+from knlightning.models.classifier import Classifier
 from knlightning.models.registry import register
 from knlightning.models.replaceable import knconv_of
 from knlightning.nn.functional import EvalStatistics
 
 
+class ConvNeXt(Classifier, TorchvisionConvNeXt):
+    """Torchvision's network, with the names of its parameters."""
+
+    features: nn.Sequential
+    avgpool: nn.Module
+    classifier: nn.Sequential
+    last_name = "classifier.2"
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the features before the average pooling."""
+        return self.features(x)
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Average and normalize the features."""
+        return self.classifier[1](self.classifier[0](self.avgpool(features)))
+
+
 @register(tables=("convnext",))
-def convnext_tiny(*, num_classes: int = 1000) -> nn.Module:
+def convnext_tiny(*, num_classes: int = 1000) -> ConvNeXt:
     """Make torchvision's ConvNeXt-Tiny, which maps images [N, 3, H, W] to logits [N, num_classes].
 
     Source: Liu et al., A ConvNet for the 2020s (CVPR 2022).
@@ -24,7 +41,10 @@ def convnext_tiny(*, num_classes: int = 1000) -> nn.Module:
         ArgumentError: If num_classes is below 1.
     """
     check_number("num_classes", num_classes, at_least=1, integer=True)
-    return cast(nn.Module, torchvision.models.convnext_tiny(weights=None, num_classes=num_classes))
+    stages = ((96, 192, 3), (192, 384, 3), (384, 768, 9), (768, None, 3))
+    model = ConvNeXt([CNBlockConfig(*stage) for stage in stages], stochastic_depth_prob=0.1, num_classes=num_classes)
+    model.num_features = 768
+    return model
 
 
 @register(tables=("convnext",))
@@ -34,7 +54,7 @@ def knconvnext_tiny(
     dropout_p: float = 0.1,
     eps: float = 1e-5,
     eval_statistics: EvalStatistics = "clean",
-) -> nn.Module:
+) -> ConvNeXt:
     """Make a ConvNeXt-Tiny with the three downsampling layers, norm and convolution, replaced by ReLU and KNConv.
 
     All weights, those of KNConv too, are drawn as ConvNeXt's are: truncated normal with deviation 0.02; biases are

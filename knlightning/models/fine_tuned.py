@@ -1,15 +1,13 @@
 """Networks that were trained before, prepared to be trained on other images."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from knlightning.checkpoint_files import read_checkpoint
 from knlightning.checks import check_number
 from knlightning.models.lora import add_lora
+from knlightning.models.weights import load_weights
 
 
 def fine_tuned(
@@ -27,7 +25,7 @@ def fine_tuned(
     Args:
         backbone: The network, as pretrained by torchvision or timm, or made for `weights`. It is changed in place.
         num_classes: Number of outputs of the new last layer, which takes the place of the last linear layer.
-        weights: File of weights to load first: a checkpoint of a run that trained the same network, or a state dict.
+        weights: File of weights to load first, as in `knlightning.models.load_weights`.
         train: Names of modules and parameters that are trained beside the new layer; None for all of the network.
         lora_rank: Rank of `knlightning.models.lora.LoRA` around linear layers and convolutions of 1x1; 0 for none.
 
@@ -42,7 +40,7 @@ def fine_tuned(
     check_number("num_classes", num_classes, at_least=1, integer=True)
     check_number("lora_rank", lora_rank, at_least=0, integer=True)
     if weights is not None:
-        _load(backbone, weights)
+        load_weights(backbone, weights)
     linear = [(name, layer) for name, layer in backbone.named_modules() if type(layer) is nn.Linear]
     if not linear:
         raise ValueError(f"this {type(backbone).__name__} has no linear layer to replace by one of the new classes")
@@ -58,21 +56,6 @@ def fine_tuned(
     if lora_rank:
         add_lora(backbone, lora_rank, but=[head])
     return backbone
-
-
-def _load(network: nn.Module, path: str) -> None:
-    """Load the weights of a network from a state dict, or from a checkpoint of a task that has it as its backbone."""
-    if not Path(path).is_file():
-        raise ValueError(f"weights: there is no file {path}")
-    content = read_checkpoint(path)
-    state: Any = content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"weights: {path} holds no state dict")
-    backbone = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
-    try:
-        network.load_state_dict(backbone or state)
-    except RuntimeError as error:
-        raise ValueError(f"weights: {path} does not fit the backbone: {str(error)[:500]}") from error
 
 
 def _freeze_norms(network: nn.Module) -> None:

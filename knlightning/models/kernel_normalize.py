@@ -2,10 +2,13 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from knlightning.models.calibrated import calibrate as fit_to_original
 from knlightning.models.flow import Flow
 from knlightning.models.replaceable import Conv, conv_obstacle, knconv_of, norm_obstacle
 from knlightning.nn.functional import EvalStatistics
@@ -34,7 +37,11 @@ class Report:
 
 
 def kernel_normalize(
-    model: nn.Module, dropout_p: float = 0.05, eval_statistics: EvalStatistics = "clean", eps: float = 1e-5
+    model: nn.Module,
+    dropout_p: float = 0.05,
+    eval_statistics: EvalStatistics = "clean",
+    eps: float = 1e-5,
+    calibrate: Iterable[Any] | None = None,
 ) -> tuple[nn.Module, Report]:
     """Copy a network with its pairs of convolution and normalization replaced by kernel normalized convolutions.
 
@@ -57,6 +64,9 @@ def kernel_normalize(
         dropout_p: Dropout probability of the new layers in [0, 1).
         eval_statistics: Evaluation statistics of the new layers, as in `knlightning.nn.KNConv2d`.
         eps: Added to the variance in the new layers.
+        calibrate: A few batches of images as for evaluation, alone or first in a tuple, such as a loader gives them:
+            `knlightning.models.calibrated.calibrate` fits the new layers to the pretrained ones on them. None leaves
+            the weights as they are.
 
     Returns:
         The new network, and a report that names each convolution and each normalization.
@@ -106,6 +116,8 @@ def kernel_normalize(
     for name, module in list(result.named_modules(remove_duplicate=False)):
         if module in new:
             result.set_submodule(name, new[module])
+    if calibrate is not None:
+        fit_to_original(model, result, calibrate)
     return result, report
 
 

@@ -1,14 +1,37 @@
 """Kernel normalized residual networks for classification (Nasirigerdeh et al., TMLR 2024, Figures 3 and 5)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from knlightning.models.classifier import Classifier
 from knlightning.models.layers import Layers, Options, Padding, Stage, convolve
+from knlightning.models.norm_torch import (
+    IMAGENET,
+    KNResNet18_Weights,
+    KNResNet34_Weights,
+    KNResNet50_Weights,
+    PublishedWeights,
+)
 from knlightning.models.registry import register, with_arguments_of
+from knlightning.models.weights import load_weights
 
-WEIGHTS = "ImageNet, by the authors of the paper; see load_norm_torch_weights"
+WEIGHTS = f"{IMAGENET}: ImageNet, by the authors of the paper"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedOptions(Options):
+    """The options of a network of which weights are published.
+
+    Args:
+        weights: The published weights to begin with, which are downloaded if they are not there; None for random ones.
+            With another number of classes the last layer stays random.
+    """
+
+    weights: Literal["imagenet1k_norm_torch"] | None = None
 
 
 class BasicBlock(nn.Module):
@@ -130,7 +153,7 @@ class KNTrunk(nn.Module):
         return x
 
 
-class KNResNet(KNTrunk):
+class KNResNet(Classifier, KNTrunk):
     """Kernel normalized residual network for classification.
 
     Maps images [N, 3, H, W], floating point, to logits [N, num_classes]. Source: Nasirigerdeh et al. (TMLR 2024),
@@ -142,7 +165,12 @@ class KNResNet(KNTrunk):
         bottleneck: Whether the blocks are bottlenecks.
         tail_channels: Filters of a last convolution after one more pooling, or None for no such layers.
         pooled: Height and width to which the features are averaged before the linear layer.
+
+    Attributes:
+        weights_enum: What is published for a network of this size; None for nothing.
     """
+
+    weights_enum: type[PublishedWeights] | None = None
 
     def __init__(
         self,
@@ -153,7 +181,7 @@ class KNResNet(KNTrunk):
         tail_channels: int | None = None,
         pooled: int = 1,
     ) -> None:
-        super().__init__(stages, layers, bottleneck=bottleneck)
+        KNTrunk.__init__(self, stages, layers, bottleneck=bottleneck)
         channels = stages[-1].channels
         self.tail: nn.Module = nn.Identity()
         if tail_channels is not None:
@@ -162,19 +190,16 @@ class KNResNet(KNTrunk):
             channels = tail_channels
         self.head = layers.head(channels)
         self.pool = nn.AdaptiveAvgPool2d(pooled)
+        self.num_features = channels
         self.fc = nn.Linear(channels * pooled**2, layers.options.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the activated features before the average pooling."""
+        return self.head(self.tail(KNTrunk.forward(self, x)))
 
-        Args:
-            x: Images [N, 3, H, W], floating point.
-
-        Returns:
-            Logits [N, num_classes].
-        """
-        x = self.head(self.tail(super().forward(x)))
-        return self.fc(torch.flatten(self.pool(x), 1))
+    def pooled(self, features: Tensor) -> Tensor:
+        """Average the features."""
+        return torch.flatten(self.pool(features), 1)
 
 
 @register()
@@ -201,24 +226,31 @@ def knresnet13(options: Options) -> KNResNet:
 
 
 @register(weights=WEIGHTS, tables=("1", "2", "4", "cifar10"))
-@with_arguments_of(Options)
-def knresnet18(options: Options) -> KNResNet:
+@with_arguments_of(PublishedOptions)
+def knresnet18(options: PublishedOptions) -> KNResNet:
     """Make a KNResNet-18 (Nasirigerdeh et al., TMLR 2024, Figure 5b)."""
     stages = (Stage(64, 2, 256), Stage(256, 2, 256), Stage(512, 1, 512), Stage(724, 1, 724))
-    return KNResNet(stages, Layers(options), tail_channels=512)
+    return _with_weights(KNResNet(stages, Layers(options), tail_channels=512), KNResNet18_Weights, options)
 
 
 @register(weights=WEIGHTS, tables=("1", "2"))
-@with_arguments_of(Options)
-def knresnet34(options: Options) -> KNResNet:
+@with_arguments_of(PublishedOptions)
+def knresnet34(options: PublishedOptions) -> KNResNet:
     """Make a KNResNet-34 (Nasirigerdeh et al., TMLR 2024, Figure 5c)."""
     stages = (Stage(64, 4, 256), Stage(256, 5, 320), Stage(512, 3, 640), Stage(512, 2, 843))
-    return KNResNet(stages, Layers(options), tail_channels=512)
+    return _with_weights(KNResNet(stages, Layers(options), tail_channels=512), KNResNet34_Weights, options)
 
 
 @register(weights=WEIGHTS, tables=("1", "2", "ablation"))
-@with_arguments_of(Options)
-def knresnet50(options: Options) -> KNResNet:
+@with_arguments_of(PublishedOptions)
+def knresnet50(options: PublishedOptions) -> KNResNet:
     """Make a KNResNet-50 (Nasirigerdeh et al., TMLR 2024, Figure 5d)."""
     stages = (Stage(256, 4, 64), Stage(512, 5, 128), Stage(810, 4, 201), Stage(2048, 2, 512, pointwise=True))
-    return KNResNet(stages, Layers(options), bottleneck=True)
+    return _with_weights(KNResNet(stages, Layers(options), bottleneck=True), KNResNet50_Weights, options)
+
+
+def _with_weights(network: KNResNet, published: type[PublishedWeights], options: PublishedOptions) -> KNResNet:
+    network.weights_enum = published
+    if options.weights is not None:
+        load_weights(network, options.weights)
+    return network

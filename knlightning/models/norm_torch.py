@@ -1,91 +1,124 @@
-"""Import of the ImageNet weights that the authors of kernel normalization publish."""
+"""The ImageNet weights that the authors of kernel normalization publish."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, Weights, WeightsEnum
 
 from knlightning.checkpoint_files import read_checkpoint
-from knlightning.models.knresnet import Bottleneck, KNResNet
 from knlightning.nn import KNConv2d
 
+CODE = "https://github.com/reza-nasirigerdeh/norm-torch"
+"""Repository of the authors, whose README links the files."""
+IMAGENET = "imagenet1k_norm_torch"
+"""What `weights` and `init_from` call these weights."""
 
-def load_norm_torch_weights(model: KNResNet, source: str | Path | Mapping[str, Any]) -> None:
-    """Copy the weights of a published KNResNet into a model of the same shape.
 
-    Args:
-        model: A knresnet18, 34 or 50 with norm="kernel" and 1000 classes.
-        source: Path of a checkpoint, or a state dict; either may hold the state dict under the key "model".
+class PublishedWeights(WeightsEnum):
+    """Published weights as torchvision describes its own: `url`, `transforms` and `meta`, with recipe and accuracy.
 
-    Raises:
-        FileNotFoundError: If the path is not a file.
-        ValueError: If the file cannot be read without running code from it, or if a tensor is missing, extra or of
-            another shape; all of them are named, and the model is left as it was.
+    The authors publish no checksum. So a file is trusted for the names and shapes in it alone, and read without running
+    code from it.
     """
-    where = "the state dict"
-    if not isinstance(source, Mapping):
-        where = str(source)
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"no checkpoint at {where}")
-        try:
-            source = read_checkpoint(source)
-        except Exception as error:
-            raise ValueError(
-                f"{where} is not a checkpoint of tensors alone, so it was not loaded: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(source, Mapping):
-            raise ValueError(f"{where} holds a {type(source).__name__}; expected a state dict")
-    state: Mapping[str, Any] = source["model"] if isinstance(source.get("model"), Mapping) else source
 
-    names = norm_torch_names(model)
-    own = model.state_dict()
-    problems = [f"missing: {name}" for name in names if name not in state]
-    problems += [f"extra: {name}" for name in state if name not in names]
-    for name, ours in names.items():
-        if name in state and not isinstance(state[name], Tensor):
-            problems.append(f"not a tensor: {name} is a {type(state[name]).__name__}")
-        elif name in state and state[name].shape != own[ours].shape:
-            problems.append(f"misshapen: {name} is {tuple(state[name].shape)}, needed {tuple(own[ours].shape)}")
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ValueError(f"{where} does not fit this {type(model).__name__}; nothing was loaded:\n  {lines}")
-    model.load_state_dict({ours: state[name] for name, ours in names.items()})
+    @property
+    def file(self) -> Path:
+        """Where the file lies once it is downloaded, in the cache of `torch.hub`."""
+        return Path(torch.hub.get_dir(), "checkpoints", self.meta["file"])
+
+    def get_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the weights by their published names; they are downloaded if they are not there.
+
+        Raises:
+            OSError: If they cannot be downloaded.
+            ValueError: If the file is damaged.
+        """
+        if not self.file.is_file():
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(self.url, str(self.file))
+                read_checkpoint(self.file, "meta")  # and not a page that says why there is no file
+            except (OSError, ValueError) as error:
+                self.file.unlink(missing_ok=True)
+                raise OSError(
+                    f"{self.file.name} cannot be downloaded ({error}). Download it where there is a network, from"
+                    f" {self.url} or by the links of {CODE}, and put it at {self.file}"
+                ) from error
+        content: dict[str, Any] = read_checkpoint(self.file)
+        return content
 
 
-def norm_torch_names(model: KNResNet) -> dict[str, str]:
+def _weights(depth: int, identifier: str, num_params: int, accuracy: float) -> Weights:
+    return Weights(
+        # how Google Drive gives a file by its identifier, also one that is too large for it to look for viruses in
+        url=f"https://drive.usercontent.google.com/download?id={identifier}&export=download&confirm=t",
+        transforms=ResNet18_Weights.IMAGENET1K_V1.transforms,
+        meta={
+            "file": f"knresnet{depth}_imagenet.pth",
+            "sha256": None,  # not published
+            "num_params": num_params,
+            "categories": ResNet18_Weights.IMAGENET1K_V1.meta["categories"],
+            "recipe": f"{CODE}; here configs/imagenet_knresnet{depth}.yaml",
+            "_metrics": {"ImageNet-1K": {"acc@1": accuracy}},
+            "_docs": "Table 2 of Nasirigerdeh et al. (TMLR 2024).",
+        },
+    )
+
+
+class KNResNet18_Weights(PublishedWeights):  # noqa: N801 # as torchvision names them
+    """Weights of `knlightning.models.knresnet18`."""
+
+    IMAGENET1K_NORM_TORCH = _weights(18, "1oU4IGxErW4l-oqY6vn8V1DL0dBMt1KUO", 11_685_220, 71.17)
+
+
+class KNResNet34_Weights(PublishedWeights):  # noqa: N801 # as torchvision names them
+    """Weights of `knlightning.models.knresnet34`."""
+
+    IMAGENET1K_NORM_TORCH = _weights(34, "1dn1O_JHcAP_6gQgvSe5ojV_WzDOB7Lvk", 21_792_830, 74.60)
+
+
+class KNResNet50_Weights(PublishedWeights):  # noqa: N801 # as torchvision names them
+    """Weights of `knlightning.models.knresnet50`."""
+
+    IMAGENET1K_NORM_TORCH = _weights(50, "1CSP4HQTQWaR0q2Pdf4GyPfMj6TDE6E2J", 25_556_390, 76.54)
+
+
+def norm_torch_names(model: nn.Module) -> dict[str, str]:
     """Map the published names of a model's parameters to the names here.
 
     Args:
-        model: A kernel normalized network.
+        model: A kernel normalized `knlightning.models.KNResNet`.
 
     Returns:
         Names here by published name, in the order of the published files.
 
     Raises:
-        ValueError: If the model is not kernel normalized.
+        ValueError: If the model is another.
     """
-    if not any(isinstance(module, KNConv2d) for module in model.modules()):
-        raise ValueError('published weights fit kernel normalized networks: build the model with norm="kernel"')
+    stages, tail = getattr(model, "stages", None), getattr(model, "tail", None)
+    if not isinstance(stages, nn.ModuleList) or not any(isinstance(layer, KNConv2d) for layer in model.modules()):
+        raise ValueError('published weights are those of knresnet18, 34 and 50 with norm="kernel"')
     pairs = [("block0.0", "stem.0")]
     count = 0
-    for i, stage in enumerate(model.stages):
+    for i, stage in enumerate(stages):
         if i > 0:
             pairs.append(
                 (_published(model, f"trans_block{i}.conv", f"transitions.{i - 1}.1"), f"transitions.{i - 1}.1")
             )
         for j, block in enumerate(stage.children()):
             count += 1
-            for k in (1, 2, 3) if isinstance(block, Bottleneck) else (1, 2):
+            for k in (k for k in (1, 2, 3) if hasattr(block, f"conv{k}")):
                 ours = f"stages.{i}.{j}.conv{k}"
                 pairs.append((_published(model, f"res_block{count}.conv{k}", ours), ours))
-    if isinstance(model.tail, nn.Sequential):
+    if isinstance(tail, nn.Sequential):
         pairs.append(("conv_block_f.conv", "tail.2"))
     pairs.append(("fc", "fc"))
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in pairs for kind in ("weight", "bias")}
 
 
-def _published(model: KNResNet, name: str, ours: str) -> str:
+def _published(model: nn.Module, name: str, ours: str) -> str:
     """Append what the published code calls a 1x1 convolution, which it wraps."""
     weight = model.get_submodule(ours).weight
     return f"{name}.conv1x1" if isinstance(weight, Tensor) and weight.shape[-1] == 1 else name

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from knlightning.models.classifier import Classifier
 from knlightning.models.layers import Layers, Options
 from knlightning.models.registry import register, with_arguments_of
 
@@ -37,7 +38,7 @@ class PreactBlock(nn.Module):
         return self.residual(activated) + (x if self.shortcut is None else self.shortcut(activated))
 
 
-class PreactResNet(nn.Module):
+class PreactResNet(Classifier):
     """Pre-activated residual network for classification, with a norm and an activation before the average pooling.
 
     Maps images [N, 3, H, W] to logits [N, num_classes]. The stem for large images is that of ResNet, with norm and
@@ -69,19 +70,16 @@ class PreactResNet(nn.Module):
             self.stages.append(stage)
         self.head = layers.head(channels)
         self.pool = nn.AdaptiveAvgPool2d(1)
+        self.num_features = channels
         self.fc = nn.Linear(channels, options.num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Classify images.
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the activated features before the average pooling."""
+        return self.head(self.stages(self.stem(x)))
 
-        Args:
-            x: Images [N, 3, H, W], floating point.
-
-        Returns:
-            Logits [N, num_classes].
-        """
-        x = self.head(self.stages(self.stem(x)))
-        return self.fc(torch.flatten(self.pool(x), 1))
+    def pooled(self, features: Tensor) -> Tensor:
+        """Average the features."""
+        return torch.flatten(self.pool(features), 1)
 
 
 @register(tables=("1",))

@@ -119,7 +119,8 @@ def with_arguments_of(
     """
     signature = inspect.signature(options)
     parameters = [p.replace(default=defaults.get(p.name, p.default)) for p in signature.parameters.values()]
-    arguments = inspect.cleandoc(options.__doc__ or "").partition("\n\n")[2]
+    bases = [base for base in getattr(options, "__mro__", (options,)) if base is not object]  # a subclass adds its own
+    arguments = "Args:\n" + "\n".join(inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2] for base in bases)
 
     def decorate(build: Callable[[Options], Network]) -> Callable[P, Network]:
         annotation = inspect.signature(build).return_annotation

@@ -5,9 +5,11 @@ With the norms "kernel" and "none" the convolutions have a bias, as no other lay
 
 from collections.abc import Sequence
 
+import torch
 import torchvision.models.resnet as torchvision_resnet
 from torch import Tensor, nn
 
+from knlightning.models.classifier import Classifier
 from knlightning.models.knresnet import KNResNet, knresnet13
 from knlightning.models.layers import Layers, Options
 from knlightning.models.registry import register, with_arguments_of
@@ -32,9 +34,23 @@ class Bottleneck(torchvision_resnet.Bottleneck):
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-def torchvision_network(
-    block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], options: Options
-) -> torchvision_resnet.ResNet:
+class ResNet(Classifier, torchvision_resnet.ResNet):
+    """Torchvision's network, with the names of its parameters."""
+
+    fc: nn.Linear
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the features before the average pooling."""
+        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
+        return x
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Average the features."""
+        return torch.flatten(self.get_submodule("avgpool")(features), 1)
+
+
+def torchvision_network(block: type[BasicBlock] | type[Bottleneck], blocks: Sequence[int], options: Options) -> ResNet:
     """Make a ResNet as torchvision does, whose names of parameters it has.
 
     It maps images [N, 3, H, W] to logits [N, num_classes].
@@ -45,7 +61,8 @@ def torchvision_network(
         options: Options of the network.
     """
     layers = Layers(options, bias=options.norm == "none")
-    model = torchvision_resnet.ResNet(block, list(blocks), options.num_classes, norm_layer=layers.norm)
+    model = ResNet(block, list(blocks), options.num_classes, norm_layer=layers.norm)
+    model.num_features = model.fc.in_features
     if options.low_resolution:
         model.conv1, model.maxpool = layers.conv(3, 64, 3, padding=1), nn.Identity()
     for module in list(model.modules()):
@@ -60,21 +77,21 @@ def torchvision_network(
 
 @register(tables=("1", "2", "4", "cifar10"))
 @with_arguments_of(Options, norm="batch")
-def resnet18(options: Options) -> torchvision_resnet.ResNet:
+def resnet18(options: Options) -> ResNet:
     """Make a ResNet-18 (He et al., CVPR 2016)."""
     return torchvision_network(BasicBlock, (2, 2, 2, 2), options)
 
 
 @register(tables=("1", "2"))
 @with_arguments_of(Options, norm="batch")
-def resnet34(options: Options) -> torchvision_resnet.ResNet:
+def resnet34(options: Options) -> ResNet:
     """Make a ResNet-34 (He et al., CVPR 2016)."""
     return torchvision_network(BasicBlock, (3, 4, 6, 3), options)
 
 
 @register(tables=("1", "2"))
 @with_arguments_of(Options, norm="batch")
-def resnet50(options: Options) -> torchvision_resnet.ResNet:
+def resnet50(options: Options) -> ResNet:
     """Make a ResNet-50 (He et al., CVPR 2016), with strides in the 3x3 convolutions."""
     return torchvision_network(Bottleneck, (3, 4, 6, 3), options)
 
@@ -84,9 +101,26 @@ class _Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+class ResNet8(Classifier, nn.Sequential):
+    """The layers of a ResNet-8, one after the other."""
+
+    last_name = "11"
+    num_features = 256
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the normalized features before the average pooling."""
+        for layer in self[:9]:
+            x = layer(x)
+        return x
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Average the features."""
+        return self[10](self[9](features))
+
+
 @register()
 @with_arguments_of(Options, num_classes=10, norm="batch", low_resolution=True)
-def resnet8(options: Options) -> nn.Module:
+def resnet8(options: Options) -> ResNet8:
     """Make a ResNet-8, a network for private training on small images, of at least 8x8 pixels.
 
     3x3 convolutions of 64 and 128 filters, a residual block, one of 256, another block; each is followed by norm and
@@ -95,7 +129,7 @@ def resnet8(options: Options) -> nn.Module:
     Privacy-Preserving Machine Learning (2023).
     """
     layers = Layers(options, bias=options.norm == "none")
-    return nn.Sequential(
+    return ResNet8(
         *resnet8_layers(64, layers),
         nn.MaxPool2d(2),
         layers.head_norm() if options.norm == "kernel" else nn.Identity(),

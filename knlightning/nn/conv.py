@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from knlightning.checks import check, check_number
 from knlightning.nn.functional import EvalStatistics, kn_conv
 from knlightning.nn.module import KernelNormalized
 from knlightning.nn.windows import PaddingMode
+
+fx.wrap("kn_conv")  # a node of its own in graphs, as the functions of torch are
 
 
 class _KNConv(KernelNormalized):

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from knlightning.nn.functional import EvalStatistics, kernel_norm
 from knlightning.nn.module import KernelNormalized
 from knlightning.nn.windows import PaddingMode
+
+fx.wrap("kernel_norm")  # a node of its own in graphs, as the functions of torch are
 
 
 class _KernelNorm(KernelNormalized):

@@ -1,7 +1,7 @@
 """What all tasks share: the backbone, the optimizer and the schedule, which they are given."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -17,10 +17,12 @@ from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.checks import check, check_choice, check_number
 from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
 from knlightning.internals.torch import found_too_small
+from knlightning.models.weights import load_weights
 from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
 from knlightning.tasks.deferred import DeferredChecks, check_finite
-from knlightning.tasks.optimizer_settings import check_layers, check_settings, parameter_groups
+from knlightning.tasks.fine_tuning import Freezing, do_weights_follow, weights_follow
+from knlightning.tasks.optimizer_settings import check_layers, check_settings, make_grouped
 from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
 from knlightning.tasks.stored import make_arguments
 
@@ -58,10 +60,22 @@ class Task(LightningModule, ABC):
             given, it applies to the biases of normalization layers instead.
         compile: Whether the backbone is compiled by torch.compile, which takes a while at the first batches. The names
             of the weights stay the same.
+        init_from: File of weights to begin with, or the name of published ones, as in
+            `knlightning.models.load_weights`; None for the weights that the backbone has. A resumed run does not read
+            it again.
+        freeze: Names of modules and parameters of the backbone that are not trained, in a list or separated by commas;
+            "all" for all but the last layer.
+        thaw_epoch: The epoch, counted from 0, from which on everything is trained; None for never.
+        layer_decay: Factor in (0, 1] of the learning rate from each block of the backbone to the one in front of it;
+            the last layer has the whole one.
+
+    Attributes:
+        loaded: What was loaded from `init_from`; None for nothing.
 
     Raises:
-        ArgumentError: If a weight decay is negative or not finite in float32, if lr_scheduler_interval is neither
-            "epoch" nor "step", or if a setting of a layer is NaN.
+        ArgumentError: If an argument is out of its range, or if a setting of a layer is NaN.
+        OSError: If the weights cannot be read.
+        ValueError: If they do not fit the backbone, or if nothing with parameters has a name in `freeze`.
     """
 
     main_metric: str
@@ -83,19 +97,27 @@ class Task(LightningModule, ABC):
         norm_weight_decay: float | None = None,
         bias_weight_decay: float | None = None,
         compile: bool = False,
+        init_from: str | None = None,
+        freeze: Sequence[str] | str = (),
+        thaw_epoch: int | None = None,
+        layer_decay: float = 1.0,
     ) -> None:
         check_choice("lr_scheduler_interval", lr_scheduler_interval, ("epoch", "step"))
         most = torch.finfo(torch.float32).max
         check_number("norm_weight_decay", norm_weight_decay, at_least=0, at_most=most, none="the optimizer's")
         check_number("bias_weight_decay", bias_weight_decay, at_least=0, at_most=most, none="the optimizer's")
+        check_number("layer_decay", layer_decay, above=0, at_most=1)
         check_layers(backbone)
         super().__init__()
         # Plain values alone, so that a checkpoint needs no pickled code. A task adds its own.
         self.save_hyperparameters(
-            *("lr_scheduler_interval", "channels_last", "norm_weight_decay", "bias_weight_decay", "compile")
+            *("lr_scheduler_interval", "channels_last", "norm_weight_decay", "bias_weight_decay", "compile"),
+            *("init_from", "freeze", "thaw_epoch", "layer_decay"),
         )
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
+        self.loaded = load_weights(backbone, init_from) if init_from and not do_weights_follow() else None
+        self.freezing = Freezing(backbone, freeze, thaw_epoch)
         if compile:
             self.backbone.compile()  # in place: torch.compile(backbone) would put _orig_mod. before each name
         self.make_optimizer = optimizer
@@ -103,6 +125,7 @@ class Task(LightningModule, ABC):
         self.lr_scheduler_interval = lr_scheduler_interval
         self.norm_weight_decay = norm_weight_decay
         self.bias_weight_decay = bias_weight_decay
+        self.layer_decay = layer_decay
         self.stop_at_nonfinite = True  # whether a training loss that is not finite ends the run
         self.checks = DeferredChecks()
         self._configured: dict[str, Any] = {}
@@ -127,7 +150,8 @@ class Task(LightningModule, ABC):
         """
         if "backbone" not in kwargs and (config := stored_config(read_checkpoint(checkpoint_path, "meta"))):
             kwargs = make_arguments(cls, config) | kwargs
-        return super().load_from_checkpoint(checkpoint_path, *args, **({"weights_only": True} | kwargs))
+        with weights_follow():
+            return super().load_from_checkpoint(checkpoint_path, *args, **({"weights_only": True} | kwargs))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule.
@@ -137,14 +161,8 @@ class Task(LightningModule, ABC):
                 one is given for norms or biases, or if the schedule follows a metric.
             ValueError: If the groups of parameters are not those of the checkpoint.
         """
-        grouped = self.norm_weight_decay is not None or self.bias_weight_decay is not None
-        optimizer = self.make_optimizer(
-            parameter_groups(self, self.norm_weight_decay, self.bias_weight_decay) if grouped else self.parameters()
-        )
-        if "weight_decay" not in optimizer.defaults:
-            allowed = f"null for the optimizer {type(optimizer).__name__}, which has no weight decay"
-            check(self.norm_weight_decay is None, "norm_weight_decay", self.norm_weight_decay, allowed)
-            check(self.bias_weight_decay is None, "bias_weight_decay", self.bias_weight_decay, allowed)
+        decays = (self.norm_weight_decay, self.bias_weight_decay, self.layer_decay)
+        optimizer = make_grouped(self.make_optimizer, self, self.backbone, *decays)
         scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
         follows = isinstance(scheduler, ReduceLROnPlateau)
         allowed = "a schedule of time such as knlightning.tasks.CosineLR"
@@ -291,15 +309,15 @@ class Task(LightningModule, ABC):
             ValueError: If the schedule needs the length of a run that has none, or ends before the run, or if no
                 parameter is trained.
         """
-        if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise ValueError(
-                "no parameter is trained, since all of them are frozen. The callback BackboneFinetuning freezes the"
-                " task's backbone, which here is the whole network with its last layer: freeze layers of it instead"
-            )
         stored, self._stored = self._stored, None
         self._accumulated, self._stopping = 0, False
         self.checks.forget()
         start(self.trainer, self._configured, stored)
+        self.freezing.begin(self)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze or thaw what the epoch asks for."""
+        self.freezing.apply(self.current_epoch)
 
     def on_after_backward(self) -> None:
         """Count the batches in the gradient."""

@@ -101,9 +101,9 @@ def compare_optimizers(stored: Stored, configured: dict[str, Any], optimizer: Op
         return
     if before["sizes"] != configured["sizes"]:
         raise ValueError(
-            f"norm_weight_decay and bias_weight_decay make groups of {configured['sizes']} parameters, and the"
-            f" optimizer of the checkpoint has groups of {before['sizes']}: when a run resumes, the value of a"
-            " weight decay may change, but it cannot be added or removed (null)"
+            f"norm_weight_decay, bias_weight_decay and layer_decay make groups of {configured['sizes']} parameters,"
+            f" and the optimizer of the checkpoint has groups of {before['sizes']}: when a run resumes, the value of"
+            " a decay may change, but it cannot be added or removed (null, or 1 for layer_decay)"
         )
     pairs = list(zip(before["groups"], configured["groups"], strict=True))
     if "optimizer" in before:

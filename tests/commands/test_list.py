@@ -20,7 +20,7 @@ def test_all_kinds_are_listed(capsys):
     assert {len(row) for row in first} == {8}
     assert {len(row) for row in second} == {4}
     rows = {row[0]: row[1:] for row in first}
-    weights = "ImageNet, by the authors of the paper; see load_norm_torch_weights"
+    weights = "imagenet1k_norm_torch: ImageNet, by the authors of the paper"
     expected = ["11,685,220", "kernel", "all but group", "large, small", "classification", weights, "1, 2, 4, cifar10"]
     assert rows["knresnet18"] == expected
     assert rows["resnet8"][1:4] == ["batch", "all", "small, large"]

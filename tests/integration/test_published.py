@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from knlightning.commands.main import main, run
 from knlightning.data import FolderImages
-from knlightning.models import knresnet18
+from knlightning.models import KNResNet18_Weights, knresnet18
 from knlightning.models.norm_torch import norm_torch_names
 
 SIZE = 128  # the least that the network reduces to more than nothing is 97
@@ -95,7 +95,7 @@ def test_evaluation(folder, network, capsys, command):
         expected.item(), rel=1e-4
     )
     printed = capsys.readouterr().out
-    assert "published.pth holds published weights" in printed
+    assert "published.pth holds weights, without a run (36 tensors taken)" in printed
     assert "before any training" not in printed
     assert sorted(os.listdir()) == ["checkpoints", "imagenet.yaml"]
 
@@ -122,9 +122,9 @@ def test_export(folder, network):
 @pytest.mark.parametrize(
     ("command", "args", "said"),
     [
-        ("fit", [], "published.pth holds weights alone, and no run that could go on"),
-        ("test", ["--model.backbone", "knlightning.models.knresnet34"], "missing: res_block9.conv1.weight"),
-        ("predict", ["--model.backbone", "standins.TinyNet"], "knresnet18, 34 or 50; model.init_args.backbone is"),
+        ("fit", [], "published.pth holds weights alone, and no run that could go on: begin a new one"),
+        ("test", ["--model.backbone", "knlightning.models.knresnet34"], "missing: stages.1.2.conv1.weight"),
+        ("predict", ["--model.backbone", "standins.TinyNet"], "published weights are those of knresnet18, 34 and 50"),
         ("predict", ["--model.backbone.num_classes", "10"], "misshapen: fc.bias is (1000,), needed (10,)"),
     ],
 )
@@ -136,3 +136,11 @@ def test_what_does_not_fit(folder, capsys, command, args, said):
 def test_other_files_stay_damaged_checkpoints(folder, capsys):
     torch.save({"model": {"a": 1}}, folder / "checkpoints" / "published.pth")
     assert "published.pth is damaged, or not a checkpoint of a run" in refused(capsys, "test")
+
+
+def test_by_their_name(folder, network, capsys, monkeypatch):
+    weights = KNResNet18_Weights.IMAGENET1K_NORM_TORCH
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder))
+    os.rename(folder / "checkpoints" / "published.pth", weights.file)
+    run(["validate", "--config", "imagenet.yaml", "--ckpt_path", "imagenet1k_norm_torch"])
+    assert "imagenet1k_norm_torch holds weights, without a run (36 tensors taken)" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from knlightning.nn.normalization import NORMS
 
 MODELS = {model.name: model for model in list_models()}
 CHOOSING = [name for name, model in MODELS.items() if model.norm]
-ORDER = ["num_classes", "norm", "activation", "low_resolution", "dropout_p", "eps", "eval_statistics"]
+ORDER = ["num_classes", "norm", "activation", "low_resolution", "dropout_p", "eps", "eval_statistics", "weights"]
 # 32 groups divide neither 16 nor 724, 843, 810, 625 or 458 channels, 2 groups none of 843, 201 and 625
 INDIVISIBLE = {
     "knresnet8": {"group"},

@@ -365,7 +365,7 @@ def test_configured_weight_decays_win_over_the_checkpoint(tmp_path):
 def test_other_groups_than_those_of_the_checkpoint_are_refused(tmp_path, norm, bias):
     run = fit(tmp_path, decaying(0.0), max_epochs=1)
     run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    with pytest.raises(ValueError, match=r"norm_weight_decay and bias_weight_decay .* cannot be added or removed"):
+    with pytest.raises(ValueError, match=r"norm_weight_decay, bias_weight_decay .* cannot be added or removed"):
         fit(tmp_path, decaying(norm, bias), tmp_path / "a.ckpt", max_epochs=2)
 
 
