@@ -13,7 +13,7 @@ from knlightning.models.fcn import (
     fcn_resnet50,
 )
 from knlightning.models.fine_tuned import fine_tuned
-from knlightning.models.kernel_normalize import kernel_normalize
+from knlightning.models.kernel_normalize import is_batch_independent, kernel_normalize
 from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.lora import LoRA, add_lora
 from knlightning.models.norm_torch import load_norm_torch_weights
@@ -37,6 +37,7 @@ __all__ = [
     "fcn_resnet34",
     "fcn_resnet50",
     "fine_tuned",
+    "is_batch_independent",
     "kernel_normalize",
     "knconvnext_tiny",
     "knresnet8",

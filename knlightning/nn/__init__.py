@@ -2,6 +2,7 @@
 
 from knlightning.nn.activations import Activation, make_activation
 from knlightning.nn.conv import KNConv1d, KNConv2d, KNConv3d
+from knlightning.nn.conv_transpose import KNConvTranspose1d, KNConvTranspose2d, KNConvTranspose3d, kn_conv_transpose
 from knlightning.nn.functional import kernel_norm, kn_conv
 from knlightning.nn.fused import fused_kernels
 from knlightning.nn.local_context import LocalContextNorm2d, local_context_norm
@@ -14,6 +15,9 @@ __all__ = [
     "KNConv1d",
     "KNConv2d",
     "KNConv3d",
+    "KNConvTranspose1d",
+    "KNConvTranspose2d",
+    "KNConvTranspose3d",
     "KernelNorm1d",
     "KernelNorm2d",
     "KernelNorm3d",
@@ -23,6 +27,7 @@ __all__ = [
     "fused_kernels",
     "kernel_norm",
     "kn_conv",
+    "kn_conv_transpose",
     "local_context_norm",
     "make_activation",
     "make_norm",

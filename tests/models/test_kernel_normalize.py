@@ -7,7 +7,7 @@ import torchvision
 from nn import naive
 from torch import nn
 
-from knlightning.models import kernel_normalize, knresnet8
+from knlightning.models import is_batch_independent, kernel_normalize, knresnet8
 from knlightning.models.kernel_normalize import Report
 from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, make_norm
 
@@ -17,7 +17,7 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 # pairs, and the normalizations that are in none
 TORCHVISION = {
     "resnet18": (20, []),
-    "densenet121": (120, ["features.norm5"]),
+    "densenet121": (120, []),
     "regnet_y_400mf": (53, []),
     "efficientnet_b0": (49, []),
     "mobilenet_v2": (52, []),
@@ -63,18 +63,23 @@ def test_networks_of_torchvision(name):
     assert (len(report.convolutions), len(report.norms)) == (pairs, pairs)
     assert [n for n in report.left if isinstance(model.get_submodule(n), NORMS)] == unpaired
     assert not [n for n, m in network.named_modules() if isinstance(m, NORMS) and n not in unpaired]
-    named = [*report.convolutions, *report.norms, *report.left]
+    named = [*report.convolutions, *report.norms, *report.replaced, *report.left]
     assert sorted(named) == sorted(n for n, m in model.named_modules() if isinstance(m, CONVS + NORMS))
+    assert list(report.replaced) == (["features.norm5"] if name == "densenet121" else [])
+    assert is_batch_independent(network)
     assert all(isinstance(network.get_submodule(n), KNConv2d) for n in report.convolutions)
     assert all(isinstance(network.get_submodule(n), nn.Identity) for n in report.norms)
     assert all(type(network.get_submodule(n)) is type(model.get_submodule(n)) for n in report.left)
 
     state, old_state = network.state_dict(), model.state_dict()
-    of_norms = {k for k in old_state if k.rpartition(".")[0] in report.norms}
+    of_norms = {k for k in old_state if k.rpartition(".")[0] in {*report.norms, *report.replaced}}
     assert state.keys() == (old_state.keys() - of_norms) | {f"{n}.bias" for n in report.convolutions}
     assert all(torch.equal(state[k], old_state[k]) for k in old_state.keys() - of_norms)
 
-    network(torch.randn(2, 3, 32, 32)).logsumexp(1).sum().backward()
+    images = torch.randn(2, 3, 32, 32, requires_grad=True)
+    logits = network(images)
+    assert not torch.autograd.grad(logits[0].square().sum(), images, retain_graph=True)[0][1].any()
+    logits.logsumexp(1).sum().backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
@@ -186,7 +191,7 @@ def test_a_pre_activated_block_leaves_its_shortcut_unchanged():
 
 
 def test_a_function_in_place_keeps_the_normalization_before_it():
-    _, report = kernel_normalize(PreActivated(function=True))
+    _, report = kernel_normalize(PreActivated(function=True), rest="keep")
     assert "bn1" not in report.norms
     assert reason(report, "bn1") == (
         "its input comes from the input; its result is changed in place by the function relu"
@@ -235,15 +240,15 @@ def test_a_block_called_twice():
 def test_a_convolution_called_twice_needs_a_normalization_each_time():
     layers = {"conv": nn.Conv2d(3, 3, 1), "a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3)}
     model = Network(lambda self, x: self.a(self.conv(x)) + self.b(self.conv(2 * x)), **layers)
-    assert kernel_normalize(model)[1] == Report(["conv"], ["a", "b"])
+    assert kernel_normalize(model, rest="keep")[1] == Report(["conv"], ["a", "b"])
     model.call = lambda self, x: self.a(self.conv(x)) + self.conv(2 * x)
     with pytest.raises(ValueError, match="a     left: the result of conv goes to add; its result goes to add\n"):
-        kernel_normalize(model)
+        kernel_normalize(model, rest="keep")
     model.call = lambda self, x: self.conv(F.relu(self.a(x))) + self.conv(self.b(2 * x))
-    assert kernel_normalize(model)[1] == Report(["conv"], ["a", "b"])
+    assert kernel_normalize(model, rest="keep")[1] == Report(["conv"], ["a", "b"])
     model.call = lambda self, x: self.conv(self.a(x)) + self.conv(2 * x)
     with pytest.raises(ValueError, match="its result goes to conv, and so does that of mul\n"):
-        kernel_normalize(model)
+        kernel_normalize(model, rest="keep")
 
 
 def test_a_result_that_goes_elsewhere_too():
@@ -253,16 +258,16 @@ def test_a_result_that_goes_elsewhere_too():
         out = self.conv(self.stem(x))
         return self.norm(out) + out
 
-    _, report = kernel_normalize(Network(conv_elsewhere, **layers))
+    _, report = kernel_normalize(Network(conv_elsewhere, **layers), rest="keep")
     assert report.convolutions == ["stem.0"]
     assert reason(report, "norm") == "the result of conv goes to norm and add; its result goes to add"
-    assert reason(report, "conv") == "no normalization forms a pair with it"
+    assert reason(report, "conv") == "no normalization forms a pair with it: its result goes to norm and add"
 
     def norm_elsewhere(self, x):
         out = self.norm(F.max_pool2d(self.stem(x), 2))
         return self.conv(out) + out
 
-    _, report = kernel_normalize(Network(norm_elsewhere, **layers))
+    _, report = kernel_normalize(Network(norm_elsewhere, **layers), rest="keep")
     assert report.convolutions == ["stem.0"]
     assert reason(report, "norm") == "its input comes from max_pool2d; its result goes to add"
 
@@ -270,9 +275,16 @@ def test_a_result_that_goes_elsewhere_too():
 def test_each_convolution_makes_do_with_one_normalization():
     """A classifier behind a pair stays plain; a pair that is normalized on both sides loses both normalizations."""
     model = nn.Sequential(*conv_bn(3, 4), nn.Dropout(), nn.Conv2d(4, 2, 1))
-    assert kernel_normalize(model)[1] == Report(["0"], ["1"], {"4": "no normalization forms a pair with it"})
+    assert kernel_normalize(model)[1] == Report(
+        ["0"], ["1"], {"4": "no normalization forms a pair with it: its result goes to the output"}
+    )
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     assert kernel_normalize(model)[1] == Report(["2"], ["0", "3"])
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda *_: None)
+    return layer
 
 
 class OtherConv(nn.Conv2d):
@@ -283,31 +295,32 @@ class OtherConv(nn.Conv2d):
 @pytest.mark.parametrize(
     ("conv", "why"),
     [
-        (nn.ConvTranspose2d(4, 4, 2), "a transposed convolution has no kernel normalized form"),
+        (hooked(nn.ConvTranspose2d(4, 4, 2)), "it has hooks or parametrizations, which would be lost"),
         (OtherConv(4, 4, 3), "OtherConv computes something else than Conv2d"),
     ],
 )
 def test_convolutions_that_cannot_be_replaced(conv, why):
     norm = nn.BatchNorm2d(4)
     with pytest.raises(ValueError, match=f"0  left: {why}.*\n1  left: its input comes from 0: {why}"):
-        kernel_normalize(nn.Sequential(conv, norm))
+        kernel_normalize(nn.Sequential(conv, norm), rest="keep")
     with pytest.raises(ValueError, match=f"0  left: its input comes from the input; its result goes to 1: {why}"):
-        kernel_normalize(nn.Sequential(norm, conv))
+        kernel_normalize(nn.Sequential(norm, conv), rest="keep")
 
 
 def test_normalizations_that_cannot_be_removed():
-    norm = nn.BatchNorm2d(4)
-    norm.register_forward_hook(lambda *_: None)
+    norm = hooked(nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="1  left: it has hooks or parametrizations, which would be lost"):
-        kernel_normalize(nn.Sequential(nn.Conv2d(4, 4, 3), norm))
+        kernel_normalize(nn.Sequential(nn.Conv2d(4, 4, 3), norm), rest="keep")
 
 
 def test_nothing_to_replace():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4))
-    with pytest.raises(ValueError, match="nothing in this Sequential can be kernel normalized:\n0  left: no normaliz"):
-        kernel_normalize(model)
+    with pytest.raises(
+        ValueError, match="nothing in this Sequential can be kernel normalized:\n.*\n0  left: no normaliz"
+    ):
+        kernel_normalize(model, rest="keep")
     with pytest.raises(ValueError, match="nothing in this KNResNet"):
-        kernel_normalize(knresnet8())
+        kernel_normalize(knresnet8(), rest="keep")
 
 
 def test_a_network_that_cannot_be_traced_is_searched_block_by_block():
@@ -320,7 +333,7 @@ def test_a_network_that_cannot_be_traced_is_searched_block_by_block():
     blocks = nn.ModuleList([conv_bn(4, 4), nn.Conv2d(4, 4, 1)])
     model = Network(call, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), blocks=blocks)
     counted = [int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    network, report = kernel_normalize(model)
+    network, report = kernel_normalize(model, rest="keep")
     assert (report.convolutions, report.norms) == (["blocks.0.0"], ["blocks.0.1"])
     assert list(report.left) == ["conv", "norm", "blocks.1"]
     for why in report.left.values():
@@ -352,7 +365,7 @@ class Branches(nn.Module):
 
 def test_optional_arguments_and_both_modes():
     model = Branches()
-    network, report = kernel_normalize(model)
+    network, report = kernel_normalize(model, rest="keep")
     assert report.convolutions == ["stem.0", "auxiliary.0", "final.0"]
     assert report.left == dict.fromkeys(["resting.0", "resting.1"], "it is not called")
     assert vars(network).keys() == vars(model).keys()
@@ -366,7 +379,7 @@ def test_a_pair_in_one_mode_alone_is_none():
         return self.norm(out) if self.training else self.norm(out) + out
 
     layers = {"stem": conv_bn(3, 3), "conv": nn.Conv2d(3, 3, 1), "norm": nn.BatchNorm2d(3)}
-    _, report = kernel_normalize(Network(lambda self, x: call(self, self.stem(x)), **layers))
+    _, report = kernel_normalize(Network(lambda self, x: call(self, self.stem(x)), **layers), rest="keep")
     assert reason(report, "norm") == "the result of conv goes to norm and add; its result goes to the output"
 
 
@@ -394,7 +407,9 @@ def test_parameters_are_those_of_the_convolution():
 def test_the_report_is_a_table():
     _, report = kernel_normalize(nn.Sequential(*conv_bn(3, 4), nn.Conv2d(4, 2, 1)))
     assert str(report) == (
+        "Kernel normalized: 1 convolutions. Normalizations: 1 removed, 0 replaced. Layers left: 1. "
+        "Samples of a batch: independent.\n"
         "0  convolution, kernel normalized now\n"
         "1  normalization, removed\n"
-        "3  left: no normalization forms a pair with it"
+        "3  left: no normalization forms a pair with it: its result goes to the output"
     )
