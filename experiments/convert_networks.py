@@ -1,11 +1,12 @@
-"""Convert forty networks of torchvision and timm, train each for a step, and say what became of it.
+"""Convert forty-five networks of torchvision and timm, train each for a step, and print what became of them.
 
-    python experiments/convert_networks.py > docs/guides/converted_networks.md
+    python experiments/convert_networks.py
 
 Weights are random, nothing is downloaded. A network passes if the gradients of a step are finite, and if no sample has
 a part in the result of another: the gradient of the first result at the second image is exactly 0.
 """
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -29,22 +30,21 @@ TIMM = (
     *("convnextv2_atto", "mobilevit_s", "maxvit_tiny_rw_224", "levit_128s", "repvgg_a0", "ghostnet_100", "xception41"),
     *("ese_vovnet19b_dw", "cspdarknet53", "inception_v4", "fastvit_t8", "edgenext_xx_small", "resnetv2_50d_evos"),
 )
+SIZES = {"r3d_18": (3, 4, 32, 32), "vit_b_16": (3, 224, 224), "maxvit_tiny_rw_224": (3, 224, 224)}
+SIZES |= dict.fromkeys(("levit_128s",), (3, 224, 224)) | dict.fromkeys(("inception_v3", "inception_v4"), (3, 96, 96))
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("googlenet", "inception_v3"), {"aux_logits": False, "init_weights": False}),
+    "lraspp_mobilenet_v3_large": {"weights_backbone": None},
+}
 
 
-def make(package: str, name: str, num_classes: int) -> tuple[nn.Module, tuple[int, ...]]:
-    """Make a network, and return it with the shape of an image that it takes."""
+def make(package: str, name: str) -> nn.Module:
+    """Make a network with random weights."""
     if package == "timm":
-        net = timm.create_model(name, num_classes=num_classes)
-        fixed = net.default_cfg.get("fixed_input_size", False) or name.startswith(("maxvit", "inception"))
-        return net, net.default_cfg["input_size"] if fixed else (3, 64, 64)
-    models: dict[str, Any] = {"weights": None, "num_classes": num_classes}
-    if "lraspp" in name:
-        models["weights_backbone"] = None
-    if name in ("googlenet", "inception_v3"):
-        models |= {"aux_logits": False, "init_weights": False}
-    net = torchvision.models.get_model(name, **models)
-    sizes = {"r3d_18": (3, 4, 32, 32), "vit_b_16": (3, 224, 224), "inception_v3": (3, 96, 96)}
-    return net, sizes.get(name, (3, 64, 64))
+        net: nn.Module = timm.create_model(name, num_classes=10)
+    else:
+        net = torchvision.models.get_model(name, weights=None, num_classes=10, **ARGUMENTS.get(name, {}))
+    return net
 
 
 def train_step(net: nn.Module, shape: tuple[int, ...]) -> bool:
@@ -63,42 +63,54 @@ def train_step(net: nn.Module, shape: tuple[int, ...]) -> bool:
     return not of_the_first[1].any()
 
 
-def reasons(net: nn.Module, report: Report) -> str:
-    """Say how many layers are left, and the most frequent reasons."""
-    kinds = Counter(type(net.get_submodule(name)).__name__ for name in report.left)
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+def describe(net: nn.Module, report: Report) -> str:
+    """Say what is left, by the types of layers, and why."""
+    kinds: dict[str, list[str]] = {}
+    for name, reason in report.left.items():
+        kinds.setdefault(type(net.get_submodule(name)).__name__, []).append(reason)
+    texts = []
+    for kind, reasons in kinds.items():
+        unpaired = sum(reason.startswith(("no normalization", "its input")) for reason in reasons)
+        if unpaired:
+            texts.append(f"{unpaired} {kind} in no pair")
+        others = Counter(
+            re.sub(r"^its .* (?=\w+ computes)", "", r) for r in reasons if not r.startswith(("no n", "its "))
+        )
+        texts += [f"{count} {kind}: {reason}" for reason, count in others.items()]
+    return "; ".join(texts)
 
 
-def convert_networks(only: list[str] | None = None, reports: bool = False) -> dict[str, Report | None]:
-    """Print the table.
+def convert_networks(only: list[str] | None = None) -> None:
+    """Print a table in Markdown.
 
     Args:
         only: Names of networks; null for all.
-        reports: Whether to print all of each report, too.
 
-    Returns:
-        The reports by the names of the networks.
+    Raises:
+        ArithmeticError: If a gradient is not finite, or samples are mixed although the report says that they are not.
     """
     torch.manual_seed(0)
-    found: dict[str, Report | None] = {}
+    print("| network | | convolutions | normalizations removed | replaced | layers left |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for package, names in (("torchvision", TORCHVISION), ("timm", TIMM)):
         for name in names:
             if only and name not in only:
                 continue
-            net, shape = make(package, name, num_classes=10)
+            net = make(package, name)
+            convs = sum(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in net.modules())
             try:
                 network, report = kernel_normalize(net)
             except ValueError as error:
-                found[name] = None
-                print(f"| {package}/{name} | - | {str(error)[:2000]}", flush=True)
+                reasons = Counter(re.findall("left: (?:its .*: )?(.*? computes something else.*|no norm)", str(error)))
+                why = next(iter(reasons), "")
+                print(f"| {package}/{name} | no | 0 of {convs} | | | {why} |", flush=True)
                 continue
-            found[name] = report
-            independent = train_step(network, shape)
-            assert independent == is_batch_independent(network), name
-            print(f"| {package}/{name} | {report.summary} {independent} {reasons(network, report)}", flush=True)
-            if reports:
-                print(report)
-    return found
+            independent = train_step(network, SIZES.get(name, (3, 64, 64)))
+            if independent is not is_batch_independent(network):
+                raise ArithmeticError(f"{name}: samples are {'not ' * (not independent)}independent")
+            done = "in part" if report.mixing or any("computes" in reason for reason in report.left.values()) else "yes"
+            cells = [done, f"{len(report.convolutions)} of {convs}", len(report.norms), len(report.replaced) or ""]
+            print(f"| {package}/{name} | {' | '.join(map(str, cells))} | {describe(net, report)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Backbones in pure torch."""
 
+from knlightning.models.conversion import converted
 from knlightning.models.convnext import convnext_tiny, knconvnext_tiny
 from knlightning.models.fcn import (
     FCN,
@@ -27,6 +28,7 @@ __all__ = [
     "LoRA",
     "Model",
     "add_lora",
+    "converted",
     "convnext_tiny",
     "fcn_knresnet8",
     "fcn_knresnet18",

@@ -136,6 +136,8 @@ class Flow:
         """Say why a layer that could be replaced is in no pair."""
         if layer not in self.layers:
             return "it keeps statistics of the batch, and is no known normalization"
+        if problem := self._conv_obstacle(layer):
+            return problem
         if layer not in self.calls:
             return self.untraced.get(layer, "it is not called")
         ends = [end for call in self.calls[layer] for end in _follow(call, self._is_activation)[1]]
@@ -143,7 +145,7 @@ class Flow:
         return f"no normalization forms a pair with it: its result goes to {where}"
 
     def _conv_obstacle(self, conv: str) -> str | None:
-        if any(len(call.args) + len(call.kwargs) > 1 for call in self.calls[conv]):
+        if any(len(call.args) + len(call.kwargs) > 1 for call in self.calls.get(conv, ())):
             return "it is called with the size of its output"
         return conv_obstacle(self.layers[conv])
 

@@ -13,7 +13,6 @@ from knlightning.models.replaceable import (
     AnyConv,
     Rest,
     activation_in,
-    conv_obstacle,
     knconv_of,
     norm_obstacle,
     without_batch,
@@ -141,7 +140,7 @@ def kernel_normalize(
         elif rest != "keep" and mixes_samples(module) and (one := without_batch(module, rest, **settings)):
             new[module], report.replaced[name] = one
         elif name in flow.layers or mixes_samples(module):
-            obstacle = conv_obstacle(module) if isinstance(module, AnyConv) else norm_obstacle(module)
+            obstacle = None if isinstance(module, AnyConv) else norm_obstacle(module)
             report.left[name] = reasons.get(name) or obstacle or flow.unpaired(name)
             if mixes_samples(module):
                 report.mixing.append(name)

@@ -9,7 +9,7 @@ from torch import nn
 
 from knlightning.models import is_batch_independent, kernel_normalize, knresnet8
 from knlightning.models.kernel_normalize import Report
-from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, make_norm
+from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, make_norm
 
 KN_CONVS = KNConv1d | KNConv2d | KNConv3d
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -315,9 +315,7 @@ def test_normalizations_that_cannot_be_removed():
 
 def test_nothing_to_replace():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4))
-    with pytest.raises(
-        ValueError, match="nothing in this Sequential can be kernel normalized:\n.*\n0  left: no normaliz"
-    ):
+    with pytest.raises(ValueError, match=r"nothing in this Sequential can be .*:\n.*\n0  left: no normalization forms"):
         kernel_normalize(model, rest="keep")
     with pytest.raises(ValueError, match="nothing in this KNResNet"):
         kernel_normalize(knresnet8(), rest="keep")
@@ -413,3 +411,91 @@ def test_the_report_is_a_table():
         "1  normalization, removed\n"
         "3  left: no normalization forms a pair with it: its result goes to the output"
     )
+
+
+def test_the_report_says_what_mixes_samples():
+    """Batch normalization that is kept, or has hooks, or another layer with statistics of the batch."""
+
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(4, 1, 1))
+
+        def forward(self, x):
+            return x - self.running_mean
+
+    layers = [*conv_bn(3, 4), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    network, report = kernel_normalize(nn.Sequential(*layers), rest="keep")
+    assert (report.mixing, list(report.left), is_batch_independent(network)) == (["4", "5"], ["4", "5"], False)
+    assert report.summary == (
+        "Kernel normalized: 1 convolutions. Normalizations: 1 removed, 0 replaced. Layers left: 2. "
+        "Samples of a batch: mixed by 4, 5."
+    )
+    network, report = kernel_normalize(nn.Sequential(*layers, hooked(nn.BatchNorm2d(4)), Centred()))
+    assert report.left == {
+        "6": "its input comes from 5; its result goes to sub",
+        "7": "it keeps statistics of the batch, and is no known normalization",
+    } | {"6": "it has hooks or parametrizations, which would be lost"}
+    assert (list(report.replaced), report.mixing) == (["4", "5"], ["6", "7"])
+    assert not is_batch_independent(network)
+    assert is_batch_independent(nn.Sequential(torchvision.ops.FrozenBatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("rest", ["kernel", "group", "layer"])
+def test_what_batch_normalization_without_a_convolution_becomes(rest):
+    """By the definition of each, in the order of the network."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), BatchNormAct2d(4), nn.Conv2d(4, 4, 1)).double().eval()
+    model.insert(3, nn.MaxPool2d(2))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.rand(4))
+    network, report = kernel_normalize(model, rest=rest)
+    assert list(report.replaced) == ["2"]
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    out = F.max_pool2d(model[0](x), 2)
+    if rest == "kernel":
+        out = naive.kernel_norm(out, (1, 1), (1, 1), (0, 0, 0, 0))
+    else:
+        out = F.group_norm(out, 2 if rest == "group" else 1, model[2].weight, model[2].bias)
+    torch.testing.assert_close(network(x), model[4](F.max_pool2d(out.relu(), 2)))
+    assert [name for name, _ in network[2].named_children()] == ["norm", "drop", "act"]
+
+
+def test_normalizations_of_what_cannot_be_traced_are_replaced():
+    """A linear layer with batch normalization, as in LeViT, in a network that looks at its values."""
+
+    def call(self, x):
+        x = self.norm(self.linear(x.mean((2, 3)) if x.sum() != 0 else x))
+        return self.head(x)
+
+    layers = {"linear": nn.Linear(3, 6), "norm": nn.BatchNorm1d(6), "head": nn.Linear(6, 2)}
+    network, report = kernel_normalize(Network(call, **layers))
+    assert list(report.replaced) == ["norm"]
+    assert is_batch_independent(network)
+    assert network(torch.rand(1, 3, 4, 4)).shape == (1, 2)  # a batch of one, too
+
+
+def test_decoders_of_transposed_convolutions():
+    """By the layer's own reference; a network that asks for the size of the output is left."""
+    up = nn.ConvTranspose2d(4, 3, 4, 2, 1, bias=False)
+    model = Network(lambda self, x: self.norm(self.up(x)).relu(), up=up, norm=nn.BatchNorm2d(3)).double()
+    network, report = kernel_normalize(model, dropout_p=0.0)
+    assert report == Report(["up"], ["norm"])
+    layer = KNConvTranspose2d(4, 3, 4, 2, 1, dropout_p=0.0).double()
+    layer.load_state_dict(model.up.state_dict(), strict=False)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    assert torch.equal(network(x), layer(x).relu())
+    model.call = lambda self, x: self.norm(self.up(x, output_size=(10, 10)))
+    assert kernel_normalize(model)[1].left == {"up": "it is called with the size of its output"}
+
+
+def test_networks_of_sequences_and_of_volumes():
+    """Audio and video: the pairs and the rest of one and three dimensions."""
+    audio = nn.Sequential(nn.Conv1d(1, 4, 9, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.BatchNorm1d(4))
+    network, report = kernel_normalize(audio)
+    assert (report.convolutions, report.norms, list(report.replaced)) == (["0"], ["1"], ["4"])
+    assert network(torch.randn(2, 1, 64)).shape == (2, 4, 7)
+    video = torchvision.models.video.r3d_18
+    with torch.device("meta"):
+        network, report = kernel_normalize(video(num_classes=3))
+        assert (len(report.convolutions), len(report.norms), report.left) == (20, 20, {})
+        assert network(torch.rand(2, 3, 4, 16, 16)).shape == (2, 3)
