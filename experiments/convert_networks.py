@@ -17,7 +17,6 @@ from torch import nn
 
 from knlightning.commands.command import command
 from knlightning.models import is_batch_independent, kernel_normalize
-from knlightning.models.kernel_normalize import Report
 
 TORCHVISION = (
     *("alexnet", "vgg11_bn", "googlenet", "inception_v3", "resnet18", "resnext50_32x4d", "densenet121"),
@@ -31,9 +30,10 @@ TIMM = (
     *("ese_vovnet19b_dw", "cspdarknet53", "inception_v4", "fastvit_t8", "edgenext_xx_small", "resnetv2_50d_evos"),
 )
 SIZES = {"r3d_18": (3, 4, 32, 32), "vit_b_16": (3, 224, 224), "maxvit_tiny_rw_224": (3, 224, 224)}
-SIZES |= dict.fromkeys(("levit_128s",), (3, 224, 224)) | dict.fromkeys(("inception_v3", "inception_v4"), (3, 96, 96))
+SIZES |= {"levit_128s": (3, 224, 224), "inception_v3": (3, 96, 96), "inception_v4": (3, 96, 96)}
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("googlenet", "inception_v3"), {"aux_logits": False, "init_weights": False}),
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
     "lraspp_mobilenet_v3_large": {"weights_backbone": None},
 }
 
@@ -63,21 +63,19 @@ def train_step(net: nn.Module, shape: tuple[int, ...]) -> bool:
     return not of_the_first[1].any()
 
 
-def describe(net: nn.Module, report: Report) -> str:
+def describe(net: nn.Module, left: dict[str, str]) -> str:
     """Say what is left, by the types of layers, and why."""
-    kinds: dict[str, list[str]] = {}
-    for name, reason in report.left.items():
-        kinds.setdefault(type(net.get_submodule(name)).__name__, []).append(reason)
-    texts = []
-    for kind, reasons in kinds.items():
-        unpaired = sum(reason.startswith(("no normalization", "its input")) for reason in reasons)
-        if unpaired:
-            texts.append(f"{unpaired} {kind} in no pair")
-        others = Counter(
-            re.sub(r"^its .* (?=\w+ computes)", "", r) for r in reasons if not r.startswith(("no n", "its "))
-        )
-        texts += [f"{count} {kind}: {reason}" for reason, count in others.items()]
-    return "; ".join(texts)
+    known = {
+        "something else": "computes something else than a convolution",
+        "no known": "keeps statistics of the batch, of no known kind",
+        "traced": "in a block that cannot be traced",
+    }
+    in_no_pair = "no pair"
+    kinds = Counter(
+        (type(net.get_submodule(name)).__name__, next((text for key, text in known.items() if key in why), in_no_pair))
+        for name, why in left.items()
+    )
+    return "; ".join(f"{count} {kind} ({why})" for (kind, why), count in kinds.items())
 
 
 def convert_networks(only: list[str] | None = None) -> None:
@@ -101,16 +99,15 @@ def convert_networks(only: list[str] | None = None) -> None:
             try:
                 network, report = kernel_normalize(net)
             except ValueError as error:
-                reasons = Counter(re.findall("left: (?:its .*: )?(.*? computes something else.*|no norm)", str(error)))
-                why = next(iter(reasons), "")
-                print(f"| {package}/{name} | no | 0 of {convs} | | | {why} |", flush=True)
+                left = dict(re.findall(r"^(\S+) +left: (.*)$", str(error), re.M))
+                print(f"| {package}/{name} | no | 0 of {convs} | | | {describe(net, left)} |", flush=True)
                 continue
             independent = train_step(network, SIZES.get(name, (3, 64, 64)))
             if independent is not is_batch_independent(network):
                 raise ArithmeticError(f"{name}: samples are {'not ' * (not independent)}independent")
             done = "in part" if report.mixing or any("computes" in reason for reason in report.left.values()) else "yes"
             cells = [done, f"{len(report.convolutions)} of {convs}", len(report.norms), len(report.replaced) or ""]
-            print(f"| {package}/{name} | {' | '.join(map(str, cells))} | {describe(net, report)} |", flush=True)
+            print(f"| {package}/{name} | {' | '.join(map(str, cells))} | {describe(net, report.left)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import nn
 
 from knlightning.checks import ArgumentError, check, check_number
 from knlightning.models.kernel_normalize import kernel_normalize
-from knlightning.models.replaceable import Rest
+from knlightning.models.replaceable import GroupStatistics, Rest
 from knlightning.nn.functional import EvalStatistics
 
 
@@ -21,6 +21,7 @@ def converted(
     eval_statistics: EvalStatistics = "clean",
     eps: float = 1e-5,
     rest: Rest = "kernel",
+    group_statistics: GroupStatistics = "all",
     arguments: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Make a network of timm, of torchvision or of your own, and kernel normalize it.
@@ -29,10 +30,11 @@ def converted(
         name: `timm/NAME`, `torchvision/NAME`, or the import path of a class or function that makes a network, such as
             `my_nets.make_net`. It is imported and called: take configurations only from whom you trust.
         num_classes: Number of classes; it is given to the function by this name.
-        dropout_p: As in `knlightning.models.kernel_normalize`, as the three arguments that follow.
+        dropout_p: As in `knlightning.models.kernel_normalize`, as the four arguments that follow.
         eval_statistics: Evaluation statistics of the new layers.
         eps: Added to the variance in the new layers.
         rest: What batch normalization in no pair becomes.
+        group_statistics: Which channels the statistics of grouped convolutions are over.
         arguments: Further arguments of the function, such as `{pretrained: true}` of timm.
 
     Returns:
@@ -48,7 +50,7 @@ def converted(
     check(
         isinstance(made, nn.Module), "name", name, f"what makes a torch.nn.Module; this makes a {type(made).__name__}"
     )
-    network, report = kernel_normalize(made, dropout_p, eval_statistics, eps, rest)
+    network, report = kernel_normalize(made, dropout_p, eval_statistics, eps, rest, group_statistics)
     setattr(network, "conversion", report.summary)  # noqa: B010 # of a module mypy knows tensors and modules alone
     return network
 

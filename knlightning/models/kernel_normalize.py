@@ -2,15 +2,15 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from knlightning.checks import check_choice
 from knlightning.models.flow import Flow
 from knlightning.models.replaceable import (
-    RESTS,
     AnyConv,
+    GroupStatistics,
     Rest,
     activation_in,
     knconv_of,
@@ -65,6 +65,7 @@ def kernel_normalize(
     eval_statistics: EvalStatistics = "clean",
     eps: float = 1e-5,
     rest: Rest = "kernel",
+    group_statistics: GroupStatistics = "all",
 ) -> tuple[nn.Module, Report]:
     """Copy a network with its pairs of convolution and normalization replaced by kernel normalized convolutions.
 
@@ -93,6 +94,9 @@ def kernel_normalize(
         rest: What batch normalization in no pair becomes: "kernel", a KernelNorm of each pixel, with five times the
             dropout but at most 0.25, as before the classifier of the paper's networks; "group" (32 groups, or the next
             smaller number that divides the channels) or "layer", with its weight and bias; "keep" leaves it.
+        group_statistics: Which channels of a window the statistics of depthwise and grouped convolutions are over:
+            "all", or each group's "own" (`knlightning.nn.GroupKNConv2d`), if that has more than one element. On
+            the digits "all" trains better; see the guide to networks.
 
     Returns:
         The new network, and a report that names each convolution and each normalization.
@@ -100,7 +104,8 @@ def kernel_normalize(
     Raises:
         ValueError: If there is nothing to replace, or an argument is out of its range.
     """
-    check_choice("rest", rest, RESTS)
+    check_choice("rest", rest, get_args(Rest))
+    check_choice("group_statistics", group_statistics, get_args(GroupStatistics))
     flow = Flow(model)
     converted: set[str] = set()
     removed: set[str] = set()
@@ -132,7 +137,7 @@ def kernel_normalize(
     settings: dict[str, Any] = {"dropout_p": dropout_p, "eps": eps, "eval_statistics": eval_statistics}
     for name, module in result.named_modules():
         if name in converted and isinstance(module, AnyConv):
-            new[module] = knconv_of(module, **settings)
+            new[module] = knconv_of(module, **settings, group_statistics=group_statistics)
             report.convolutions.append(name)
         elif name in removed:
             new[module] = activation_in(module)

@@ -1,15 +1,20 @@
 """Which layers kernel normalization can replace, and what takes their place."""
 
 import inspect
+import math
 from collections import OrderedDict
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from knlightning.internals.torch import convolves_as, has_hooks
 from knlightning.nn import (
+    GroupKNConv1d,
+    GroupKNConv2d,
+    GroupKNConv3d,
     KernelNorm1d,
     KernelNorm2d,
     KernelNorm3d,
@@ -27,8 +32,8 @@ KNConv = KNConv1d | KNConv2d | KNConv3d | KNConvTranspose1d | KNConvTranspose2d 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConv = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 AnyConv = Conv | TransposedConv
+GroupStatistics = Literal["all", "own"]
 Rest = Literal["kernel", "group", "layer", "keep"]
-RESTS: tuple[Rest, ...] = get_args(Rest)
 
 _KN_CONVS: dict[type[AnyConv], type[KNConv]] = {
     nn.Conv1d: KNConv1d,
@@ -38,13 +43,25 @@ _KN_CONVS: dict[type[AnyConv], type[KNConv]] = {
     nn.ConvTranspose2d: KNConvTranspose2d,
     nn.ConvTranspose3d: KNConvTranspose3d,
 }
+_BY_GROUP: dict[type[AnyConv], type[KNConv]] = {
+    nn.Conv1d: GroupKNConv1d,
+    nn.Conv2d: GroupKNConv2d,
+    nn.Conv3d: GroupKNConv3d,
+}
+_SAME = "timm.layers.conv2d_same.Conv2dSame"
+"""A convolution whose padding follows from the size of its input; that of its attribute is none."""
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups", "dilation")
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 _InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d  # with running statistics
 
 
 def knconv_of(
-    conv: AnyConv, *, dropout_p: float, eps: float = 1e-5, eval_statistics: EvalStatistics = "clean"
+    conv: AnyConv,
+    *,
+    dropout_p: float,
+    eps: float = 1e-5,
+    eval_statistics: EvalStatistics = "clean",
+    group_statistics: GroupStatistics = "all",
 ) -> KNConv:
     """Make a KNConv of the parameters of a convolution, with a bias of zeros if that has none.
 
@@ -53,6 +70,7 @@ def knconv_of(
         dropout_p: Dropout probability of the new layer in [0, 1).
         eps: Added to the variance.
         eval_statistics: Evaluation statistics of the new layer, as in `knlightning.nn.KNConv2d`.
+        group_statistics: As in `knlightning.models.kernel_normalize`.
 
     Returns:
         The new layer, with the very parameters of the convolution.
@@ -64,14 +82,35 @@ def knconv_of(
         raise ValueError(f"{conv} cannot be kernel normalized: {problem}")
     names = (*_GEOMETRY, "output_padding" if isinstance(conv, TransposedConv) else "padding_mode")
     geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    by_group = group_statistics == "own" and conv.groups > 1 and conv.weight[0].numel() > 1
+    kinds = _KN_CONVS | _BY_GROUP if by_group else _KN_CONVS
     with torch.device("meta"):  # the parameters are those of the convolution
-        layer = _KN_CONVS[_torch_class(conv)](**geometry, dropout_p=dropout_p, eps=eps, eval_statistics=eval_statistics)
+        layer = kinds[_torch_class(conv)](**geometry, dropout_p=dropout_p, eps=eps, eval_statistics=eval_statistics)
     layer.weight = conv.get_parameter("weight")
     if conv.bias is None:
         layer.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=conv.weight.requires_grad)
     else:
         layer.bias = conv.get_parameter("bias")
+    if _kind(conv) == _SAME:
+        layer.register_forward_pre_hook(pad_same)
     return layer.train(conv.training)
+
+
+def pad_same(conv: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Pad the input of a convolution so that its output has a stride-th of its size, as TensorFlow and timm do.
+
+    Args:
+        conv: The convolution.
+        args: Its arguments, the input [N, C, H, W] first.
+    """
+    pads: list[int] = []
+    input, *others = args
+    layer: Any = conv
+    geometry = zip(input.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    for n, k, s, d in reversed(list(geometry)):
+        total = max((math.ceil(n / s) - 1) * s + (k - 1) * d + 1 - n, 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(input, pads), *others
 
 
 def conv_obstacle(conv: nn.Module) -> str | None:
@@ -79,7 +118,7 @@ def conv_obstacle(conv: nn.Module) -> str | None:
     if not isinstance(conv, AnyConv):
         return None
     base = _torch_class(conv)
-    if not convolves_as(conv, base):
+    if not convolves_as(conv, base) and _kind(conv) != _SAME:
         return f"{type(conv).__name__} computes something else than {base.__name__}"
     return _attachments(conv)
 
@@ -142,6 +181,10 @@ def _attachments(module: nn.Module) -> str | None:
     if has_hooks(module) or parametrize.is_parametrized(module):
         return "it has hooks or parametrizations, which would be lost"
     return None
+
+
+def _kind(layer: nn.Module) -> str:
+    return f"{type(layer).__module__}.{type(layer).__qualname__}"
 
 
 def _torch_class(conv: AnyConv) -> type[AnyConv]:

@@ -5,6 +5,7 @@ from knlightning.nn.conv import KNConv1d, KNConv2d, KNConv3d
 from knlightning.nn.conv_transpose import KNConvTranspose1d, KNConvTranspose2d, KNConvTranspose3d, kn_conv_transpose
 from knlightning.nn.functional import kernel_norm, kn_conv
 from knlightning.nn.fused import fused_kernels
+from knlightning.nn.group_statistics import GroupKNConv1d, GroupKNConv2d, GroupKNConv3d, kn_conv_by_group
 from knlightning.nn.local_context import LocalContextNorm2d, local_context_norm
 from knlightning.nn.norm import KernelNorm1d, KernelNorm2d, KernelNorm3d
 from knlightning.nn.normalization import Norm, make_norm
@@ -12,6 +13,9 @@ from knlightning.nn.positional import PositionalNorm2d, positional_norm
 
 __all__ = [
     "Activation",
+    "GroupKNConv1d",
+    "GroupKNConv2d",
+    "GroupKNConv3d",
     "KNConv1d",
     "KNConv2d",
     "KNConv3d",
@@ -27,6 +31,7 @@ __all__ = [
     "fused_kernels",
     "kernel_norm",
     "kn_conv",
+    "kn_conv_by_group",
     "kn_conv_transpose",
     "local_context_norm",
     "make_activation",

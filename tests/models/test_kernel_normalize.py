@@ -9,7 +9,7 @@ from torch import nn
 
 from knlightning.models import is_batch_independent, kernel_normalize, knresnet8
 from knlightning.models.kernel_normalize import Report
-from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, make_norm
+from knlightning.nn import GroupKNConv2d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, make_norm
 
 KN_CONVS = KNConv1d | KNConv2d | KNConv3d
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -499,3 +499,15 @@ def test_networks_of_sequences_and_of_volumes():
         network, report = kernel_normalize(video(num_classes=3))
         assert (len(report.convolutions), len(report.norms), report.left) == (20, 20, {})
         assert network(torch.rand(2, 3, 4, 16, 16)).shape == (2, 3)
+
+
+def test_statistics_of_each_group():
+    """The depthwise convolution alone, for the other has one group and the last one element in each."""
+    convs = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=4)
+    model = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.BatchNorm2d(4))))
+    network, _ = kernel_normalize(model, group_statistics="own")
+    assert [type(network[i]) for i in (0, 2, 4)] == [GroupKNConv2d, KNConv2d, KNConv2d]
+    network, _ = kernel_normalize(model)
+    assert type(network[0]) is KNConv2d
+    with pytest.raises(ValueError, match="group_statistics must be one of all, own, got 'some'"):
+        kernel_normalize(model, group_statistics="some")

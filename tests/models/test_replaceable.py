@@ -1,9 +1,12 @@
+import copy
+
 import pytest
+import timm
 import torch
 from torch import nn
 
 from knlightning.models.replaceable import PixelNorm, conv_obstacle, knconv_of, norm_obstacle, without_batch
-from knlightning.nn import KernelNorm2d, KernelNorm3d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d
+from knlightning.nn import KernelNorm2d, KernelNorm3d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, kn_conv
 
 
 class OtherConv(nn.Conv2d):
@@ -144,3 +147,17 @@ def test_a_single_channel_is_normalized_over_all_its_pixels():
 def test_what_is_no_batch_normalization_or_has_obstacles_is_not_replaced():
     for layer in (nn.GroupNorm(1, 4), hooked(nn.BatchNorm2d(4)), GatedNorm(4)):
         assert without_batch(layer, "kernel", **SETTINGS) is None
+
+
+@pytest.mark.parametrize(("size", "stride", "kernel"), [((9, 8), (2, 3), (3, 4)), ((4, 5), (2, 1), (1, 5))])
+def test_padding_that_follows_from_the_size_of_the_input(size, stride, kernel):
+    """As timm pads for networks of TensorFlow."""
+    conv = timm.layers.Conv2dSame(4, 6, kernel, stride, groups=2, dilation=2).double().eval()
+    layer = knconv_of(conv, dropout_p=0.0)
+    assert type(layer) is KNConv2d
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    padded = timm.layers.pad_same(x, kernel, stride, (2, 2))
+    expected = kn_conv(padded, conv.weight, conv.bias, stride, 0, 2, 0.0, dilation=2)
+    assert torch.equal(layer(x), expected)
+    assert layer(x).shape == conv(x).shape
+    assert torch.equal(copy.deepcopy(layer)(x), expected)
