@@ -107,6 +107,12 @@ def kn_conv_transpose(
                 dilation=[d // math.gcd(d, s) for d, s in zip(gaps, steps, strict=True)],
             )
         )
+    return _interleave(outputs, bias, steps, sizes)
+
+
+def _interleave(outputs: list[Tensor | None], bias: Tensor | None, steps: tuple[int, ...], sizes: list[int]) -> Tensor:
+    """Lay the outputs of the ordinary convolutions into each other; those without filters are the bias."""
+    spatial = len(steps)
     example = next(output for output in outputs if output is not None)
     empty = example.new_zeros(()) if bias is None else bias.to(example.dtype).view(-1, *(1,) * spatial)
     stacked = torch.stack([empty.expand_as(example) if output is None else output for output in outputs])
