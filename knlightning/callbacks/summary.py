@@ -24,8 +24,11 @@ class Summary(Callback):
         arguments = model.get("init_args") or {}
         backbone = arguments.get("backbone")
         backbone = backbone if isinstance(backbone, dict) else {}
-        self._name = (backbone.get("class_path") or model.get("class_path") or "").rpartition(".")[2]
-        self._norm = (backbone.get("init_args") or {}).get("norm")
+        given = backbone.get("init_args") or {}
+        self._name = (
+            given.get("name") or (backbone.get("class_path") or model.get("class_path") or "").rpartition(".")[2]
+        )
+        self._norm = given.get("norm")
         self._flops: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,9 +40,11 @@ class Summary(Callback):
             self._flops = count_flops(network, (channels, *data.image_size))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the lines."""
+        """Print the lines, with what was loaded and how a network was converted."""
         if trainer.is_global_zero:
             print(f"Network: {self._network(pl_module)}")
+            if conversion := getattr(getattr(pl_module, "backbone", None), "conversion", ""):
+                print(f"         {conversion}")
             if loaded := getattr(pl_module, "loaded", None):
                 print(f"Weights: {loaded}")
             print(f"Data:    {_data(trainer)}")

@@ -25,7 +25,8 @@ def take_from_data(parser: ArgumentParser, config: Namespace) -> None:
         return
     default = None
     with suppress(ImportError, AttributeError, ValueError, KeyError):  # of a class path that is wrong, the parser tells
-        default = inspect.signature(resolve_name(model.class_path)).parameters["num_classes"].default
+        made = resolve_name(":".join(model.class_path.rsplit(".", 1)))  # a module may have the name of its function
+        default = inspect.signature(made).parameters["num_classes"].default
     if arguments.num_classes != default:
         return
     data = parser.instantiate(Namespace(data=config.data)).data

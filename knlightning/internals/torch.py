@@ -29,9 +29,10 @@ def convolves_as(conv: nn.Module, base: type[nn.Module]) -> bool:
 
     Args:
         conv: A convolution, of the base class or of a subclass.
-        base: `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`, whose `forward` calls `_conv_forward`.
+        base: `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`, whose `forward` calls `_conv_forward`, or `nn.ConvTranspose1d`,
+            `nn.ConvTranspose2d` or `nn.ConvTranspose3d`, which have no such part.
     """
-    return all(getattr(type(conv), name) is getattr(base, name) for name in _FORWARD_PARTS)
+    return all(getattr(type(conv), name, None) is getattr(base, name, None) for name in _FORWARD_PARTS)
 
 
 # ---- private training

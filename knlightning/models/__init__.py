@@ -1,5 +1,6 @@
 """Backbones in pure torch."""
 
+from knlightning.models.conversion import converted
 from knlightning.models.convnext import convnext_tiny, knconvnext_tiny
 from knlightning.models.fcn import (
     FCN,
@@ -13,7 +14,7 @@ from knlightning.models.fcn import (
     fcn_resnet50,
 )
 from knlightning.models.fine_tuned import fine_tuned
-from knlightning.models.kernel_normalize import kernel_normalize
+from knlightning.models.kernel_normalize import is_batch_independent, kernel_normalize
 from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.lora import LoRA, add_lora
 from knlightning.models.norm_torch import KNResNet18_Weights, KNResNet34_Weights, KNResNet50_Weights
@@ -32,6 +33,7 @@ __all__ = [
     "LoadedWeights",
     "Model",
     "add_lora",
+    "converted",
     "convnext_tiny",
     "fcn_knresnet8",
     "fcn_knresnet18",
@@ -42,6 +44,7 @@ __all__ = [
     "fcn_resnet34",
     "fcn_resnet50",
     "fine_tuned",
+    "is_batch_independent",
     "kernel_normalize",
     "knconvnext_tiny",
     "knresnet8",

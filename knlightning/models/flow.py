@@ -91,7 +91,7 @@ class Flow:
             conv = self._layer(source, AnyConv)
             if conv is None:
                 return f"its input comes from {self._label(source)}"
-            if problem := conv_obstacle(self.layers[conv]):
+            if problem := self._conv_obstacle(conv):
                 return f"its input comes from {conv}: {problem}"
             if permuted != _of_last_dimension(self.layers[norm]):
                 return "it does not normalize the channels"
@@ -113,7 +113,7 @@ class Flow:
                 conv = self._layer(end, AnyConv)
                 if conv is None:
                     return f"its result goes to {self._label(end)}"
-                if problem := conv_obstacle(self.layers[conv]):
+                if problem := self._conv_obstacle(conv):
                     return f"its result goes to {conv}: {problem}"
                 for conv_call in self.calls[conv]:
                     source = conv_call.all_input_nodes[0]
@@ -134,9 +134,20 @@ class Flow:
 
     def unpaired(self, layer: str) -> str:
         """Say why a layer that could be replaced is in no pair."""
-        if layer in self.calls:
-            return "no normalization forms a pair with it"
-        return self.untraced.get(layer, "it is not called")
+        if layer not in self.layers:
+            return "it keeps statistics of the batch, and is no known normalization"
+        if problem := self._conv_obstacle(layer):
+            return problem
+        if layer not in self.calls:
+            return self.untraced.get(layer, "it is not called")
+        ends = [end for call in self.calls[layer] for end in _follow(call, self._is_activation)[1]]
+        where = " and ".join(dict.fromkeys(map(self._label, ends)))
+        return f"no normalization forms a pair with it: its result goes to {where}"
+
+    def _conv_obstacle(self, conv: str) -> str | None:
+        if any(len(call.args) + len(call.kwargs) > 1 for call in self.calls.get(conv, ())):
+            return "it is called with the size of its output"
+        return conv_obstacle(self.layers[conv])
 
     def _layer(self, node: fx.Node, kinds: UnionType | tuple[type, ...]) -> str | None:
         module = self.modules.get(node)

@@ -106,6 +106,8 @@ else:
 NORM_TYPES: tuple[type[nn.Module], ...] = tuple(dict.fromkeys(t for spec in NORMS.values() for t in spec.types))
 """Types of all normalization layers."""
 
+_MIXING_TYPES = tuple(kind for spec in NORMS.values() if not spec.private for kind in spec.types)
+
 PRIVATE_NORMS = tuple(spec.name for spec in NORMS.values() if spec.private)
 """Names of the normalizations that private training allows."""
 
@@ -129,3 +131,14 @@ def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     hint = "A kernel normalized network has KNConv2d in place of its convolutions, and no layers beside them"
     check_choice("norm", norm, tuple(makers), hint if norm in NORMS else "")
     return makers[norm](channels, eps)
+
+
+def mixes_samples(layer: nn.Module) -> bool:
+    """Say whether a layer normalizes over the samples of a batch, or keeps statistics of them.
+
+    Args:
+        layer: Known are the types in `NORMS`, and layers with running statistics, unless "Frozen" is in their name.
+    """
+    running = any(name.startswith("running_") for name, _ in layer.named_buffers(recurse=False))
+    frozen = "Frozen" in type(layer).__name__
+    return isinstance(layer, _MIXING_TYPES) or getattr(layer, "track_running_stats", False) or (running and not frozen)

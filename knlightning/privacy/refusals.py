@@ -12,10 +12,8 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from knlightning.internals.torch import is_compiled
-from knlightning.nn.normalization import NORMS, PRIVATE_NORMS
+from knlightning.nn.normalization import PRIVATE_NORMS, mixes_samples
 from knlightning.privacy.rules import check_rules
-
-_MIXING_NORMS = tuple(kind for spec in NORMS.values() if not spec.private for kind in spec.types)
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed")
 """In all of these the norms of gradients are float32 or better."""
@@ -60,7 +58,7 @@ def _task_reasons(task: LightningModule) -> list[str]:
     reasons = []
     for name, layer in task.named_modules():
         kind = f"{name or 'the task'} ({type(layer).__name__})"
-        if isinstance(layer, _MIXING_NORMS) or getattr(layer, "track_running_stats", False):
+        if mixes_samples(layer):
             reasons.append(
                 f"{kind} mixes the samples of a batch, or keeps statistics of them without noise: no network with it is"
                 f" private. Use norm {', '.join(PRIVATE_NORMS)} in the backbone; for a trained network,"

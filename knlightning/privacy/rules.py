@@ -201,8 +201,8 @@ def check_rules(model: nn.Module) -> list[str]:
         model: The network, with its trainable parameters as they are to be trained.
 
     Returns:
-        A sentence for each layer of torch that has trainable parameters of its own and no exact rule, with what to do;
-        none if every layer has one.
+        A sentence for each layer of torch and of this package that has trainable parameters of its own and no exact
+        rule, with what to do; none if every layer has one.
     """
     problems = []
     known = (*TYPES, *BY_FUNCTION)
@@ -210,8 +210,8 @@ def check_rules(model: nn.Module) -> list[str]:
         if not any(p.requires_grad for p in layer.parameters(recurse=False)):
             continue
         kind = f"{name or 'the network'} ({type(layer).__name__})"
-        of_torch = type(layer).__module__.startswith("torch.nn.")
-        if of_torch and type(layer) not in known and not isinstance(layer, nn.Linear):  # of an attention
+        watched = type(layer).__module__.startswith(("torch.nn.", "knlightning.nn."))
+        if watched and type(layer) not in known and not isinstance(layer, nn.Linear):  # of an attention
             problems.append(
                 f"{kind}: there is no rule for the gradients of single samples of this type of layer. Freeze its "
                 f"parameters, or use one of {', '.join(sorted(t.__name__ for t in known))}"

@@ -11,8 +11,8 @@ from knlightning.nn import KNConv2d
 from knlightning.tasks import ClassificationTask
 
 
-def test_three_lines(capsys):
-    backbone = {"class_path": "knlightning.models.resnet8", "init_args": {"norm": "kernel"}}
+def test_three_lines_and_how_the_network_was_converted(capsys):
+    backbone = {"class_path": "knlightning.models.converted", "init_args": {"name": "a.resnet", "norm": "kernel"}}
     trainer = Trainer(
         callbacks=[Summary({"model": {"class_path": "x.Task", "init_args": {"backbone": backbone}}})],
         logger=False,
@@ -27,12 +27,14 @@ def test_three_lines(capsys):
     )
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
     network[0].requires_grad_(False)
+    network.conversion = "Kernel normalized: all."
     trainer.fit(ClassificationTask(network), DigitsDataModule(batch_size=4, val_split=0.2))
     lines = capsys.readouterr().out.splitlines()
     conv, linear = 2 * 30 * 30 * 2 * 27, 2 * 20
     assert conv + linear == 97240
     assert lines == [
-        "Network: resnet8 with kernel normalization, 86 parameters (30 trained), 97.2 k FLOPs an image",
+        "Network: a.resnet with kernel normalization, 86 parameters (30 trained), 97.2 k FLOPs an image",
+        "         Kernel normalized: all.",
         "Data:    DigitsDataModule, 1,149 training images, 288 for validation, 10 classes, 32x32",
         "Run:     1 epochs, 1 steps an epoch, CPU, precision 32-true",
     ]

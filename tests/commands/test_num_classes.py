@@ -32,6 +32,7 @@ RESNET = "--model.backbone=knlightning.models.resnet18"
 
 def test_they_follow_from_the_data(parser):
     assert classes(parser, RESNET, DIGITS) == 10
+    assert classes(parser, "--model.backbone=knlightning.models.converted", "--model.backbone.name=a.b", DIGITS) == 10
 
 
 def test_a_number_that_is_given_stays(parser):

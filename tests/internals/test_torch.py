@@ -102,6 +102,12 @@ def test_a_convolution_that_computes_something_else_is_seen(base, part):
     assert not convolves_as(other(2, 2, 1), base)
 
 
+@pytest.mark.parametrize("base", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_a_transposed_convolution_that_computes_something_else_is_seen(base):
+    assert convolves_as(base(2, 2, 1), base)
+    assert not convolves_as(type("Other", (base,), {"forward": lambda self, *args: args[0]})(2, 2, 1), base)
+
+
 MENDING = "a release of torch has changed this; mend knlightning/internals/torch.py: "
 
 

@@ -28,6 +28,8 @@ def test_before_and_after_a_norm():
     assert flow.activations("pre") == ["act"] * 2  # in training and in evaluation
     assert flow.unpaired("resting") == "it is not called"
     assert "kernel" not in flow.layers
+    assert flow.unpaired("conv") == "no normalization forms a pair with it: its result goes to norm"
+    assert flow.unpaired("kernel") == "it keeps statistics of the batch, and is no known normalization"
 
 
 def test_the_network_is_not_changed_and_what_cannot_be_traced_is_named():

@@ -7,9 +7,9 @@ import torchvision
 from nn import naive
 from torch import nn
 
-from knlightning.models import kernel_normalize, knresnet8
+from knlightning.models import is_batch_independent, kernel_normalize, knresnet8
 from knlightning.models.kernel_normalize import Report
-from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, make_norm
+from knlightning.nn import GroupKNConv2d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, make_norm
 
 KN_CONVS = KNConv1d | KNConv2d | KNConv3d
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -17,7 +17,7 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 # pairs, and the normalizations that are in none
 TORCHVISION = {
     "resnet18": (20, []),
-    "densenet121": (120, ["features.norm5"]),
+    "densenet121": (120, []),
     "regnet_y_400mf": (53, []),
     "efficientnet_b0": (49, []),
     "mobilenet_v2": (52, []),
@@ -63,18 +63,23 @@ def test_networks_of_torchvision(name):
     assert (len(report.convolutions), len(report.norms)) == (pairs, pairs)
     assert [n for n in report.left if isinstance(model.get_submodule(n), NORMS)] == unpaired
     assert not [n for n, m in network.named_modules() if isinstance(m, NORMS) and n not in unpaired]
-    named = [*report.convolutions, *report.norms, *report.left]
+    named = [*report.convolutions, *report.norms, *report.replaced, *report.left]
     assert sorted(named) == sorted(n for n, m in model.named_modules() if isinstance(m, CONVS + NORMS))
+    assert list(report.replaced) == (["features.norm5"] if name == "densenet121" else [])
+    assert is_batch_independent(network)
     assert all(isinstance(network.get_submodule(n), KNConv2d) for n in report.convolutions)
     assert all(isinstance(network.get_submodule(n), nn.Identity) for n in report.norms)
     assert all(type(network.get_submodule(n)) is type(model.get_submodule(n)) for n in report.left)
 
     state, old_state = network.state_dict(), model.state_dict()
-    of_norms = {k for k in old_state if k.rpartition(".")[0] in report.norms}
+    of_norms = {k for k in old_state if k.rpartition(".")[0] in {*report.norms, *report.replaced}}
     assert state.keys() == (old_state.keys() - of_norms) | {f"{n}.bias" for n in report.convolutions}
     assert all(torch.equal(state[k], old_state[k]) for k in old_state.keys() - of_norms)
 
-    network(torch.randn(2, 3, 32, 32)).logsumexp(1).sum().backward()
+    images = torch.randn(2, 3, 32, 32, requires_grad=True)
+    logits = network(images)
+    assert not torch.autograd.grad(logits[0].square().sum(), images, retain_graph=True)[0][1].any()
+    logits.logsumexp(1).sum().backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
         assert parameter.grad.isfinite().all(), key
@@ -186,7 +191,7 @@ def test_a_pre_activated_block_leaves_its_shortcut_unchanged():
 
 
 def test_a_function_in_place_keeps_the_normalization_before_it():
-    _, report = kernel_normalize(PreActivated(function=True))
+    _, report = kernel_normalize(PreActivated(function=True), rest="keep")
     assert "bn1" not in report.norms
     assert reason(report, "bn1") == (
         "its input comes from the input; its result is changed in place by the function relu"
@@ -235,15 +240,15 @@ def test_a_block_called_twice():
 def test_a_convolution_called_twice_needs_a_normalization_each_time():
     layers = {"conv": nn.Conv2d(3, 3, 1), "a": nn.BatchNorm2d(3), "b": nn.BatchNorm2d(3)}
     model = Network(lambda self, x: self.a(self.conv(x)) + self.b(self.conv(2 * x)), **layers)
-    assert kernel_normalize(model)[1] == Report(["conv"], ["a", "b"])
+    assert kernel_normalize(model, rest="keep")[1] == Report(["conv"], ["a", "b"])
     model.call = lambda self, x: self.a(self.conv(x)) + self.conv(2 * x)
     with pytest.raises(ValueError, match="a     left: the result of conv goes to add; its result goes to add\n"):
-        kernel_normalize(model)
+        kernel_normalize(model, rest="keep")
     model.call = lambda self, x: self.conv(F.relu(self.a(x))) + self.conv(self.b(2 * x))
-    assert kernel_normalize(model)[1] == Report(["conv"], ["a", "b"])
+    assert kernel_normalize(model, rest="keep")[1] == Report(["conv"], ["a", "b"])
     model.call = lambda self, x: self.conv(self.a(x)) + self.conv(2 * x)
     with pytest.raises(ValueError, match="its result goes to conv, and so does that of mul\n"):
-        kernel_normalize(model)
+        kernel_normalize(model, rest="keep")
 
 
 def test_a_result_that_goes_elsewhere_too():
@@ -253,16 +258,16 @@ def test_a_result_that_goes_elsewhere_too():
         out = self.conv(self.stem(x))
         return self.norm(out) + out
 
-    _, report = kernel_normalize(Network(conv_elsewhere, **layers))
+    _, report = kernel_normalize(Network(conv_elsewhere, **layers), rest="keep")
     assert report.convolutions == ["stem.0"]
     assert reason(report, "norm") == "the result of conv goes to norm and add; its result goes to add"
-    assert reason(report, "conv") == "no normalization forms a pair with it"
+    assert reason(report, "conv") == "no normalization forms a pair with it: its result goes to norm and add"
 
     def norm_elsewhere(self, x):
         out = self.norm(F.max_pool2d(self.stem(x), 2))
         return self.conv(out) + out
 
-    _, report = kernel_normalize(Network(norm_elsewhere, **layers))
+    _, report = kernel_normalize(Network(norm_elsewhere, **layers), rest="keep")
     assert report.convolutions == ["stem.0"]
     assert reason(report, "norm") == "its input comes from max_pool2d; its result goes to add"
 
@@ -270,9 +275,16 @@ def test_a_result_that_goes_elsewhere_too():
 def test_each_convolution_makes_do_with_one_normalization():
     """A classifier behind a pair stays plain; a pair that is normalized on both sides loses both normalizations."""
     model = nn.Sequential(*conv_bn(3, 4), nn.Dropout(), nn.Conv2d(4, 2, 1))
-    assert kernel_normalize(model)[1] == Report(["0"], ["1"], {"4": "no normalization forms a pair with it"})
+    assert kernel_normalize(model)[1] == Report(
+        ["0"], ["1"], {"4": "no normalization forms a pair with it: its result goes to the output"}
+    )
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     assert kernel_normalize(model)[1] == Report(["2"], ["0", "3"])
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda *_: None)
+    return layer
 
 
 class OtherConv(nn.Conv2d):
@@ -283,31 +295,30 @@ class OtherConv(nn.Conv2d):
 @pytest.mark.parametrize(
     ("conv", "why"),
     [
-        (nn.ConvTranspose2d(4, 4, 2), "a transposed convolution has no kernel normalized form"),
+        (hooked(nn.ConvTranspose2d(4, 4, 2)), "it has hooks or parametrizations, which would be lost"),
         (OtherConv(4, 4, 3), "OtherConv computes something else than Conv2d"),
     ],
 )
 def test_convolutions_that_cannot_be_replaced(conv, why):
     norm = nn.BatchNorm2d(4)
     with pytest.raises(ValueError, match=f"0  left: {why}.*\n1  left: its input comes from 0: {why}"):
-        kernel_normalize(nn.Sequential(conv, norm))
+        kernel_normalize(nn.Sequential(conv, norm), rest="keep")
     with pytest.raises(ValueError, match=f"0  left: its input comes from the input; its result goes to 1: {why}"):
-        kernel_normalize(nn.Sequential(norm, conv))
+        kernel_normalize(nn.Sequential(norm, conv), rest="keep")
 
 
 def test_normalizations_that_cannot_be_removed():
-    norm = nn.BatchNorm2d(4)
-    norm.register_forward_hook(lambda *_: None)
+    norm = hooked(nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="1  left: it has hooks or parametrizations, which would be lost"):
-        kernel_normalize(nn.Sequential(nn.Conv2d(4, 4, 3), norm))
+        kernel_normalize(nn.Sequential(nn.Conv2d(4, 4, 3), norm), rest="keep")
 
 
 def test_nothing_to_replace():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4))
-    with pytest.raises(ValueError, match="nothing in this Sequential can be kernel normalized:\n0  left: no normaliz"):
-        kernel_normalize(model)
+    with pytest.raises(ValueError, match=r"nothing in this Sequential can be .*:\n.*\n0  left: no normalization forms"):
+        kernel_normalize(model, rest="keep")
     with pytest.raises(ValueError, match="nothing in this KNResNet"):
-        kernel_normalize(knresnet8())
+        kernel_normalize(knresnet8(), rest="keep")
 
 
 def test_a_network_that_cannot_be_traced_is_searched_block_by_block():
@@ -320,7 +331,7 @@ def test_a_network_that_cannot_be_traced_is_searched_block_by_block():
     blocks = nn.ModuleList([conv_bn(4, 4), nn.Conv2d(4, 4, 1)])
     model = Network(call, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4), blocks=blocks)
     counted = [int(m.num_batches_tracked) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    network, report = kernel_normalize(model)
+    network, report = kernel_normalize(model, rest="keep")
     assert (report.convolutions, report.norms) == (["blocks.0.0"], ["blocks.0.1"])
     assert list(report.left) == ["conv", "norm", "blocks.1"]
     for why in report.left.values():
@@ -352,7 +363,7 @@ class Branches(nn.Module):
 
 def test_optional_arguments_and_both_modes():
     model = Branches()
-    network, report = kernel_normalize(model)
+    network, report = kernel_normalize(model, rest="keep")
     assert report.convolutions == ["stem.0", "auxiliary.0", "final.0"]
     assert report.left == dict.fromkeys(["resting.0", "resting.1"], "it is not called")
     assert vars(network).keys() == vars(model).keys()
@@ -366,7 +377,7 @@ def test_a_pair_in_one_mode_alone_is_none():
         return self.norm(out) if self.training else self.norm(out) + out
 
     layers = {"stem": conv_bn(3, 3), "conv": nn.Conv2d(3, 3, 1), "norm": nn.BatchNorm2d(3)}
-    _, report = kernel_normalize(Network(lambda self, x: call(self, self.stem(x)), **layers))
+    _, report = kernel_normalize(Network(lambda self, x: call(self, self.stem(x)), **layers), rest="keep")
     assert reason(report, "norm") == "the result of conv goes to norm and add; its result goes to the output"
 
 
@@ -394,7 +405,109 @@ def test_parameters_are_those_of_the_convolution():
 def test_the_report_is_a_table():
     _, report = kernel_normalize(nn.Sequential(*conv_bn(3, 4), nn.Conv2d(4, 2, 1)))
     assert str(report) == (
+        "Kernel normalized: 1 convolutions. Normalizations: 1 removed, 0 replaced. Layers left: 1. "
+        "Samples of a batch: independent.\n"
         "0  convolution, kernel normalized now\n"
         "1  normalization, removed\n"
-        "3  left: no normalization forms a pair with it"
+        "3  left: no normalization forms a pair with it: its result goes to the output"
     )
+
+
+def test_the_report_says_what_mixes_samples():
+    """Batch normalization that is kept, or has hooks, or another layer with statistics of the batch."""
+
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("running_mean", torch.zeros(4, 1, 1))
+
+        def forward(self, x):
+            return x - self.running_mean
+
+    layers = [*conv_bn(3, 4), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.BatchNorm2d(4)]
+    network, report = kernel_normalize(nn.Sequential(*layers), rest="keep")
+    assert (report.mixing, list(report.left), is_batch_independent(network)) == (["4", "5"], ["4", "5"], False)
+    assert report.summary == (
+        "Kernel normalized: 1 convolutions. Normalizations: 1 removed, 0 replaced. Layers left: 2. "
+        "Samples of a batch: mixed by 4, 5."
+    )
+    network, report = kernel_normalize(nn.Sequential(*layers, hooked(nn.BatchNorm2d(4)), Centred()))
+    assert report.left == {
+        "6": "its input comes from 5; its result goes to sub",
+        "7": "it keeps statistics of the batch, and is no known normalization",
+    } | {"6": "it has hooks or parametrizations, which would be lost"}
+    assert (list(report.replaced), report.mixing) == (["4", "5"], ["6", "7"])
+    assert not is_batch_independent(network)
+    assert is_batch_independent(nn.Sequential(torchvision.ops.FrozenBatchNorm2d(4)))
+
+
+@pytest.mark.parametrize("rest", ["kernel", "group", "layer"])
+def test_what_batch_normalization_without_a_convolution_becomes(rest):
+    """By the definition of each, in the order of the network."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), BatchNormAct2d(4), nn.Conv2d(4, 4, 1)).double().eval()
+    model.insert(3, nn.MaxPool2d(2))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.rand(4))
+    network, report = kernel_normalize(model, rest=rest)
+    assert list(report.replaced) == ["2"]
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    out = F.max_pool2d(model[0](x), 2)
+    if rest == "kernel":
+        out = naive.kernel_norm(out, (1, 1), (1, 1), (0, 0, 0, 0))
+    else:
+        out = F.group_norm(out, 2 if rest == "group" else 1, model[2].weight, model[2].bias)
+    torch.testing.assert_close(network(x), model[4](F.max_pool2d(out.relu(), 2)))
+    assert [name for name, _ in network[2].named_children()] == ["norm", "drop", "act"]
+
+
+def test_normalizations_of_what_cannot_be_traced_are_replaced():
+    """A linear layer with batch normalization, as in LeViT, in a network that looks at its values."""
+
+    def call(self, x):
+        x = self.norm(self.linear(x.mean((2, 3)) if x.sum() != 0 else x))
+        return self.head(x)
+
+    layers = {"linear": nn.Linear(3, 6), "norm": nn.BatchNorm1d(6), "head": nn.Linear(6, 2)}
+    network, report = kernel_normalize(Network(call, **layers))
+    assert list(report.replaced) == ["norm"]
+    assert is_batch_independent(network)
+    assert network(torch.rand(1, 3, 4, 4)).shape == (1, 2)  # a batch of one, too
+
+
+def test_decoders_of_transposed_convolutions():
+    """By the layer's own reference; a network that asks for the size of the output is left."""
+    up = nn.ConvTranspose2d(4, 3, 4, 2, 1, bias=False)
+    model = Network(lambda self, x: self.norm(self.up(x)).relu(), up=up, norm=nn.BatchNorm2d(3)).double()
+    network, report = kernel_normalize(model, dropout_p=0.0)
+    assert report == Report(["up"], ["norm"])
+    layer = KNConvTranspose2d(4, 3, 4, 2, 1, dropout_p=0.0).double()
+    layer.load_state_dict(model.up.state_dict(), strict=False)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    assert torch.equal(network(x), layer(x).relu())
+    model.call = lambda self, x: self.norm(self.up(x, output_size=(10, 10)))
+    assert kernel_normalize(model)[1].left == {"up": "it is called with the size of its output"}
+
+
+def test_networks_of_sequences_and_of_volumes():
+    """Audio and video: the pairs and the rest of one and three dimensions."""
+    audio = nn.Sequential(nn.Conv1d(1, 4, 9, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.MaxPool1d(2), nn.BatchNorm1d(4))
+    network, report = kernel_normalize(audio)
+    assert (report.convolutions, report.norms, list(report.replaced)) == (["0"], ["1"], ["4"])
+    assert network(torch.randn(2, 1, 64)).shape == (2, 4, 7)
+    video = torchvision.models.video.r3d_18
+    with torch.device("meta"):
+        network, report = kernel_normalize(video(num_classes=3))
+        assert (len(report.convolutions), len(report.norms), report.left) == (20, 20, {})
+        assert network(torch.rand(2, 3, 4, 16, 16)).shape == (2, 3)
+
+
+def test_statistics_of_each_group():
+    """The depthwise convolution alone, for the other has one group and the last one element in each."""
+    convs = nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=4)
+    model = nn.Sequential(*(layer for conv in convs for layer in (conv, nn.BatchNorm2d(4))))
+    network, _ = kernel_normalize(model, group_statistics="own")
+    assert [type(network[i]) for i in (0, 2, 4)] == [GroupKNConv2d, KNConv2d, KNConv2d]
+    network, _ = kernel_normalize(model)
+    assert type(network[0]) is KNConv2d
+    with pytest.raises(ValueError, match="group_statistics must be one of all, own, got 'some'"):
+        kernel_normalize(model, group_statistics="some")

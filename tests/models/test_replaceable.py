@@ -1,9 +1,12 @@
+import copy
+
 import pytest
+import timm
 import torch
 from torch import nn
 
-from knlightning.models.replaceable import conv_obstacle, knconv_of, norm_obstacle
-from knlightning.nn import KNConv1d, KNConv2d, KNConv3d
+from knlightning.models.replaceable import PixelNorm, conv_obstacle, knconv_of, norm_obstacle, without_batch
+from knlightning.nn import KernelNorm2d, KernelNorm3d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, kn_conv
 
 
 class OtherConv(nn.Conv2d):
@@ -29,7 +32,12 @@ def hooked(layer):
 
 @pytest.mark.parametrize(
     ("conv", "kind"),
-    [(nn.Conv1d(4, 6, 3, 2, 1), KNConv1d), (nn.Conv2d(4, 6, 3, groups=2), KNConv2d), (nn.Conv3d(4, 6, 1), KNConv3d)],
+    [
+        (nn.Conv1d(4, 6, 3, 2, 1), KNConv1d),
+        (nn.Conv2d(4, 6, 3, groups=2), KNConv2d),
+        (nn.Conv3d(4, 6, 1), KNConv3d),
+        (nn.ConvTranspose2d(4, 6, 4, 2, 1, 1, 2), KNConvTranspose2d),
+    ],
 )
 def test_the_layer_has_the_shape_and_the_parameters_of_the_convolution(conv, kind):
     layer = knconv_of(conv.eval(), dropout_p=0.2, eps=0.1, eval_statistics="expected")
@@ -79,8 +87,7 @@ def test_convolutions_that_cannot_be_replaced(conv, why):
         knconv_of(conv, dropout_p=0.0)
 
 
-def test_transposed_convolutions_and_other_layers():
-    assert conv_obstacle(nn.ConvTranspose2d(4, 4, 2)) == "a transposed convolution has no kernel normalized form"
+def test_other_layers_are_no_obstacle():
     assert conv_obstacle(nn.BatchNorm2d(4)) is None
 
 
@@ -95,3 +102,62 @@ def test_transposed_convolutions_and_other_layers():
 )
 def test_normalizations_that_cannot_be_removed(norm, why):
     assert norm_obstacle(norm) == why
+
+
+SETTINGS = {"dropout_p": 0.02, "eps": 0.1, "eval_statistics": "expected"}
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "kind"),
+    [
+        (nn.BatchNorm2d(4), (2, 4, 3, 2), KernelNorm2d),
+        (nn.BatchNorm3d(4), (2, 4, 3, 2, 1), KernelNorm3d),
+        (nn.BatchNorm1d(4), (2, 4, 3), PixelNorm),
+        (nn.BatchNorm1d(4), (2, 4), PixelNorm),
+        (nn.SyncBatchNorm(4), (2, 4, 3, 2), PixelNorm),
+        (nn.InstanceNorm1d(4, track_running_stats=True), (2, 4, 3), PixelNorm),
+    ],
+)
+def test_batch_normalization_becomes_kernel_norm_of_each_pixel(norm, shape, kind):
+    new, name = without_batch(norm.eval(), "kernel", **SETTINGS)
+    assert type(new) is kind
+    assert name.startswith(f"{kind.__name__}(kernel_size=(1,")
+    assert (new.dropout_p, new.eps, new.eval_statistics, new.training) == (0.1, 0.1, "expected", False)
+    new.eval_statistics = "clean"
+    x = torch.randn(shape)
+    centred = x - x.mean(1, keepdim=True)
+    torch.testing.assert_close(new(x), centred / (centred.square().mean(1, keepdim=True) + 0.1).sqrt())
+    with pytest.raises(AttributeError):  # as in the paper's networks it neither scales nor shifts
+        new.get_parameter("weight")
+
+
+@pytest.mark.parametrize(("rest", "channels", "groups"), [("group", 24, 12), ("group", 96, 32), ("layer", 24, 1)])
+def test_batch_normalization_becomes_group_normalization(rest, channels, groups):
+    norm = nn.BatchNorm2d(channels)
+    new, _ = without_batch(norm, rest, **SETTINGS)
+    assert (type(new), new.num_groups, new.eps) == (nn.GroupNorm, groups, 0.1)
+    assert (new.weight is norm.weight, new.bias is norm.bias) == (True, True)
+    assert not without_batch(nn.BatchNorm2d(channels, affine=False), rest, **SETTINGS)[0].affine
+
+
+def test_a_single_channel_is_normalized_over_all_its_pixels():
+    assert without_batch(nn.BatchNorm2d(1), "kernel", **SETTINGS)[1].startswith("GroupNorm(1, 1")
+
+
+def test_what_is_no_batch_normalization_or_has_obstacles_is_not_replaced():
+    for layer in (nn.GroupNorm(1, 4), hooked(nn.BatchNorm2d(4)), GatedNorm(4)):
+        assert without_batch(layer, "kernel", **SETTINGS) is None
+
+
+@pytest.mark.parametrize(("size", "stride", "kernel"), [((9, 8), (2, 3), (3, 4)), ((4, 5), (2, 1), (1, 5))])
+def test_padding_that_follows_from_the_size_of_the_input(size, stride, kernel):
+    """As timm pads for networks of TensorFlow."""
+    conv = timm.layers.Conv2dSame(4, 6, kernel, stride, groups=2, dilation=2).double().eval()
+    layer = knconv_of(conv, dropout_p=0.0)
+    assert type(layer) is KNConv2d
+    x = torch.randn(2, 4, *size, dtype=torch.float64)
+    padded = timm.layers.pad_same(x, kernel, stride, (2, 2))
+    expected = kn_conv(padded, conv.weight, conv.bias, stride, 0, 2, 0.0, dilation=2)
+    assert torch.equal(layer(x), expected)
+    assert layer(x).shape == conv(x).shape
+    assert torch.equal(copy.deepcopy(layer)(x), expected)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import timm
 import torch
 from nn import naive
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 import knlightning
 from knlightning.checks import ArgumentError
 from knlightning.nn import Norm, make_norm
-from knlightning.nn.normalization import NORM_TYPES, NORMS, PRIVATE_NORMS
+from knlightning.nn.normalization import NORM_TYPES, NORMS, PRIVATE_NORMS, mixes_samples
 
 
 def over(*dims):
@@ -140,6 +141,24 @@ gradients.attach()
 net(x).square().sum().backward()
 torch.testing.assert_close(gradients.norms().double(), torch.stack(expected), rtol=1e-5, atol=0)
 """
+
+
+@pytest.mark.parametrize(
+    ("layer", "mixes"),
+    [
+        (nn.BatchNorm1d(4, track_running_stats=False), True),
+        (nn.LazyBatchNorm2d(), True),
+        (timm.layers.BatchNormAct2d(4), True),
+        (timm.layers.EvoNorm2dB0(4), True),
+        (nn.InstanceNorm2d(4, track_running_stats=True), True),
+        (nn.InstanceNorm2d(4), False),
+        (timm.layers.EvoNorm2dS0(4), False),
+        (timm.layers.FrozenBatchNormAct2d(4), False),
+        (nn.Sequential(nn.BatchNorm2d(4)), False),  # itself
+    ],
+)
+def test_layers_that_mix_samples(layer, mixes):
+    assert mixes_samples(layer) is mixes
 
 
 @pytest.mark.slow
