@@ -142,7 +142,9 @@ def _encode(dataset: Any, labels: Sequence[int], part: list[int], class_names: S
         table = pa.table([rows, [labels[index] for index in part]], schema)
     except (pa.ArrowException, TypeError) as error:
         raise ArgumentError("images_per_shard", len(part), "so low that a shard has less than 2 GB") from error
-    parquet.write_table(table, sink, use_dictionary=False, compression="none", write_page_checksum=True)
+    # statistics would hold some images five times
+    options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    parquet.write_table(table, sink, write_page_checksum=True, **options)
     return sink.getvalue()
 
 
