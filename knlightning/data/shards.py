@@ -95,7 +95,7 @@ def storage(root: str) -> tuple[Any, str]:
     Raises:
         ValueError: If the library of this storage is not installed, or there is no such storage.
     """
-    return _storage(root, os.getpid())
+    return _storage(root if "://" in root else os.path.abspath(root), os.getpid())
 
 
 @cache
