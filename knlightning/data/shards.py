@@ -134,7 +134,7 @@ def find_shards(root: str, split: str) -> list[Shard]:
         if name.startswith((f"{split}-", f"{split}.")) or (parent.endswith(f"/{split}") and not name.startswith(".")):
             if not name.endswith(".parquet"):
                 continue
-            known = [info.get(key) for key in ("size", "ETag", "etag", "md5Hash", "mtime")]
+            known = [info.get(key) for key in ("size", "ETag", "etag", "md5Hash", "blob_id", "mtime")]
             version = hashlib.sha256(repr((root, path, known)).encode()).hexdigest()[:32]
             shards.append(Shard(path, int(info["size"]), version))
     if not shards:
