@@ -43,6 +43,7 @@ def command(function: Callable[..., object], prog: str, args: Sequence[str] | No
             args, given["overrides"] = split_settings(args)
         parsed = parser.parse_args(args if "config" in parameters else config_first(args))
         expand_paths(parsed)
+        parsed = parser.instantiate(parsed)
         given |= {name: parsed[name] for name in parameters if name in parsed}
         try:
             function(**given)

@@ -18,6 +18,7 @@ from knlightning.data.loops import batches
 from knlightning.data.masked_files import MaskedFiles
 from knlightning.data.samplers import EvalSampler, Sampling, TrainSampler
 from knlightning.data.segmentation import SegmentationDataModule
+from knlightning.data.streaming import StreamingDataModule
 from knlightning.data.transforms import random_crop, random_horizontal_flip
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "ResumableLoader",
     "Sampling",
     "SegmentationDataModule",
+    "StreamingDataModule",
     "TrainSampler",
     "batches",
     "random_crop",

@@ -2,7 +2,8 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class LabelledImages(Dataset[Any], ABC):
             `SeededIndex`, see `AugmentedImages`.
     """
 
-    train_sampler: ClassVar[type[TrainSampler]] = TrainSampler
+    train_sampler: Callable[..., TrainSampler] = TrainSampler
 
     @property
     @abstractmethod
@@ -71,7 +72,7 @@ class AugmentedImages(LabelledImages):
     that index alone.
     """
 
-    train_sampler = SeededSampler
+    train_sampler: Callable[..., TrainSampler] = SeededSampler
 
     def __getitem__(self, index: int | SeededIndex) -> Any:
         if not isinstance(index, SeededIndex):

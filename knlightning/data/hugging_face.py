@@ -72,10 +72,19 @@ class TableImages(LabelledFiles):
         """Return the source and the row of an image, as if it were a file."""
         return f"{self.source}/{self.rows[index]}"
 
-    def decoded(self, index: int) -> Image.Image:
+    def encoded(self, index: int) -> bytes:
+        """Return an image as it is stored."""
+        encoded = self._row(index)
+        return Path(encoded["path"]).read_bytes() if encoded["bytes"] is None else encoded["bytes"]
+
+    def _row(self, index: int) -> dict[str, Any]:
         encoded = self.table[int(self.rows[index])][self.column]
         if encoded is None or encoded["bytes"] is encoded["path"] is None:
             raise unreadable(self.path_of(index), ValueError("the row has no image"))
+        return encoded
+
+    def decoded(self, index: int) -> Image.Image:
+        encoded = self._row(index)
         if encoded["bytes"] is None:  # the table names a file
             return decoded(encoded["path"], self.upright)
         return decoded(self.path_of(index), self.upright, encoded["bytes"])

@@ -237,11 +237,12 @@ class ResumableLoader(DataLoader[Any]):
             "ranks": sampler.num_replicas,
             "repeats": sampler.repeats,
             "balanced": int(sampler.weights is not None),
+            "layout": sampler.layout,
         }
 
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
         now = self._determinants(sampler)
-        before = {"balanced": 0} | restored  # earlier checkpoints do not say it
+        before = {"balanced": 0, "layout": 0} | restored  # earlier checkpoints do not say it
         changed = [f"{key}={before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
         if changed:
             raise ValueError(

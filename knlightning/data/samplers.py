@@ -38,6 +38,11 @@ class Sampling:
     repeats: int = 1
 
 
+def generator_of(*numbers: int) -> torch.Generator:
+    """Make a generator on the CPU whose seed is a function of numbers of at least 0."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
 def _sized(samples: int) -> Dataset[Any]:
     """Return what `DistributedSampler` asks of a dataset: its length."""
     return cast(Dataset[Any], range(samples))
@@ -69,6 +74,7 @@ class TrainSampler(DistributedSampler[Any]):
     Attributes:
         epoch: Number of the epoch, as of the last call of `set_epoch`.
         start: How many of this rank's images to skip: where an interrupted epoch goes on.
+        layout: A number that differs if a subclass makes another order of the same seed and epoch.
 
     Raises:
         ArgumentError: If there are fewer images than ranks.
@@ -91,6 +97,7 @@ class TrainSampler(DistributedSampler[Any]):
         self.repeats = repeats
         self.weights = None if strata is None else 1 / strata.bincount()[strata].double()
         self.start = 0
+        self.layout = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose order is drawn next.
@@ -103,15 +110,20 @@ class TrainSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         return (index for index, _ in self.indices_and_repetitions())
 
+    def order(self, generator: torch.Generator) -> torch.Tensor:
+        """Return the images of an epoch in their order.
+
+        Args:
+            generator: Gives the random numbers of the epoch.
+        """
+        if self.weights is None:
+            return torch.randperm(self.samples, generator=generator)
+        return torch.multinomial(self.weights, self.samples, replacement=True, generator=generator)
+
     def indices_and_repetitions(self) -> Iterator[tuple[int, int]]:
         """Yield for this rank the index of each image, and how many times the epoch has shown the image before."""
         # the parent seeds with seed + epoch: epoch 1 of seed 0 would be epoch 0 of seed 1
-        mixed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(mixed)
-        if self.weights is None:
-            order = torch.randperm(self.samples, generator=generator)
-        else:
-            order = torch.multinomial(self.weights, self.samples, replacement=True, generator=generator)
+        order = self.order(generator_of(self.seed, self.epoch))
         places = torch.arange(self.rank, self.total_size, self.num_replicas)[self.start :]
         return zip(order[places // self.repeats].tolist(), (places % self.repeats).tolist(), strict=True)
 
