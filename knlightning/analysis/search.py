@@ -5,7 +5,7 @@ validation images, which a configuration may hold out from the training images.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class Search:
     """What a search has found.
 
     Args:
-        trials: All runs in their order: one for each learning rate with seed 0, then the best with further seeds.
+        trials: All runs: one for each learning rate with seed 0, the highest first, then the best with further seeds.
         learning_rate: The best learning rate.
         notes: What the reader of the figures must know.
     """
@@ -78,6 +78,8 @@ def search(
     seeds: int,
     patience: int = 1,
     max_halvings: int = 12,
+    map_trials: Callable[[Callable[[tuple[float, int]], Trial], Iterable[tuple[float, int]]], Iterable[Trial]] = map,
+    ahead: int = 1,
 ) -> Search:
     """Halve the learning rate from `start` until the best validation accuracy is passed; repeat the best with seeds.
 
@@ -91,6 +93,9 @@ def search(
         seeds: Number of runs with the best learning rate.
         patience: Learning rates in a row that must be worse than the best before it counts as passed.
         max_halvings: Halvings after which the search ends if the best has not been passed; 0 for no search.
+        map_trials: Trains for several pairs of a learning rate and a seed, which may be side by side.
+        ahead: How many learning rates are tried at a time. Those that were tried beyond the end of the search are among
+            the trials, and are never the best.
 
     Returns:
         The runs, and the best learning rate.
@@ -98,16 +103,22 @@ def search(
     Raises:
         ArgumentError: If an argument is out of its range.
     """
+
+    def train_all(pairs: list[tuple[float, int]]) -> list[Trial]:
+        return list(map_trials(lambda pair: train(*pair), pairs))
+
     check_number("start", start, above=0)
     check_number("seeds", seeds, at_least=1, integer=True)
     check_number("patience", patience, at_least=1, integer=True)
     check_number("max_halvings", max_halvings, at_least=0, integer=True)
-    trials = [train(start, 0)]
+    rates = [start / 2**halvings for halvings in range(max_halvings + 1)]
+    trials = train_all([(rate, 0) for rate in rates[:ahead]])
     best = trials[0]
     worse = 0
     for halvings in range(1, max_halvings + 1):
-        trial = train(start / 2**halvings, 0)
-        trials.append(trial)
+        if halvings == len(trials):
+            trials += train_all([(rate, 0) for rate in rates[halvings : halvings + ahead]])
+        trial = trials[halvings]
         worse = worse + 1 if trial.val < best.val and best.val > guessing(best) else 0
         if trial.val > best.val:
             best = trial
@@ -121,7 +132,7 @@ def search(
         notes.append(f"The best learning rate was not passed in {max_halvings} halvings: allow more, or a lower start.")
     elif best.learning_rate == start and max_halvings > 0:
         notes.append(f"The best learning rate is the first, {start:g}: a higher start may be better.")
-    trials += [train(best.learning_rate, seed) for seed in range(1, seeds)]
+    trials += train_all([(best.learning_rate, seed) for seed in range(1, seeds)])
     found = Search(trials, best.learning_rate, notes)
     if lost := sum(trial.diverged for trial in found.repeats):
         notes.append(f"{lost} of the {seeds} runs with the best learning rate diverged and count as accuracy 0.")

@@ -20,7 +20,7 @@ from knlightning.analysis.search import Search
 from knlightning.analysis.settings import LEARNING_RATE, VAL_SPLIT, Value, check_overrides, short
 from knlightning.commands.command import command
 from knlightning.commands.output import save_figure, say, write_csv, write_text
-from knlightning.commands.trials import BY_TEST, run_search
+from knlightning.commands.trials import BY_TEST, Trials, run_search
 from knlightning.run_directory import ROOT
 
 
@@ -33,6 +33,8 @@ def compare(
     max_halvings: int = 12,
     only: list[str] | None = None,
     out: Path = ROOT / "compare",
+    parallel: int = 1,
+    cluster: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> dict[Cell, Search]:
     """Compare settings; print a table of test accuracies, and draw them and the convergence.
@@ -51,7 +53,11 @@ def compare(
         patience: Learning rates in a row that must be worse than the best before a search ends.
         max_halvings: Halvings after which it ends in any case; 0 for no search.
         only: Labels of rows and columns to which the comparison is limited; null for all.
-        out: Directory of the runs, compare.csv (all runs), compare.md (the table), accuracy.png and convergence.png.
+        out: Directory of the runs, results.csv, compare.csv (all runs), compare.md (the table), accuracy.png and
+            convergence.png.
+        parallel: How many runs go on at a time, side by side on Ray if above 1; each gets its share of the processors,
+            and of the GPUs, of one at most.
+        cluster: Address of a Ray cluster, all nodes of which see the same files; null for this machine alone.
         overrides: Values of the configuration by dotted names, for all runs.
 
     Returns:
@@ -64,12 +70,19 @@ def compare(
     check_overrides(overrides, [key for settled in (rows, columns) for part in settled.values() for key in part])
     cells = list_cells(rows, columns, {**settings, **overrides}, only or ())
     searches: dict[Cell, Search] = {}
-    for number, (cell, given) in enumerate(cells.items(), 1):
-        say(f"\n{', '.join(cell)} ({number} of {len(cells)})\n")
-        directory = out / "-".join(re.sub(r"[^\w.]+", "-", label) for label in cell)
+
+    def search(number: int, cell: Cell) -> Search:
+        given = dict(cells[cell])
         config, start = Path(str(given.pop("config"))), float(given.pop(short(LEARNING_RATE)))
-        searches[cell] = run_search(config, directory, given, start, seeds, patience, max_halvings)
-        _write(searches, out, max_halvings > 0)
+        directory = out / "-".join(re.sub(r"[^\w.]+", "-", label) for label in cell)
+        title = f"{', '.join(cell)} ({number} of {len(cells)})\n"
+        ahead = max(1, parallel // len(cells))
+        return run_search(trials, config, directory, given, start, seeds, patience, max_halvings, title, ahead)
+
+    with Trials(out, parallel, cluster) as trials:
+        for cell, found in zip(cells, trials.map(lambda item: search(*item), enumerate(cells, 1)), strict=True):
+            searches[cell] = found
+            _write(searches, out, max_halvings > 0)
     say(f"\nTest accuracy (segmentation: mean IoU) in %{', mean ± SD of' if seeds > 1 else ','} {seeds} seeds\n")
     say(format_table(searches, max_halvings > 0))
     for cell, found in searches.items():

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+from contextlib import nullcontext
 from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -67,7 +68,8 @@ class FitCLI(KNLightningCLI):
             if isinstance(callback, ChecksBefore):  # may refuse a run before it reads any data
                 callback.check_before(self.trainer, self.model, self.datamodule)
         try:
-            self.trainer.fit(**self.trainer_arguments())
+            with self.peers.watched(self.how_to_go_on) if self.peers else nullcontext():
+                self.trainer.fit(**self.trainer_arguments())
         except Stopped as stop:
             if stop.signum == signal.SIGUSR1 and self.trainer.is_global_zero:
                 self._requeue()

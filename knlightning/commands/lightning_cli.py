@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +17,6 @@ import lightning
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
@@ -36,6 +35,7 @@ from knlightning.commands.num_classes import take_from_data
 from knlightning.commands.output import say
 from knlightning.commands.parser import RunArgumentParser
 from knlightning.commands.paths import config_first, expand_paths
+from knlightning.commands.peers import PeerLost, Peers
 from knlightning.commands.published import load_published
 from knlightning.commands.quiet import quiet
 from knlightning.commands.ranges import check_lightning_arguments, check_parsed
@@ -68,6 +68,7 @@ class KNLightningCLI(LightningCLI):
         starts_runs: Whether a new run directory is made if none is given.
         trains: Whether checkpoints are written into it.
         own_arguments: Arguments of this command that do not belong to the configuration of a run.
+        peers: The processes that torchrun or SLURM has started with this one; None if it is alone.
         run_dir: Directory of the run; None if it is neither needed nor given.
         checkpoint: The checkpoint of a run that is asked for; None if there is none.
     """
@@ -82,6 +83,7 @@ class KNLightningCLI(LightningCLI):
         self.run_dir: Path | None = None
         self.checkpoint: Path | None = None
         self.first_step = 0
+        self.peers: Peers | None = None
         self._published: str | None = None  # weights alone
         read_yaml_strictly()
         self.claim = Claim()
@@ -254,8 +256,10 @@ class KNLightningCLI(LightningCLI):
             with suppress(OSError):  # nobody may be there to read it
                 say(f"Stopped by {stop.signum.name}.{self.how_to_go_on()}")
             raise
-        except SystemExit:  # which the trainer makes of it
-            if not getattr(self.trainer, "interrupted", False):  # of export there is no trainer
+        except SystemExit as end:  # which the trainer makes of it
+            if isinstance(end, PeerLost) or not getattr(
+                self.trainer, "interrupted", False
+            ):  # of export there is no trainer
                 raise
             say(f"Interrupted.{self.how_to_go_on()}")
             raise SystemExit(130) from None
@@ -272,13 +276,10 @@ class KNLightningCLI(LightningCLI):
 
     def _make_run(self) -> None:
         """Settle where the run lies: not before the configuration has proved good, so as not to leave empty ones."""
+        self.peers = Peers.found() if self.trains else None
         if self.run_dir is None and self.starts_runs:
-            launchers = (TorchElasticEnvironment, SLURMEnvironment)
-            if any(launcher.detect() and launcher().world_size() > 1 for launcher in launchers):
-                raise ValueError(
-                    "--run_dir is needed where torchrun or SLURM starts the processes: they cannot agree on a new one"
-                )
-            self.run_dir = self.claim.make(None, self._run_name)
+            make = partial(self.claim.make, None, self._run_name)
+            self.run_dir = self.peers.agree(make) if self.peers else make()
             self._lock()
         elif self.run_dir is not None and self.starts_runs and not self.run_dir.is_dir():
             self.run_dir = self.claim.make(self.run_dir, self._run_name)

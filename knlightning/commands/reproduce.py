@@ -4,7 +4,7 @@ knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from knlightning.analysis.paper import ROWS, TITLES, Row, Table
@@ -12,7 +12,7 @@ from knlightning.analysis.search import mean_and_sd
 from knlightning.checks import ArgumentError, check_number
 from knlightning.commands.command import command
 from knlightning.commands.output import say
-from knlightning.commands.trials import FURTHER, run_trial
+from knlightning.commands.trials import FURTHER, Trials
 
 INTRODUCTION = """\
 # Results of the paper, and their commands
@@ -23,10 +23,10 @@ may be interrupted and started again: a run that is done is not repeated, and on
 
     knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
 
-Fewer choices make more rows: `knl reproduce --table 1` is the whole of Table 1, one run after the other. Whatever
-`knl fit` accepts by a name with a dot is passed on to each run, such as `--data.root DIRECTORY`,
-`--data.download true` (CIFAR), `--trainer.precision bf16-mixed`, `--trainer.max_epochs 1`. The runs lie in
-`runs/reproduce`, or where `--out` says.
+Fewer choices make more rows: `knl reproduce --table 1` is the whole of Table 1, one run after the other, and with
+`--parallel 4` four [side by side](guides/clusters.md#runs-side-by-side). Whatever `knl fit` accepts by a name with a
+dot is passed on to each run, such as `--data.root DIRECTORY`, `--data.download true` (CIFAR),
+`--trainer.precision bf16-mixed`, `--trainer.max_epochs 1`. The runs lie in `runs/reproduce`, or where `--out` says.
 
 Accuracies are in %, batch sizes those of all devices together. On ImageNet one device takes the batches that the paper
 spreads over eight (ConvNeXt: four; Cityscapes: two), and adds their gradients; with eight, set `--trainer.devices 8
@@ -87,6 +87,8 @@ def reproduce(
     batch_size: int | None = None,
     seeds: int = 3,
     out: Path = Path("runs/reproduce"),
+    parallel: int = 1,
+    cluster: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> None:
     """Train for rows of the paper's tables, and print accuracies beside the published ones.
@@ -99,7 +101,10 @@ def reproduce(
         norm: The normalization.
         batch_size: Images in a step of the optimizer, on all devices together.
         seeds: Number of runs for each row, with seeds 0, 1, ...
-        out: Directory of the runs; what it holds already is not repeated.
+        out: Directory of the runs and results.csv; what it holds already is not repeated.
+        parallel: How many runs go on at a time, side by side on Ray if above 1; each gets its share of the processors,
+            and of the GPUs, of one at most.
+        cluster: Address of a Ray cluster, all nodes of which see the same files; null for this machine alone.
         overrides: Values of the configuration by dotted names, for all runs.
 
     Raises:
@@ -116,15 +121,18 @@ def reproduce(
             raise FileNotFoundError(f"no {row.path} in {Path.cwd()}: start in the directory of the project")
     say(f"\nTest accuracy in %, mean ± SD of {seeds} runs\n")
     say("| backbone | norm | batch size | published | reproduced |\n| --- | --- | --- | --- | --- |")
-    for row in rows:
-        runs = [_run(row, seed, out, overrides or {}) for seed in range(seeds)]
-        say(f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.published} | {_summary(runs)} |")
+    pairs = [(row, seed) for row in rows for seed in range(seeds)]
+    with Trials(out, parallel, cluster) as trials:
+        reached = trials.map(lambda pair: _run(trials, *pair, out, overrides or {}), pairs)
+        for row in rows:
+            runs = list(islice(reached, seeds))
+            say(f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.published} | {_summary(runs)} |")
 
 
-def _run(row: Row, seed: int, out: Path, overrides: Mapping[str, str]) -> list[float]:
+def _run(trials: Trials, row: Row, seed: int, out: Path, overrides: Mapping[str, str]) -> list[float]:
     """Return what a run has reached on the test images in %: what is published of the row, in the same order."""
     changes = {**row.settings, "seed_everything": seed, **overrides}
-    reached = run_trial(out / row.name / f"seed{seed}", row.path, changes)
+    reached = trials.run(out / row.name / f"seed{seed}", row.path, changes)
     return [100 * reached[name] for name in ("test", *FURTHER[: len(row.further)])]
 
 

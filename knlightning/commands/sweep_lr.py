@@ -10,7 +10,7 @@ from knlightning.analysis.search import Search, draw_learning_rates
 from knlightning.analysis.settings import BATCH_SIZE, NORM, VAL_SPLIT, Value, check_overrides
 from knlightning.commands.command import command
 from knlightning.commands.output import save_figure, say
-from knlightning.commands.trials import BY_TEST, run_search
+from knlightning.commands.trials import BY_TEST, Trials, run_search
 from knlightning.nn import Norm
 from knlightning.privacy.search import search_report, search_statement
 from knlightning.run_directory import ROOT
@@ -26,6 +26,8 @@ def sweep_lr(
     patience: int = 1,
     max_halvings: int = 12,
     out: Path | None = None,
+    parallel: int = 1,
+    cluster: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Search:
     """Find the learning rate of a configuration, and its accuracy over several seeds; a search that was ended goes on.
@@ -45,8 +47,11 @@ def sweep_lr(
             the paper, which chooses by the test images; null for the configuration's.
         patience: Learning rates in a row that must be worse than the best before the search ends.
         max_halvings: Halvings after which it ends in any case.
-        out: Directory of the runs, trials.csv and rates.png; null for one in runs/sweep-lr named after the
+        out: Directory of the runs, trials.csv, results.csv and rates.png; null for one in runs/sweep-lr named after the
             configuration, normalization and batch size.
+        parallel: How many runs go on at a time, side by side on Ray if above 1; each gets its share of the processors,
+            and of the GPUs, of one at most.
+        cluster: Address of a Ray cluster, all nodes of which see the same files; null for this machine alone.
         overrides: Values of the configuration by dotted names, for all runs.
 
     Returns:
@@ -64,7 +69,8 @@ def sweep_lr(
         out = ROOT / "sweep-lr" / "-".join(str(part) for part in (config.stem, norm, size) if part)
     if val_split == 0:
         say(BY_TEST)
-    found = run_search(config, out, settings, start, seeds, patience, max_halvings)
+    with Trials(out, parallel, cluster) as trials:
+        found = run_search(trials, config, out, settings, start, seeds, patience, max_halvings, ahead=parallel)
     say(f"\nBest learning rate: {found.learning_rate:g}")
     say(f"Test accuracy:      {found.accuracy} % ({'mean ± SD of ' if seeds > 1 else ''}{seeds} seeds)")
     for note in [*found.notes, *([BY_TEST] if val_split == 0 else [])]:

@@ -1,14 +1,21 @@
 """Runs whose accuracies are compared: each with a directory of its own, trained and tested once."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import Any, Self
 
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
+from knlightning.analysis.parallel import Pool
 from knlightning.analysis.search import Search, Trial, search
 from knlightning.analysis.settings import LEARNING_RATE, Value
 from knlightning.checks import check_number
@@ -115,7 +122,97 @@ def record(directory: Path, config: Path, settings: Mapping[str, Value], accurac
         file.write_text(json.dumps({"settings": _plain(config, settings), "accuracies": accuracies}, indent=1))
 
 
+class Trials(Pool):
+    """Runs of a command, one after the other or side by side: what is done is in `results.csv`, what goes on is shown.
+
+    Args:
+        out: Directory of the command, for `results.csv`.
+        parallel: How many runs go on at a time, see `Pool`.
+        cluster: Address of a Ray cluster, see `Pool`.
+
+    Attributes:
+        lock: To be held where threads meet.
+    """
+
+    def __init__(self, out: Path, parallel: int = 1, cluster: str | None = None) -> None:
+        super().__init__(parallel, cluster)
+        self.lock = RLock()
+        self._out = out
+        self._running: dict[Path, float] = {}
+        self._done: list[dict[str, Any]] = []
+        self._titled = False
+        self._live = Live(get_renderable=self._board, refresh_per_second=1, transient=True)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.parallel > 1 and Console().is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.stop()
+        super().__exit__(*error)
+
+    def title(self, text: str) -> None:
+        """Say the head of the table of a search; of several side by side a single one.
+
+        Args:
+            text: What stands above it, where a search has a table of its own.
+        """
+        with self.lock:
+            if self.parallel == 1 or not self._titled:
+                say(f"\n{text}\n" * (bool(text) and self.parallel == 1) + TABLE)
+            self._titled = True
+
+    def run(self, directory: Path, config: Path, settings: Mapping[str, Value]) -> dict[str, float]:
+        """Do what `run_trial` does, and note the result.
+
+        Args:
+            directory: Directory of the run.
+            config: Configuration of the run.
+            settings: What differs from it.
+
+        Raises:
+            FloatingPointError: If the loss is no longer finite.
+        """
+        with self.slots:
+            self._running[directory] = time.monotonic()
+            try:
+                reached = self.call(run_trial, directory, config, settings)
+            except FloatingPointError:
+                self._note(directory, DIVERGED)
+                raise
+            else:
+                self._note(directory, reached)
+                return reached
+            finally:
+                del self._running[directory]
+
+    def _note(self, directory: Path, reached: Mapping[str, float]) -> None:
+        with self.lock:
+            seconds = round(time.monotonic() - self._running[directory], 1)
+            scores = {stage: reached.get(stage) for stage in ("val", "test")}
+            self._done.append({"directory": directory, **scores, "diverged": "diverged" in reached, "seconds": seconds})
+            write_csv(self._out / "results.csv", self._done)
+
+    def _board(self) -> Table:
+        """Tell of what goes on now how far it is."""
+        table = Table("running", "minutes", "epoch", title=f"{len(self._done)} done", title_justify="left")
+        for directory, start in list(self._running.items()):
+            epoch = ""
+            with suppress(OSError, ValueError, IndexError):  # not there yet, or without epochs
+                path = directory / "metrics.csv"
+                with path.open(encoding="utf-8") as file:
+                    place = file.readline().rstrip().split(",").index("epoch")
+                    file.seek(max(file.tell(), path.stat().st_size - 2000))
+                    *_, last = file
+                    epoch = last.rstrip().split(",")[place]
+            table.add_row(str(directory), f"{(time.monotonic() - start) / 60:.0f}", epoch)
+        return table
+
+
 def run_search(
+    trials: Trials,
     config: Path,
     out: Path,
     settings: Mapping[str, Value],
@@ -123,12 +220,15 @@ def run_search(
     seeds: int,
     patience: int = 1,
     max_halvings: int = 12,
+    title: str = "",
+    ahead: int = 1,
 ) -> Search:
     """Search the learning rate of a configuration, as `knlightning.analysis.search.search` does, with real runs.
 
     Runs that an earlier search in `out` has finished are not repeated; one that it has left unfinished goes on.
 
     Args:
+        trials: What makes the runs.
         config: Configuration of a run; of segmentation, accuracies are the mean IoU.
         out: Directory in which every run gets its own; also for `trials.csv`.
         settings: What differs from the configuration, by dotted names.
@@ -136,6 +236,8 @@ def run_search(
         seeds: Number of runs with the best learning rate.
         patience: Learning rates in a row that must be worse than the best before it counts as passed.
         max_halvings: Halvings after which the search ends if the best has not been passed.
+        title: What stands above the table of the search.
+        ahead: How many learning rates are tried at a time.
 
     Returns:
         The runs, and the best learning rate.
@@ -143,27 +245,31 @@ def run_search(
     Raises:
         ValueError: If an argument is out of its range, or `out` holds runs of other settings.
     """
-    trials: list[Trial] = []
-    say(TABLE)
+    done: list[Trial] = []
+    trials.title(title)
 
     def train(learning_rate: float, seed: int) -> Trial:
         directory = out / f"rate{learning_rate:g}-seed{seed}"
         all_settings = {"seed_everything": seed, **settings, LEARNING_RATE: learning_rate}
+        diverged = ""
         try:
-            result = run_trial(directory, config, all_settings)
+            result = trials.run(directory, config, all_settings)
         except FloatingPointError as error:
-            say(str(error))
+            diverged = str(error)
             result = DIVERGED
             record(directory, config, all_settings, result)
         trial = Trial(learning_rate, seed, result["val"], result["test"], "diverged" in result, directory)
-        trials.append(trial)
-        write_csv(out / "trials.csv", [asdict(trial) for trial in trials])  # after each: what is done is not lost
         reached = "diverged | diverged" if trial.diverged else f"{100 * trial.val:.2f} | {100 * trial.test:.2f}"
-        say(f"| {learning_rate:g} | {seed} | {reached} | {directory} |")
-        note_privacy(out, trials)
+        with trials.lock:
+            done.append(trial)
+            write_csv(out / "trials.csv", [asdict(trial) for trial in done])  # after each: what is done is not lost
+            if diverged:
+                say(diverged)
+            say(f"| {learning_rate:g} | {seed} | {reached} | {directory} |")
+            note_privacy(out, done)
         return trial
 
-    return search(train, _guessing, start, seeds, patience, max_halvings)
+    return search(train, _guessing, start, seeds, patience, max_halvings, trials.map, ahead)
 
 
 @rank_zero_only

@@ -134,3 +134,14 @@ def workers_of(iterator: Any) -> list[Any]:
         iterator: What `iter` returned for the DataLoader; one without processes will do.
     """
     return list(getattr(iterator, "_workers", []))
+
+
+def is_loss_of_peer(error: BaseException) -> bool:
+    """Say whether processes that work together have lost the connection to one of them. Tried with torch 2.14.1.
+
+    Args:
+        error: What a collective operation of gloo or NCCL has raised; that of gloo is a plain RuntimeError.
+    """
+    text = str(error)
+    gloo = isinstance(error, RuntimeError) and ("gloo" in text or "Connection closed by peer" in text)
+    return gloo or isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError)

@@ -67,6 +67,17 @@ def test_the_best_learning_rate_is_repeated_with_further_seeds():
     assert found.notes == ["1 of the 3 runs with the best learning rate diverged and count as accuracy 0."]
 
 
+def test_learning_rates_tried_ahead_change_nothing_but_what_was_tried():
+    train, asked = scripted([0.5, 0.6, 0.4, 0.9, 0.7])
+    found = search(train, never, start=0.2, seeds=2, ahead=2)
+    assert asked == [(0.2, 0), (0.1, 0), (0.05, 0), (0.025, 0), (0.1, 1)]  # 0.025 is beyond the end of the search
+    assert found.learning_rate == 0.1
+    assert [trial.val for trial in found.trials] == [0.5, 0.6, 0.4, 0.9, 0.7]
+    train, asked = scripted([0.5, 0.6])
+    search(train, never, start=0.2, seeds=1, max_halvings=1, ahead=4)
+    assert asked == [(0.2, 0), (0.1, 0)]
+
+
 def test_no_search():
     train, asked = scripted([0.5, 0.6])
     found = search(train, never, start=0.2, seeds=2, max_halvings=0)

@@ -1,4 +1,3 @@
-import os
 import signal
 import time
 
@@ -227,13 +226,6 @@ def test_unknown_score_is_named_after_the_first_validation(empty, capsys):
 def test_loss_that_is_not_finite_ends_the_run(empty, capsys):
     message = refused(capsys, "fit", "--config", "tiny.yaml", "--model.optimizer.lr", "1e38")
     assert "learning rate" in message
-
-
-def test_several_processes_of_another_launcher_need_a_run_dir(empty, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "--run_dir is needed" in refused(capsys, "fit", "--config", "tiny.yaml")
-    assert os.listdir(empty) == ["tiny.yaml"]
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def test_the_command_finds_repeats_and_tells(tiny, capsys):
         result = json.loads((tiny / row["directory"] / "result.json").read_text())
         assert (float(row["val"]), float(row["test"])) == (result["accuracies"]["val"], result["accuracies"]["test"])
         assert f"| {float(row['learning_rate']):g} | {row['seed']} | {100 * float(row['val']):.2f} |" in printed
+    assert [row["directory"] for row in rows(out / "results.csv")] == [row["directory"] for row in table]
     test = [100 * float(row["test"]) for row in table if row["learning_rate"] == table[2]["learning_rate"]]
     assert f"Test accuracy:      {statistics.mean(test):.2f} ± {statistics.stdev(test):.2f} %" in printed
     assert (out / "rates.png").read_bytes().startswith(b"\x89PNG")
@@ -136,7 +137,7 @@ def test_two_processes_search_together(tiny):
 def test_norm_and_batch_size_reach_the_runs(tmp_path, monkeypatch):
     seen = []
 
-    def search(config, out, settings, *_):
+    def search(trials, config, out, settings, *_, ahead):
         seen.append({"out": out, **settings})
         return Search([Trial(0.1, 0, 0.5, 0.5, False, tmp_path)], 0.1, [])
 

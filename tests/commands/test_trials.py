@@ -1,5 +1,6 @@
 import csv
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from standins import tiny_config, write_config
 
 from knlightning.commands import trials as module
-from knlightning.commands.trials import RESULT, read_result, record, run_trial
+from knlightning.commands.trials import RESULT, Trials, read_result, record, run_trial
 from knlightning.run_directory import checkpoint_in
 
 
@@ -66,6 +67,27 @@ def test_the_result_of_other_settings_is_refused(commands, tmp_path):
         run_trial(tmp_path, tmp_path / "b.yaml", {"seed_everything": 3, "trainer.max_epochs": 1})
     assert run_trial(tmp_path, config, {"trainer.max_epochs": "1", "seed_everything": "3"}) == {"test": 0.5}
     assert not commands
+
+
+def test_what_is_done_is_in_a_table_and_what_goes_on_is_shown(commands, tmp_path, monkeypatch):
+    def diverge(*args):
+        raise FloatingPointError("the loss is nan")
+
+    with Trials(tmp_path) as trials:
+        assert trials.run(tmp_path / "a", tmp_path / "a.yaml", {}) == {"val": 0.5, "test": 0.25}
+        monkeypatch.setattr(module, "run_trial", diverge)
+        with pytest.raises(FloatingPointError):
+            trials.run(tmp_path / "b", tmp_path / "a.yaml", {})
+        (tmp_path / "c").mkdir()
+        (tmp_path / "c" / "metrics.csv").write_text("step,loss,epoch\n" + "1,2,0\n" * 999 + "9,,7\n")
+        trials._running = {tmp_path / "c": time.monotonic() - 120, tmp_path / "d": time.monotonic()}
+        board = trials._board()
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = [(row["directory"], row["val"], row["test"], row["diverged"]) for row in csv.DictReader(file)]
+    assert rows == [(str(tmp_path / "a"), "0.5", "0.25", "False"), (str(tmp_path / "b"), "0.0", "0.0", "True")]
+    assert board.title == "2 done"
+    shown = list(zip(*(column.cells for column in board.columns), strict=True))
+    assert shown == [(str(tmp_path / "c"), "2", "7"), (str(tmp_path / "d"), "0", "")]
 
 
 def test_trains_goes_on_after_an_interruption_and_tests(tmp_path):

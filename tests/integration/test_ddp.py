@@ -1,9 +1,16 @@
 """Two processes on the CPU."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from standins import knl, tiny_config, write_cifar100, write_config
+from standins import PROJECT, TESTS, assert_same_weights, knl, tiny_config, write_cifar100, write_config
 
 from knlightning.commands.main import main
 from knlightning.run_directory import numbered_runs
@@ -52,3 +59,65 @@ def test_two_processes_train_together_and_count_every_image_once(tmp_path, monke
         file.decode().count("<figure>") for file in (files["mistakes.html"], (results / "mistakes.html").read_bytes())
     ]
     assert pages[0] == pages[1] > 0
+
+
+NODES = ["--trainer.devices=1", "--trainer.num_nodes=2"]
+
+
+def start_nodes(launcher, args, cwd):
+    """Start two machines of one process each, on this one, as torchrun or srun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    nodes = []
+    for node in range(2):
+        env = {"PYTHONPATH": f"{PROJECT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m"]
+        if launcher == "torchrun":
+            command += ["torch.distributed.run", "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"]
+            command += ["--master-addr=127.0.0.1", f"--master-port={port}", "-m"]
+        else:
+            given = {"NTASKS": 2, "NTASKS_PER_NODE": 1, "NNODES": 2, "PROCID": node, "NODEID": node, "LOCALID": 0}
+            given |= {"JOB_ID": 7, "JOB_NAME": "job", "JOB_NODELIST": "127.0.0.1"}
+            env |= {f"SLURM_{name}": str(value) for name, value in given.items()} | {"MASTER_PORT": port}
+        command += ["knlightning.commands.main", *args]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        nodes.append(subprocess.Popen(command, cwd=cwd, env={**os.environ, **env}, **pipes))
+    return nodes
+
+
+def signal_node(node, signum):
+    """Send a signal to all processes of a machine: first to what was started first, which could tell the others."""
+    children = Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split()
+    for pid in (node.pid, *map(int, children)):
+        os.kill(pid, signum)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "signum"), [("torchrun", signal.SIGKILL), ("srun", signal.SIGSTOP)])
+def test_a_machine_that_is_lost_ends_the_others_and_the_run_goes_on(tmp_path, launcher, signum):
+    """They agree on a directory. A process that is stopped stands for a machine without power or network."""
+    write_config(tmp_path / "a.yaml", tiny_config(max_epochs=30, limit_val_batches=1))
+    nodes = start_nodes(launcher, ["fit", "--config=a.yaml", *NODES], tmp_path)
+    last = tmp_path / "runs" / "a" / "0" / "checkpoints" / "last.ckpt"
+    while not last.exists():
+        assert nodes[0].poll() is None, nodes[0].communicate()[0]
+        time.sleep(0.01)
+    signal_node(nodes[1], signum)
+    lost = time.monotonic()
+    output, _ = nodes[0].communicate(timeout=120)
+    assert time.monotonic() - lost < 60
+    signal_node(nodes[1], signal.SIGKILL)
+    nodes[1].communicate()
+    assert nodes[0].returncode == (75 if launcher == "srun" else 1), output  # torchrun has a status of its own
+    assert ("is lost" if signum == signal.SIGKILL else "Nothing was heard of the process of rank 1") in output
+    assert "this process ends too. Go on with: knl fit --config runs/a/0/config.yaml --ckpt_path last\n" in output
+    assert "Interrupted." not in output
+
+    nodes = start_nodes(launcher, ["fit", "--config=a.yaml", "--ckpt_path=auto", *NODES], tmp_path)
+    outputs = [node.communicate(timeout=300)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert [text.count("Best: ") for text in outputs] == [1, 0]  # rank 0 alone tells
+    run("fit", "--config", "a.yaml", "--run_dir", "whole", *TWO, cwd=tmp_path)
+    assert_same_weights(last, tmp_path / "whole" / "checkpoints" / "last.ckpt")
+    assert os.listdir(tmp_path / "runs" / "a") == ["0"]

@@ -16,6 +16,7 @@ from knlightning.internals.torch import (
     function_transforms_active,
     has_hooks,
     is_compiled,
+    is_loss_of_peer,
     version_of,
     worker_failure,
     worker_message,
@@ -180,3 +181,12 @@ def test_images_that_are_too_small(layer):
 def test_other_errors_are_not_taken_for_those_of_processes():
     assert worker_message(ValueError("Caught a cold")) is None
     assert worker_failure(RuntimeError("DataLoader is slow")) is None
+
+
+def test_a_lost_connection_is_told_from_other_errors():
+    """As gloo of torch 2.14.1 says it; tests/integration/test_ddp.py has it from real processes."""
+    said = "[../third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:16805: Connection reset by peer"
+    assert is_loss_of_peer(RuntimeError(said))
+    assert is_loss_of_peer(torch.distributed.DistBackendError("NCCL error: remote process exited"))
+    assert not is_loss_of_peer(RuntimeError("CUDA out of memory"))
+    assert not is_loss_of_peer(ValueError("gloo"))
