@@ -15,7 +15,7 @@ from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.internals.torch import function_transforms_active
 from knlightning.nn.autograd import KNConvFunction, Settings, is_channels_last, kn_conv_composite
 from knlightning.nn.dropout import draw_dropped, draw_mask
-from knlightning.nn.fused import draw_seed, fused_kn_conv, runs_fused
+from knlightning.nn.fused import draw_seed, find_passes, fused_kn_conv
 from knlightning.nn.kept_moments import Normalization, normalization_of
 from knlightning.nn.statistics import expected_inflation, inflate, pixel_moments, statistics_dtype, window_moments
 from knlightning.nn.windows import PaddingMode, Window, check_input
@@ -159,9 +159,9 @@ def kn_conv(
         weight = _centre(weight)
     input, weight = input.to(dtypes[0]), weight.to(dtypes[1])
     settings = Settings(window, groups, dropout_p, inflation, eps, relu_input, relu_output)
-    fused = mask is None and runs_fused(input, weight)
-    compiling = torch.compiler.is_compiling() and (torch.compiler.is_exporting() or not fused)
-    if compiling or function_transforms_active():
+    transformed = function_transforms_active()
+    passes = find_passes(input, weight) if mask is None and not transformed else None
+    if transformed or (torch.compiler.is_compiling() and (torch.compiler.is_exporting() or passes is None)):
         # Compilers and function transforms must see the operations themselves, and derive the gradient from them.
         if sampled and mask is None:
             mask = draw_mask(input, dropout_p)
@@ -170,9 +170,9 @@ def kn_conv(
     if not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
     keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
-    if fused:
+    if passes is not None:
         seed = draw_seed(input.device) if sampled else None
-        return fused_kn_conv(input, weight, bias, residual, seed, keep_output, settings)
+        return fused_kn_conv(input, weight, bias, residual, seed, keep_output, settings, passes)
     dropped = None
     if sampled and mask is None:
         if input.device.type == "cpu":

@@ -58,6 +58,14 @@ def window_moments(mean: Tensor, var: Tensor, window: Window, inflation: float, 
     return merged, rstd
 
 
+def moments(
+    input: Tensor, seed: Tensor | None, dropout_p: float, relu: bool, window: Window, inflation: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute mean and 1 / sqrt(var + eps) of dropped out windows [N, 1, *positions], and the ReLU if it is wanted."""
+    mean, var, rectified = pixel_moments(input, seed, dropout_p, relu)
+    return *window_moments(mean, var, window, inflation, eps), rectified
+
+
 def normalize(
     convolved: Tensor,
     mean: Tensor,
