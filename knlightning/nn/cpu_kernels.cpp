@@ -52,13 +52,14 @@ struct Windows {  // of one to three dimensions; absent ones come first and have
     // For a line of positions call f(pixel, first, last) for each element of the windows: at position i from first to
     // last it is pixel + i * stride[2].
     template <class F> void of_line(long line, F f) const {
-        for (long e = 0; e < elements(); ++e) {
-            const long d = line / positions[1] * stride[0] - padding[0] + e / (kernel[1] * kernel[2]) * dilation[0];
-            const long h = line % positions[1] * stride[1] - padding[1] + e / kernel[2] % kernel[1] * dilation[1];
-            const long w = e % kernel[2] * dilation[2] - padding[2], s = stride[2];
-            if (d < 0 || d >= size[0] || h < 0 || h >= size[1] || w >= size[2]) continue;
-            f((d * size[1] + h) * size[2] + w, w < 0 ? (s - 1 - w) / s : 0, std::min(positions[2], (size[2] - 1 - w) / s + 1));
-        }
+        const long d0 = line / positions[1] * stride[0] - padding[0], h0 = line % positions[1] * stride[1] - padding[1];
+        const long s = stride[2];
+        for (long d = d0; d < d0 + kernel[0] * dilation[0]; d += dilation[0])
+            for (long h = h0; h < h0 + kernel[1] * dilation[1]; h += dilation[1]) {
+                if (d < 0 || d >= size[0] || h < 0 || h >= size[1]) continue;
+                for (long i = 0, w = -padding[2]; i < kernel[2] && w < size[2]; ++i, w += dilation[2])
+                    f((d * size[1] + h) * size[2] + w, w < 0 ? (s - 1 - w) / s : 0, std::min(positions[2], (size[2] - 1 - w) / s + 1));
+            }
     }
 };
 
@@ -123,6 +124,16 @@ extern "C" {
 void knl_mask(bool* mask, const uint64_t* seed, uint32_t threshold, long rows, long channels) {
     for (long r = 0; r < rows; ++r)
         for (long c = 0; c < channels; ++c) mask[r * channels + c] = Dropout{seed, threshold}.row(r, channels).keeps(c);
+}
+
+// The sum of each row.
+void knl_sums(const float* rows, float* sums, long count, long size) {
+#pragma omp parallel for schedule(static) if (count * size > GRAIN)
+    for (long r = 0; r < count; ++r) {
+        float sum = 0;
+        for (long i = 0; i < size; ++i) sum += rows[r * size + i];
+        sums[r] = sum;
+    }
 }
 
 // mean and 1 / sqrt(var + eps) of the windows over all channels after dropout, and the ReLU of the input if wanted.

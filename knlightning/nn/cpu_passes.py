@@ -27,6 +27,7 @@ _DROPOUT, _IMAGES = (c_void_p, c_uint32), (c_long, c_long)
 _ARGUMENTS = {
     "knl_mask": (c_void_p, *_DROPOUT, *_IMAGES),
     "knl_moments": (*(c_void_p,) * 4, *_DROPOUT, c_float, c_void_p, c_float, c_float, *_IMAGES),
+    "knl_sums": (c_void_p, c_void_p, *_IMAGES),
     "knl_normalize": (*(c_void_p,) * 7, c_bool, *_IMAGES),
     "knl_scale_gradient": (*(c_void_p,) * 10, *(c_float,) * 3, c_bool, c_bool, c_long, *_IMAGES),
     "knl_finish_gradient": (*(c_void_p,) * 3, *_DROPOUT, c_bool, c_void_p, *_IMAGES),
@@ -90,6 +91,13 @@ def moments(
         _geometry(window, size), inflation, eps, len(input), input.shape[1],
     )  # fmt: skip
     return mean, rstd, rectified
+
+
+def filter_sums(weight: Tensor) -> Tensor:
+    """Sum each filter; shape [O]. Filters are dense in memory in the usual and in the channels-last format."""
+    sums = weight.new_empty(len(weight))
+    _library().knl_sums(weight.data_ptr(), sums.data_ptr(), len(weight), weight.numel() // max(len(weight), 1))
+    return sums
 
 
 def normalize(

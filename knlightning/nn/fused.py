@@ -10,7 +10,7 @@ The operators are known to `torch.library`, so that compilers take them as they 
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import ModuleType
@@ -24,7 +24,6 @@ from knlightning.nn.autograd import (
     Settings,
     composite_gradients,
     convolve,
-    filter_sums,
     is_channels_last,
     pad_unevenly,
 )
@@ -157,9 +156,9 @@ def _forward(
     keep_output: bool,
     settings: Settings,
     passes: ModuleType,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the output, the convolution's result (empty with `keep_output`), and mean and rstd of the windows."""
-    memory_format, input = _format(input, weight), _dense(input)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return output, convolution's result (empty with `keep_output`), mean and rstd of the windows, sums of filters."""
+    memory_format, input, weight = _format(input, weight), _dense(input), _dense(weight)
     window, relu = settings.window, settings.relu_input
     mean, rstd, rectified = passes.moments(
         input, seed, settings.dropout_p, relu, window, settings.inflation, settings.eps
@@ -168,9 +167,9 @@ def _forward(
     convolved = convolved.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
-    sums = filter_sums(weight, torch.float32)
+    sums = passes.filter_sums(weight)
     output = passes.normalize(convolved, mean, rstd, sums, bias, residual, settings.relu_output, keep_output)
-    return output, output.new_empty(0) if keep_output else convolved, mean, rstd
+    return output, output.new_empty(0) if keep_output else convolved, mean, rstd, sums
 
 
 def _fake_forward(
@@ -201,7 +200,7 @@ def _dense(input: Tensor) -> Tensor:
 
 
 def _save(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], settings: Settings, passes: ModuleType
+    ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor], settings: Settings, passes: ModuleType
 ) -> None:
     input, weight, bias, residual, seed, keep_output = inputs[:6]
     result, convolved, mean, rstd = output
@@ -236,6 +235,7 @@ def _backward(
     keep_output: bool,
     settings: Settings,
     passes: ModuleType,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
     window, memory_format, input = settings.window, _format(input, weight), _dense(input)
@@ -243,7 +243,7 @@ def _backward(
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p
-    sums = filter_sums(weight, torch.float32)
+    sums = passes.filter_sums(weight) if sums is None else sums
     scaled, maps, over_positions = passes.scale_gradient(
         grad, kept, residual, mean, rstd, sums, bias,
         inflation=settings.inflation, share=share, window_size=input.shape[1] * weight[0, 0].numel(),
@@ -290,7 +290,7 @@ def _forward_by_numbers(
     keep_output: bool,
     *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _forward(input, weight, bias, residual, seed, keep_output, _unpack(weight, *numbers), _triton())
+    return _forward(input, weight, bias, residual, seed, keep_output, _unpack(weight, *numbers), _triton())[:4]
 
 
 def _backward_by_numbers(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -318,10 +318,10 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _forward(*inputs)
+        *output, sums = _forward(*inputs)
         settings, passes = inputs[6:]
         _save(ctx, inputs, output, settings, passes)
-        ctx.run, ctx.arguments = _backward, (settings, passes)
+        ctx.run, ctx.arguments = _backward, (settings, passes, sums)
         return output[0]
 
     backward = staticmethod(_differentiate)
