@@ -81,22 +81,22 @@ def moments(
     input: Tensor, seed: Tensor | None, dropout_p: float, relu: bool, window: Window, inflation: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """See `knlightning.nn.fused_passes.moments`."""
-    size = tuple(input.shape[2:])
-    mean = input.new_empty((len(input), 1, *window.positions(size)))
+    geometry, positions = _geometry(window, input.shape[2:])
+    mean = input.new_empty((input.shape[0], 1, *positions))
     rstd = torch.empty_like(mean)
     rectified = torch.empty_like(input) if relu else None
     _library().knl_moments(
         input.data_ptr(), _pointer(rectified), mean.data_ptr(), rstd.data_ptr(),
         _pointer(seed), _threshold(dropout_p), 1.0 / (1.0 - dropout_p),
-        _geometry(window, size), inflation, eps, len(input), input.shape[1],
+        geometry, inflation, eps, input.shape[0], input.shape[1],
     )  # fmt: skip
     return mean, rstd, rectified
 
 
 def filter_sums(weight: Tensor) -> Tensor:
     """Sum each filter; shape [O]. Filters are dense in memory in the usual and in the channels-last format."""
-    sums = weight.new_empty(len(weight))
-    _library().knl_sums(weight.data_ptr(), sums.data_ptr(), len(weight), weight.numel() // max(len(weight), 1))
+    sums = weight.new_empty(weight.shape[0])
+    _library().knl_sums(weight.data_ptr(), sums.data_ptr(), weight.shape[0], weight.numel() // max(weight.shape[0], 1))
     return sums
 
 
@@ -114,7 +114,7 @@ def normalize(
     output = convolved if in_place else torch.empty_like(convolved)
     _library().knl_normalize(
         convolved.data_ptr(), output.data_ptr(), mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
-        _pointer(bias), _pointer(residual), relu, mean.numel(), len(sums),
+        _pointer(bias), _pointer(residual), relu, mean.numel(), sums.shape[0],
     )  # fmt: skip
     return output
 
@@ -136,13 +136,13 @@ def scale_gradient(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """See `knlightning.nn.fused_passes.scale_gradient`."""
     scaled = torch.empty_like(grad)
-    maps = mean.new_empty((len(mean), 2, *mean.shape[2:])) if needs_maps else None
-    over_rows = mean.new_empty((2, len(sums)))
+    maps = mean.new_empty((mean.shape[0], 2, *mean.shape[2:])) if needs_maps else None
+    over_rows = mean.new_empty((2, sums.shape[0]))
     _library().knl_scale_gradient(
         grad.data_ptr(), kept.data_ptr(), _pointer(residual), mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
         _pointer(bias), scaled.data_ptr(), _pointer(maps), over_rows.data_ptr(),
         inflation, 1.0 / (window_size * share), 1.0 / (window_size * share**2),
-        kept_output, relu, len(mean), math.prod(mean.shape[2:]), len(sums),
+        kept_output, relu, mean.shape[0], math.prod(mean.shape[2:]), sums.shape[0],
     )  # fmt: skip
     return scaled, maps, over_rows
 
@@ -153,18 +153,17 @@ def finish_gradient(
     """See `knlightning.nn.fused_passes.finish_gradient`."""
     _library().knl_finish_gradient(
         d_input.data_ptr(), input.data_ptr(), maps.data_ptr(), _pointer(seed), _threshold(dropout_p), relu,
-        _geometry(window, tuple(input.shape[2:])), len(input), input.shape[1],
+        _geometry(window, input.shape[2:])[0], input.shape[0], input.shape[1],
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1024)
-def _geometry(window: Window, size: tuple[int, ...]) -> ctypes.Array[c_long]:
-    """Lay windows out as the kernels read them: three dimensions each."""
-    before = [before for before, _ in window.padding]
-    ones = (window.kernel_size, window.stride, before, window.dilation, size, window.positions(size))
-    fill = 3 - len(size)
-    numbers = [n for i, values in enumerate(ones) for n in (*(0 if i == 2 else 1,) * fill, *values)]
-    return (c_long * len(numbers))(*numbers)
+def _geometry(window: Window, size: torch.Size) -> tuple["ctypes.Array[c_long]", tuple[int, ...]]:
+    """Lay windows out as the kernels read them, in three dimensions each; return the positions too."""
+    positions, before = window.positions(size), [before for before, _ in window.padding]
+    values = (window.kernel_size, window.stride, before, window.dilation, size, positions)
+    numbers = [n for v in values for n in (*(0 if v is before else 1,) * (3 - len(size)), *v)]
+    return (c_long * len(numbers))(*numbers), positions
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -8,6 +8,7 @@ The operators are known to `torch.library`, so that compilers take them as they 
 """
 
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knlightning.nn.autograd import (
+    CHANNELS_LAST,
     Settings,
     composite_gradients,
     convolve,
@@ -48,7 +50,6 @@ torch.library.define(
     f"Tensor mean, Tensor rstd, bool[] needs, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _NO_TRITON = (
@@ -87,6 +88,7 @@ def find_passes(input: Tensor, weight: Tensor) -> ModuleType | None:
         compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # compilers must see the operations
         float32 = input.dtype == weight.dtype == torch.float32
         fits = float32 and is_channels_last(input) and _format(input, weight) != torch.contiguous_format
+        fits = fits and (weight.is_contiguous() or is_channels_last(weight))
         plain = compiling or not fits or type(input) is not Tensor
         return None if plain or cpu_passes.library() is None else cpu_passes
     if not (input.is_cuda if _choice is None else _choice):
@@ -130,6 +132,8 @@ def fused_kn_conv(
         passes: What `find_passes` returns.
     """
     tensors = input, weight, bias, residual, seed
+    if not torch.is_grad_enabled():
+        return _forward(*tensors, keep_output, settings, passes)[0]
     if not torch.compiler.is_compiling():
         # without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
         return _Eager.apply(*tensors, keep_output, settings, passes)
@@ -158,7 +162,7 @@ def _forward(
     passes: ModuleType,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return output, convolution's result (empty with `keep_output`), mean and rstd of the windows, sums of filters."""
-    memory_format, input, weight = _format(input, weight), _dense(input), _dense(weight)
+    memory_format = _format(input, weight)
     window, relu = settings.window, settings.relu_input
     mean, rstd, rectified = passes.moments(
         input, seed, settings.dropout_p, relu, window, settings.inflation, settings.eps
@@ -191,7 +195,7 @@ def _fake_forward(
 def _format(*tensors: Tensor) -> torch.memory_format:
     """Choose the format that torch's convolutions give their result: channels-last if one of the tensors has it."""
     last = any(is_channels_last(tensor) and not tensor.is_contiguous() for tensor in tensors)
-    return _CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
+    return CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
 
 
 def _dense(input: Tensor) -> Tensor:
@@ -238,19 +242,19 @@ def _backward(
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
-    window, memory_format, input = settings.window, _format(input, weight), _dense(input)
-    grad, kept = (t.to(kept.dtype).contiguous(memory_format=memory_format) for t in (grad, kept))
+    window, memory_format = settings.window, _format(input, weight)
+    grad, kept = (t.contiguous(memory_format=memory_format) for t in (grad.to(kept.dtype), kept))
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p
     sums = passes.filter_sums(weight) if sums is None else sums
     scaled, maps, over_positions = passes.scale_gradient(
         grad, kept, residual, mean, rstd, sums, bias,
-        inflation=settings.inflation, share=share, window_size=input.shape[1] * weight[0, 0].numel(),
+        inflation=settings.inflation, share=share, window_size=input.shape[1] * math.prod(window.kernel_size),
         kept_output=keep_output, relu=settings.relu_output, needs_maps=needs[0],
     )  # fmt: skip
     padded, padding = pad_unevenly(input.relu() if settings.relu_input else input, window)
-    d_input, d_weight, _ = torch.ops.aten.convolution_backward(
+    d_input, d_weight, _ = torch.ops.aten.convolution_backward.default(
         scaled, padded, weight, None, window.stride, padding, window.dilation,
         False, (0,) * len(padding), settings.groups, (needs[0], needs[1], False),
     )  # fmt: skip
@@ -290,12 +294,13 @@ def _forward_by_numbers(
     keep_output: bool,
     *numbers: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _forward(input, weight, bias, residual, seed, keep_output, _unpack(weight, *numbers), _triton())[:4]
+    settings = _unpack(weight, *numbers)
+    return _forward(_dense(input), weight, bias, residual, seed, keep_output, settings, _triton())[:4]
 
 
 def _backward_by_numbers(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     rest, numbers = rest[:8], rest[8:]
-    return _backward(grad, input, weight, *rest, _unpack(weight, *numbers), _triton())
+    return _backward(grad, _dense(input), weight, *rest, _unpack(weight, *numbers), _triton())
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
