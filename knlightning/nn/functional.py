@@ -151,17 +151,15 @@ def kn_conv(
         ArgumentError: If an argument is out of its range, or the filters do not fit the input.
     """
     check_input(input, weight.dim() - 2)
-    stride, padding, dilation = (v if isinstance(v, int | str) else tuple(v) for v in (stride, padding, dilation))
-    compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    compiling = torch.compiler.is_compiling()
     window, settings, sampled = (_plan.__wrapped__ if compiling else _plan)(
-        input.shape, weight.shape, stride, padding, dilation, padding_mode, groups, dropout_p, training,
-        eval_statistics, eps, relu_input, relu_output,
+        input.shape, weight.shape, *(v if isinstance(v, int | str) else tuple(v) for v in (stride, padding, dilation)),
+        padding_mode, groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output,
     )  # fmt: skip
     if settings.window is not window:
         input = F.pad(input, window.pads, padding_mode)
     _check_mask(mask, input)
-    if residual is not None:
-        _check_residual(residual, (input.shape[0], weight.shape[0], *settings.window.positions(input.shape[2:])), relu_output)
+    _check_residual(residual, input, weight, settings)
     dtype = weight.dtype
     if not input.is_meta and torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(input.device.type)
@@ -261,8 +259,11 @@ def _check_mask(mask: Tensor | None, input: Tensor) -> None:
         raise ArgumentError("mask", (mask.dtype, tuple(mask.shape)), allowed)
 
 
-def _check_residual(residual: Tensor, shape: tuple[int, ...], relu_output: bool) -> None:
-    if relu_output:
-        raise ArgumentError("relu_output", relu_output, "False with a residual", "Apply the ReLU to the sum")
+def _check_residual(residual: Tensor | None, input: Tensor, weight: Tensor, settings: Settings) -> None:
+    if residual is None:
+        return
+    if settings.relu_output:
+        raise ArgumentError("relu_output", True, "False with a residual", "Apply the ReLU to the sum")
+    shape = (input.shape[0], weight.shape[0], *settings.window.positions(input.shape[2:]))
     if residual.shape != shape:
         raise ArgumentError("residual's shape", tuple(residual.shape), f"that of the output, {shape}")

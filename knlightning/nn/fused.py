@@ -1,8 +1,9 @@
-"""The kernel normalized convolution for GPUs: torch's convolutions, and as few passes as possible around them.
+"""The kernel normalized convolution by fused kernels: torch's convolutions, and as few passes as possible around them.
 
-Forward, one pass reads the input for its statistics and one turns the convolution's result into the output. Backward,
-one pass scales the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in
-each of them from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
+The passes are those of `knlightning.nn.fused_passes` on GPUs, and of `knlightning.nn.cpu_passes` on CPUs. Forward, one
+pass reads the input for its statistics and one turns the convolution's result into the output. Backward, one pass scales
+the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in each of them
+from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
 
 The operators are known to `torch.library`, so that compilers take them as they are.
 """
@@ -11,7 +12,7 @@ import importlib.util
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from types import ModuleType
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knlightning.nn import cpu_passes
 from knlightning.nn.autograd import (
     CHANNELS_LAST,
     Settings,
@@ -29,7 +31,6 @@ from knlightning.nn.autograd import (
     is_channels_last,
     pad_unevenly,
 )
-from knlightning.nn import cpu_passes
 from knlightning.nn.windows import Window
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,8 +64,9 @@ _choice = {"0": False, "1": True}.get(os.environ.get("KNL_FUSED", ""))
 def fused_kernels(enabled: bool) -> Iterator[None]:
     """Let kernel normalized convolutions run by fused kernels, or not, whatever the device.
 
-    Without it they do on GPUs, if Triton can be imported, in float32, bfloat16 and float16. The environment variable
-    KNL_FUSED=0 or KNL_FUSED=1 chooses for a whole process. On a CPU the kernels run only in Triton's interpreter
+    Without it they do on GPUs, if Triton can be imported, in float32, bfloat16 and float16; and on CPUs in float32 and
+    channels-last, if a C++ compiler is there (`knlightning.nn.cpu_passes`). The environment variable KNL_FUSED=0 or
+    KNL_FUSED=1 chooses for a whole process. If they are enabled so on a CPU, those of Triton run in its interpreter
     (TRITON_INTERPRET=1), which is slow and meant for tests.
 
     Args:
@@ -84,9 +86,9 @@ def find_passes(input: Tensor, weight: Tensor) -> ModuleType | None:
     Returns:
         `knlightning.nn.fused_passes`, `knlightning.nn.cpu_passes`, or None for plain operations.
     """
-    if _choice is None and input.device.type == "cpu":
-        compiling = torch.compiler.is_compiling() or torch.jit.is_tracing()  # compilers must see the operations
-        float32 = input.dtype == weight.dtype == torch.float32
+    if _choice is None and not input.is_cuda:
+        compiling = torch.compiler.is_compiling()  # compilers must see the operations
+        float32 = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
         fits = float32 and is_channels_last(input) and _format(input, weight) != torch.contiguous_format
         fits = fits and (weight.is_contiguous() or is_channels_last(weight))
         plain = compiling or not fits or type(input) is not Tensor
@@ -203,9 +205,7 @@ def _dense(input: Tensor) -> Tensor:
     return input.contiguous(memory_format=_format(input))
 
 
-def _save(
-    ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor], settings: Settings, passes: ModuleType
-) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor], settings: Settings, passes: ModuleType) -> None:
     input, weight, bias, residual, seed, keep_output = inputs[:6]
     result, convolved, mean, rstd = output
     ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, result if keep_output else convolved)
@@ -299,8 +299,8 @@ def _forward_by_numbers(
 
 
 def _backward_by_numbers(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    rest, numbers = rest[:8], rest[8:]
-    return _backward(grad, _dense(input), weight, *rest, _unpack(weight, *numbers), _triton())
+    arguments = (*rest[:8], _unpack(weight, *rest[8:]), _triton())
+    return _backward(grad, _dense(input), weight, *arguments)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -130,7 +130,7 @@ class Window:
         return F.pad(input, self.pads, padding_mode), self.without_padding()
 
     def without_padding(self) -> "Window":
-        """The windows of an input that is padded already."""
+        """Return the windows of an input that is padded already."""
         return replace(self, padding=((0, 0),) * len(self.padding))
 
     def check(self, size: Sequence[int], padding_mode: str) -> None:
