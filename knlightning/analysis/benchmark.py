@@ -21,13 +21,15 @@ from knlightning.analysis.measure import PASSES, Worker, milliseconds, start
 from knlightning.analysis.variants import Case, NetworkName, Precision, Variant
 
 Row = dict[str, Any]
-Preset = Literal["gpu", "laptop", "table3", "table6", "table7", "table8", "targets"]
+Preset = Literal["converted", "gpu", "laptop", "table3", "table6", "table7", "table8", "targets"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 FCN_VARIANTS: tuple[Variant, ...] = tuple(variant for variant in VARIANTS if variant != "batch-primitives")
 KERNEL_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "algorithm1")
+CONVERTED_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "batch", "group")
 MEASURES = ("step_ms", "evaluation_ms", "step_peak", "evaluation_peak", "evaluation_maps", "kept", "flops")
 GPU_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "batch", "group")
 BATCH_SIZES: dict[Preset, int | None] = {
+    "converted": None,
     "gpu": 32,
     "laptop": 8,
     "table3": 8,
@@ -37,6 +39,7 @@ BATCH_SIZES: dict[Preset, int | None] = {
     "targets": None,
 }
 RESOLUTIONS: dict[Preset, tuple[int, ...]] = {
+    "converted": (128,),
     "laptop": (32,),
     "table3": (512,),
     "table6": (224,),
@@ -52,7 +55,7 @@ def list_cases(
 
     Args:
         preset: Its name.
-        batch_size: Images in a batch; None only for "targets", which then has sizes of its own.
+        batch_size: Images in a batch; None only for "targets" and "converted", which then have sizes of their own.
         resolutions: Heights and widths of the images, for "table3" heights of the crops; not for "gpu" and "targets".
         variants: Those wanted, as far as the preset has them.
     """
@@ -63,6 +66,16 @@ def list_cases(
         nets = [Case(net, variant, size, batch_size or batch) for net, size, batch in plans for variant in wanted]
         layers = [Case("layers", v, 32, batch_size or 8, 1, k) for k in (1, 3, 5, 7) for v in kernels]
         return nets + layers
+    if preset == "converted":
+        return [
+            Case(network, variant, size, batch)
+            for network in get_args(NetworkName)
+            if network.startswith("torchvision_")
+            for size in resolutions
+            for batch in ([batch_size] if batch_size else [2, 16])
+            for variant in wanted
+            if variant in CONVERTED_VARIANTS
+        ]
     assert batch_size is not None
     if preset == "table8":
         return [
@@ -115,9 +128,9 @@ def run_setting(settings: Sequence[Case], rounds: int, device: str, channels_las
 
     Returns:
         For each case its settings, its "status", the costs of `knlightning.analysis.measure.Probe.costs`, and
-        "step_ms" and "evaluation_ms", medians over the rounds. Each of these also with the ending "_over_floor",
-        medians of the ratios within a round, and "kept_over_batch", relative to the variant "batch". Also
-        "images_per_second" of the training step. What could not be measured is None.
+        "step_ms" and "evaluation_ms", medians over the rounds. Each of these also with the endings "_over_floor" and
+        "_over_batch", medians of the ratios to these variants within a round. Also "images_per_second" of the training
+        step. What could not be measured is None.
     """
     measured: list[dict[str, list[float | None]]] = [{key: [] for key in MEASURES} for _ in settings]
     with ExitStack() as stack:
@@ -142,8 +155,8 @@ def run_setting(settings: Sequence[Case], rounds: int, device: str, channels_las
         for key in MEASURES:
             row[key] = median(values[key])
             row[f"{key}_over_floor"] = median_ratio(values[key], floor[key])
+            row[f"{key}_over_batch"] = median_ratio(values[key], batch[key])
         row["images_per_second"] = None if row["step_ms"] is None else 1e3 * case.batch_size / row["step_ms"]
-        row["kept_over_batch"] = median_ratio(values["kept"], batch["kept"])
         rows.append(row)
     return rows
 

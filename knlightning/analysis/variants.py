@@ -1,5 +1,6 @@
 """The networks that `knl benchmark` compares: one architecture, several ways to normalize it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +17,10 @@ from knlightning.models import knresnet18, knresnet34, knresnet50
 from knlightning.nn import KernelNorm2d, KNConv2d
 from knlightning.nn.windows import Window
 
-NetworkName = Literal["resnet18", "resnet34", "resnet50", "layers", "fcn_resnet18", "fcn_resnet34", "fcn_resnet50"]
+NetworkName = Literal[
+    "resnet18", "resnet34", "resnet50", "layers", "fcn_resnet18", "fcn_resnet34", "fcn_resnet50",
+    "torchvision_resnet50", "torchvision_mobilenet_v2", "torchvision_efficientnet_b0", "torchvision_densenet121",
+]  # fmt: skip
 Precision = Literal["float32", "bfloat16"]
 Variant = Literal["floor", "kernel", "algorithm1", "batch", "batch-primitives", "group", "layer"]
 
@@ -32,7 +36,7 @@ class Case:
 
     Args:
         network: A residual network, its fully convolutional relative for segmentation ("fcn_..."), or "layers": four
-            convolutions of 256 filters, as in Table 8 of the paper.
+            convolutions of 256 filters, as in Table 8 of the paper; or a network of torchvision, converted.
         variant: How it normalizes. "floor": the kernel normalized network with plain convolutions and no
             normalization; "kernel": with KNConv; "algorithm1": with KNConv as published; the others are torchvision's
             ResNets, or plain convolutions each with a norm: "batch", "batch-primitives" (BatchNorm from elementary
@@ -133,13 +137,28 @@ def build(case: Case) -> nn.Module:
     It maps images [N, 3, H, W] to at least 100 numbers each. Residual networks have 1000 classes, for small images
     100; those for segmentation tell 19 classes of every pixel.
     """
-    if case.network == "layers":
+    if case.network.startswith("torchvision_"):
+        net: nn.Module = _converted(case)
+    elif case.network == "layers":
         layers = [_layer(case, 3 if i == 0 else CHANNELS) for i in range(LAYERS)]
-        net: nn.Module = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     else:
         net = _fcn(case) if case.segmentation else _resnet(case)
     if case.variant == "algorithm1":
         compute_as_published(net)
+    return net
+
+
+def _converted(case: Case) -> nn.Module:
+    """Make a network of torchvision with another normalization, or kernel normalize it."""
+    net: nn.Module = getattr(torchvision_models, case.network.removeprefix("torchvision_"))()
+    if case.variant == "kernel":
+        return models.kernel_normalize(net)[0]
+    for name, norm in list(net.named_modules()):
+        if isinstance(norm, nn.BatchNorm2d) and case.variant == "floor":
+            net.set_submodule(name, nn.Identity())
+        elif isinstance(norm, nn.BatchNorm2d) and case.variant == "group":
+            net.set_submodule(name, nn.GroupNorm(math.gcd(32, norm.num_features), norm.num_features))
     return net
 
 

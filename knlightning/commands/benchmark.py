@@ -59,6 +59,14 @@ def table(rows: Sequence[Row], title: str) -> Table:
     return result
 
 
+def beside_batch(row: Row) -> str:
+    """Say what a converted network takes beside that with batch normalization."""
+    named = {"step_ms": "a training step", "evaluation_ms": "evaluation", "kept": "bytes kept for backward"}
+    ratios = {text: row[f"{key}_over_batch"] for key, text in named.items()}
+    known = ", ".join(f"{text} {ratio:.2f}" for text, ratio in ratios.items() if ratio is not None)
+    return f"{row['variant']}, relative to batch: {known or row['status']}"
+
+
 def memory_of(row: Row) -> str:
     """Say what a network for segmentation keeps beside that with batch normalization, and what evaluation takes."""
     kept, maps = row["kept_over_batch"], row["evaluation_maps"]
@@ -112,11 +120,12 @@ def benchmark(
     """Measure time, memory and operations of kernel normalized networks beside others.
 
     Args:
-        preset: "gpu": on a GPU, parity of the fused kernels with plain operations, then four layers, and ResNet-18 and
-            -50 at 224x224, in TF32 and bfloat16, eager and compiled. "laptop": ResNet-18 and four layers on small
-            images, about two minutes on two cores. "table3": memory of the FCNs of 18, 34 and 50 layers, of a step on
-            crops of 1024x512 and of evaluation of a whole image of 2048x1024; what is kept grows in proportion to the
-            batch. "table6": time of the ResNets of 18, 34 and 50 layers. "table7": their memory. "table8": four layers
+        preset: "converted": networks of torchvision on images of 128x128, batches of 2 and 16, and their kernel
+            normalized copies; about ten minutes on two cores. "gpu": on a GPU, parity of the fused kernels with
+            plain operations, then four layers, and ResNet-18 and -50 at 224x224, in TF32 and bfloat16, eager and
+            compiled. "laptop": ResNet-18 and four layers on small images, about two minutes on two cores. "table3":
+            memory of the FCNs of 18, 34 and 50 layers, of a step on crops of 1024x512 and of evaluation of a whole
+            image of 2048x1024; what is kept grows in proportion to the batch. "table6": time of the ResNets of 18, 34 and 50 layers. "table7": their memory. "table8": four layers
             at several resolutions and strides. "targets": KNResNet-18 at 32x32 and -50 at 224x224, and layers with
             kernels from 1x1 to 7x7.
         batch_size: Images in a batch; null for that of the preset, which is the paper's for its tables.
@@ -170,8 +179,8 @@ def benchmark(
         done = run_setting(list(group), rounds, device, channels_last)
         rows += done
         console.print(table(done, title))
-        if preset == "table3":
-            print(*map(memory_of, done), sep="\n")
+        if preset in ("converted", "table3"):
+            print(*map(memory_of if preset == "table3" else beside_batch, done), sep="\n")
         write(rows, settings, out / preset)  # after every setting: what is measured is not lost if the run is ended
     print("In brackets: relative to the floor, the same network with plain convolutions and no normalization.")
     print(f"Written: {out / preset}.csv, .json, .png")

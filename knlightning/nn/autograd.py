@@ -16,6 +16,7 @@ from knlightning.nn.windows import Window
 _LARGE = 16 * 2**20
 """Bytes of a temporary on a CPU: larger ones leave the caches, and are new pages, whose first touch is expensive."""
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -340,5 +341,4 @@ def _per_filter(values: Tensor, weight: Tensor) -> Tensor:
 
 def is_channels_last(input: Tensor) -> bool:
     """Whether a tensor is contiguous in the channels-last format of images or volumes."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return input.dim() in formats and input.is_contiguous(memory_format=formats[input.dim()])
+    return input.dim() in CHANNELS_LAST and input.is_contiguous(memory_format=CHANNELS_LAST[input.dim()])

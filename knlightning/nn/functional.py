@@ -4,18 +4,20 @@ A *unit* is the window of all channels under the kernel at one output position. 
 unit U is normalized as (U - mean(U')) / sqrt(var(U') + eps).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.internals.torch import function_transforms_active
 from knlightning.nn.autograd import KNConvFunction, Settings, is_channels_last, kn_conv_composite
 from knlightning.nn.dropout import draw_dropped, draw_mask
-from knlightning.nn.fused import draw_seed, fused_kn_conv, runs_fused
+from knlightning.nn.fused import draw_seed, find_passes, fused_kn_conv
 from knlightning.nn.kept_moments import Normalization, normalization_of
 from knlightning.nn.statistics import expected_inflation, inflate, pixel_moments, statistics_dtype, window_moments
 from knlightning.nn.windows import PaddingMode, Window, check_input
@@ -73,7 +75,9 @@ def kernel_norm(
     spatial = input.dim() - 2
     check_input(input, spatial)
     input, window = Window.of(spatial, kernel_size, stride, padding, dilation).pad(input, padding_mode)
-    sampled, inflation = _dropout(input, window, dropout_p, training, eval_statistics, mask)
+    _check_mask(mask, input)
+    size = input.shape[1] * math.prod(window.kernel_size)
+    sampled, inflation = _dropout(size, dropout_p, training, eval_statistics)
     if sampled and mask is None:
         mask = draw_mask(input, dropout_p)
     moments = window_moments(*pixel_moments(input, mask if sampled else None, dropout_p), window)
@@ -146,22 +150,26 @@ def kn_conv(
         TypeError: If the input is not a floating point tensor.
         ArgumentError: If an argument is out of its range, or the filters do not fit the input.
     """
-    spatial = weight.dim() - 2
-    check_input(input, spatial)
-    input, window = Window.of(spatial, weight.shape[2:], stride, padding, dilation).pad(input, padding_mode)
-    _check_tensors(input, weight, residual, groups, window, relu_output)
-    sampled, inflation = _dropout(input, window, dropout_p, training, eval_statistics, mask)
-    dtypes = input.dtype, weight.dtype
-    autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)
-    if autocast and input.dtype != torch.float64:
-        dtypes = (torch.get_autocast_dtype(input.device.type),) * 2
-    if not sampled and groups == 1 and (dtypes[0].itemsize < 4 or input.is_cuda):
+    check_input(input, weight.dim() - 2)
+    compiling = torch.compiler.is_compiling()
+    window, settings, sampled = (_plan.__wrapped__ if compiling else _plan)(
+        input.shape, weight.shape, *(v if isinstance(v, int | str) else tuple(v) for v in (stride, padding, dilation)),
+        padding_mode, groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output,
+    )  # fmt: skip
+    if settings.window is not window:
+        input = F.pad(input, window.pads, padding_mode)
+    _check_mask(mask, input)
+    _check_residual(residual, input, weight, settings)
+    dtype = weight.dtype
+    if not input.is_meta and torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input = input.to(dtype)
+    if not sampled and groups == 1 and (input.itemsize < 4 or input.is_cuda):
         weight = _centre(weight)
-    input, weight = input.to(dtypes[0]), weight.to(dtypes[1])
-    settings = Settings(window, groups, dropout_p, inflation, eps, relu_input, relu_output)
-    fused = mask is None and runs_fused(input, weight)
-    compiling = torch.compiler.is_compiling() and (torch.compiler.is_exporting() or not fused)
-    if compiling or function_transforms_active():
+    weight = weight.to(dtype)
+    transformed = function_transforms_active()
+    passes = find_passes(input, weight) if mask is None and not transformed else None
+    if transformed or (compiling and (torch.compiler.is_exporting() or passes is None)):
         # Compilers and function transforms must see the operations themselves, and derive the gradient from them.
         if sampled and mask is None:
             mask = draw_mask(input, dropout_p)
@@ -170,9 +178,9 @@ def kn_conv(
     if not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
     keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
-    if fused:
+    if passes is not None:
         seed = draw_seed(input.device) if sampled else None
-        return fused_kn_conv(input, weight, bias, residual, seed, keep_output, settings)
+        return fused_kn_conv(input, weight, bias, residual, seed, keep_output, settings, passes)
     dropped = None
     if sampled and mask is None:
         if input.device.type == "cpu":
@@ -194,18 +202,44 @@ def check_dropout(dropout_p: float, eval_statistics: str) -> None:
     check_choice("eval_statistics", eval_statistics, get_args(EvalStatistics))
 
 
-def _dropout(
-    input: Tensor, window: Window, p: float, training: bool, eval_statistics: str, mask: Tensor | None
-) -> tuple[bool, float]:
+@functools.lru_cache(maxsize=4096, typed=True)
+def _plan(
+    shape: torch.Size,
+    filters: torch.Size,
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...] | str,
+    dilation: int | tuple[int, ...],
+    padding_mode: str,
+    groups: int,
+    dropout_p: float,
+    training: bool,
+    eval_statistics: str,
+    eps: float,
+    relu_input: bool,
+    relu_output: bool,
+) -> tuple[Window, Settings, bool]:
+    """Check the settings of a convolution with tensors of these shapes; once, since it takes as long as small ones.
+
+    Returns:
+        The windows, the settings with the windows of what the input is padded to, and whether a mask is drawn.
+    """
+    window = Window.of(len(filters) - 2, filters[2:], stride, padding, dilation)
+    window.check(shape[2:], padding_mode)
+    if groups < 1 or filters[0] % groups or shape[1] != filters[1] * groups:
+        allowed = f"[O, C / groups, *kernel] with C = {shape[1]} input channels and O a multiple of the groups"
+        raise ArgumentError("weight's shape", tuple(filters), allowed, f"The number of groups is {groups}")
+    sampled, inflation = _dropout(shape[1] * math.prod(window.kernel_size), dropout_p, training, eval_statistics)
+    inner = window if padding_mode == "zeros" or not any(window.pads) else window.without_padding()
+    return window, Settings(inner, groups, dropout_p, inflation, eps, relu_input, relu_output), sampled
+
+
+def _dropout(size: int, p: float, training: bool, eval_statistics: str) -> tuple[bool, float]:
     """Check the arguments; return whether the statistics are of a mask, and the factor for `inflate`."""
     check_dropout(p, eval_statistics)
-    if mask is not None and (mask.shape != input.shape or mask.dtype != torch.bool):
-        allowed = f"a bool tensor of shape {tuple(input.shape)}, that of the input or of what it is padded to"
-        raise ArgumentError("mask", (mask.dtype, tuple(mask.shape)), allowed)
     if p == 0.0 or (not training and eval_statistics == "clean"):
         return False, 1.0
     if not training and eval_statistics == "expected":
-        return False, expected_inflation(input.shape[1] * math.prod(window.kernel_size), p)
+        return False, expected_inflation(size, p)
     return True, 1.0
 
 
@@ -219,17 +253,17 @@ def _centre(weight: Tensor) -> Tensor:
     return wide - wide.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
-def _check_tensors(
-    input: Tensor, weight: Tensor, residual: Tensor | None, groups: int, window: Window, relu_output: bool
-) -> None:
-    """Check that filters and residual fit the input."""
-    if groups < 1 or weight.shape[0] % groups or input.shape[1] != weight.shape[1] * groups:
-        allowed = f"[O, C / groups, *kernel] with C = {input.shape[1]} input channels and O a multiple of the groups"
-        raise ArgumentError("weight's shape", tuple(weight.shape), allowed, f"The number of groups is {groups}")
+def _check_mask(mask: Tensor | None, input: Tensor) -> None:
+    if mask is not None and (mask.shape != input.shape or mask.dtype != torch.bool):
+        allowed = f"a bool tensor of shape {tuple(input.shape)}, that of the input or of what it is padded to"
+        raise ArgumentError("mask", (mask.dtype, tuple(mask.shape)), allowed)
+
+
+def _check_residual(residual: Tensor | None, input: Tensor, weight: Tensor, settings: Settings) -> None:
     if residual is None:
         return
-    if relu_output:
-        raise ArgumentError("relu_output", relu_output, "False with a residual", "Apply the ReLU to the sum")
-    shape = (input.shape[0], weight.shape[0], *window.positions(input.shape[2:]))
+    if settings.relu_output:
+        raise ArgumentError("relu_output", True, "False with a residual", "Apply the ReLU to the sum")
+    shape = (input.shape[0], weight.shape[0], *settings.window.positions(input.shape[2:]))
     if residual.shape != shape:
         raise ArgumentError("residual's shape", tuple(residual.shape), f"that of the output, {shape}")

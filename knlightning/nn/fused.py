@@ -1,29 +1,33 @@
-"""The kernel normalized convolution for GPUs: torch's convolutions, and as few passes as possible around them.
+"""The kernel normalized convolution by fused kernels: torch's convolutions, and as few passes as possible around them.
 
-Forward, one pass reads the input for its statistics and one turns the convolution's result into the output. Backward,
-one pass scales the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in
-each of them from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
+The passes are those of `knlightning.nn.fused_passes` on GPUs, and of `knlightning.nn.cpu_passes` on CPUs. Forward, one
+pass reads the input for its statistics and one turns the convolution's result into the output. Backward, one pass scales
+the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in each of them
+from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
 
 The operators are known to `torch.library`, so that compilers take them as they are.
 """
 
 import importlib.util
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knlightning.nn import cpu_passes
 from knlightning.nn.autograd import (
+    CHANNELS_LAST,
     Settings,
     composite_gradients,
     convolve,
-    filter_sums,
     is_channels_last,
     pad_unevenly,
 )
@@ -47,7 +51,6 @@ torch.library.define(
     f"Tensor mean, Tensor rstd, bool[] needs, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _NO_TRITON = (
@@ -61,8 +64,9 @@ _choice = {"0": False, "1": True}.get(os.environ.get("KNL_FUSED", ""))
 def fused_kernels(enabled: bool) -> Iterator[None]:
     """Let kernel normalized convolutions run by fused kernels, or not, whatever the device.
 
-    Without it they do on GPUs, if Triton can be imported, in float32, bfloat16 and float16. The environment variable
-    KNL_FUSED=0 or KNL_FUSED=1 chooses for a whole process. On a CPU the kernels run only in Triton's interpreter
+    Without it they do on GPUs, if Triton can be imported, in float32, bfloat16 and float16; and on CPUs in float32 and
+    channels-last, if a C++ compiler is there (`knlightning.nn.cpu_passes`). The environment variable KNL_FUSED=0 or
+    KNL_FUSED=1 chooses for a whole process. If they are enabled so on a CPU, those of Triton run in its interpreter
     (TRITON_INTERPRET=1), which is slow and meant for tests.
 
     Args:
@@ -76,13 +80,30 @@ def fused_kernels(enabled: bool) -> Iterator[None]:
         _choice = before
 
 
-def runs_fused(input: Tensor, weight: Tensor) -> bool:
-    """Whether a convolution runs by fused kernels, from its input and filters as autocast leaves them."""
+def find_passes(input: Tensor, weight: Tensor) -> ModuleType | None:
+    """Choose the fused kernels by which a convolution runs, from its input and filters as autocast leaves them.
+
+    Returns:
+        `knlightning.nn.fused_passes`, `knlightning.nn.cpu_passes`, or None for plain operations.
+    """
+    if _choice is None and not input.is_cuda:
+        compiling = torch.compiler.is_compiling()  # compilers must see the operations
+        float32 = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
+        fits = float32 and is_channels_last(input) and _format(input, weight) != torch.contiguous_format
+        fits = fits and (weight.is_contiguous() or is_channels_last(weight))
+        plain = compiling or not fits or type(input) is not Tensor
+        return None if plain or cpu_passes.library() is None else cpu_passes
     if not (input.is_cuda if _choice is None else _choice):
-        return False
+        return None
     if not _HAS_TRITON:
         warnings.warn(_NO_TRITON, stacklevel=2)  # shown once, as Python's warnings are
-    return _HAS_TRITON and input.dtype == weight.dtype and input.dtype in _DTYPES
+    if not (_HAS_TRITON and input.dtype == weight.dtype and input.dtype in _DTYPES):
+        return None
+    return _triton()
+
+
+def _triton() -> ModuleType:
+    return importlib.import_module("knlightning.nn.fused_passes")  # needs Triton
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -98,6 +119,7 @@ def fused_kn_conv(
     seed: Tensor | None,
     keep_output: bool,
     settings: Settings,
+    passes: ModuleType,
 ) -> Tensor:
     """Compute a kernel normalized convolution; see `knlightning.nn.kn_conv`.
 
@@ -109,13 +131,21 @@ def fused_kn_conv(
         seed: What `draw_seed` returns, or None for no dropout.
         keep_output: Whether to keep the output for backward, in place of the convolution's result.
         settings: The settings.
+        passes: What `find_passes` returns.
     """
+    tensors = input, weight, bias, residual, seed
+    if not torch.is_grad_enabled():
+        return _forward(*tensors, keep_output, settings, passes)[0]
+    if not torch.compiler.is_compiling():
+        # without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
+        return _Eager.apply(*tensors, keep_output, settings, passes)
+    return torch.ops.knlightning.kn_conv.default(*tensors, keep_output, *_flatten(settings))[0]
+
+
+def _flatten(settings: Settings) -> list[Any]:
     window = settings.window
-    geometry = list(window.stride), list(window.pads), list(window.dilation)
     numbers = [getattr(settings, field.name) for field in fields(settings) if field.name != "window"]
-    # eagerly without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
-    run = torch.ops.knlightning.kn_conv.default if torch.compiler.is_compiling() else _Eager.apply
-    return run(input, weight, bias, residual, seed, keep_output, *geometry, *numbers)[0]
+    return [list(window.stride), list(window.pads), list(window.dilation), *numbers]
 
 
 def _unpack(weight: Tensor, stride: list[int], pads: list[int], dilation: list[int], *numbers: Any) -> Settings:
@@ -130,22 +160,22 @@ def _forward(
     residual: Tensor | None,
     seed: Tensor | None,
     keep_output: bool,
-    *numbers: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the output, the convolution's result (empty with `keep_output`), and mean and rstd of the windows."""
-    from knlightning.nn import fused_passes as passes  # needs Triton
-
-    settings = _unpack(weight, *numbers)
-    memory_format, input = _format(input, weight), _dense(input)
-    mean, var, rectified = passes.pixel_moments(input, seed, settings.dropout_p, settings.relu_input)
-    mean, rstd = passes.window_moments(mean, var, settings.window, settings.inflation, settings.eps)
+    settings: Settings,
+    passes: ModuleType,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return output, convolution's result (empty with `keep_output`), mean and rstd of the windows, sums of filters."""
+    memory_format = _format(input, weight)
+    window, relu = settings.window, settings.relu_input
+    mean, rstd, rectified = passes.moments(
+        input, seed, settings.dropout_p, relu, window, settings.inflation, settings.eps
+    )
     convolved = convolve(input if rectified is None else rectified, weight, settings)
     convolved = convolved.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
-    sums = filter_sums(weight, torch.float32)
+    sums = passes.filter_sums(weight)
     output = passes.normalize(convolved, mean, rstd, sums, bias, residual, settings.relu_output, keep_output)
-    return output, output.new_empty(0) if keep_output else convolved, mean, rstd
+    return output, output.new_empty(0) if keep_output else convolved, mean, rstd, sums
 
 
 def _fake_forward(
@@ -167,7 +197,7 @@ def _fake_forward(
 def _format(*tensors: Tensor) -> torch.memory_format:
     """Choose the format that torch's convolutions give their result: channels-last if one of the tensors has it."""
     last = any(is_channels_last(tensor) and not tensor.is_contiguous() for tensor in tensors)
-    return _CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
+    return CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
 
 
 def _dense(input: Tensor) -> Tensor:
@@ -175,38 +205,24 @@ def _dense(input: Tensor) -> Tensor:
     return input.contiguous(memory_format=_format(input))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, weight, bias, residual, seed, keep_output, *numbers = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor], settings: Settings, passes: ModuleType) -> None:
+    input, weight, bias, residual, seed, keep_output = inputs[:6]
     result, convolved, mean, rstd = output
-    kept = result if keep_output else convolved
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(convolved, mean, rstd)
-    ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, kept)
-    ctx.settings, ctx.keep_output, ctx.numbers = _unpack(weight, *numbers), keep_output, numbers
+    ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, result if keep_output else convolved)
+    ctx.keep_output, ctx.settings, ctx.passes = keep_output, settings, passes
 
 
-def _differentiate(
-    ctx: Any, grad: Tensor, *_: None, run: Callable[..., tuple[Tensor, ...]] | None = None
-) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     input, mean, rstd, weight, bias, residual, seed, kept = ctx.saved_tensors
     needs = ctx.needs_input_grad[:4]
-    nothing = (None,) * 11
+    nothing = (None,) * (len(ctx.needs_input_grad) - 4)
     if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
-        from knlightning.nn.fused_passes import mask_of_seed  # needs Triton
-
-        mask = None if seed is None else mask_of_seed(seed, input, ctx.settings.dropout_p)
+        mask = None if seed is None else ctx.passes.mask_of_seed(seed, input, ctx.settings.dropout_p)
         return *composite_gradients((input, weight, bias, residual), mask, grad, needs, ctx.settings), *nothing
-    run = run or torch.ops.knlightning.kn_conv_backward.default
-    gradients = run(
-        grad, input, weight, bias, residual, seed, kept, mean, rstd, list(needs[:3]), ctx.keep_output, *ctx.numbers
-    )
+    tensors = grad, input, weight, bias, residual, seed, kept, mean, rstd
+    gradients = ctx.run(*tensors, list(needs[:3]), ctx.keep_output, *ctx.arguments)
     found = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
     return *found, grad if needs[3] else None, *nothing
-
-
-torch.library.impl(_FORWARD, "default", _forward)
-torch.library.register_fake(_FORWARD, _fake_forward)
-torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_setup_context)
 
 
 def _backward(
@@ -221,25 +237,24 @@ def _backward(
     rstd: Tensor,
     needs: list[bool],
     keep_output: bool,
-    *numbers: Any,
+    settings: Settings,
+    passes: ModuleType,
+    sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
-    from knlightning.nn import fused_passes as passes  # needs Triton
-
-    settings = _unpack(weight, *numbers)
-    window, memory_format, input = settings.window, _format(input, weight), _dense(input)
-    grad, kept = (t.to(kept.dtype).contiguous(memory_format=memory_format) for t in (grad, kept))
+    window, memory_format = settings.window, _format(input, weight)
+    grad, kept = (t.contiguous(memory_format=memory_format) for t in (grad.to(kept.dtype), kept))
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p
-    sums = filter_sums(weight, torch.float32)
+    sums = passes.filter_sums(weight) if sums is None else sums
     scaled, maps, over_positions = passes.scale_gradient(
         grad, kept, residual, mean, rstd, sums, bias,
-        inflation=settings.inflation, share=share, window_size=input.shape[1] * weight[0, 0].numel(),
+        inflation=settings.inflation, share=share, window_size=input.shape[1] * math.prod(window.kernel_size),
         kept_output=keep_output, relu=settings.relu_output, needs_maps=needs[0],
     )  # fmt: skip
     padded, padding = pad_unevenly(input.relu() if settings.relu_input else input, window)
-    d_input, d_weight, _ = torch.ops.aten.convolution_backward(
+    d_input, d_weight, _ = torch.ops.aten.convolution_backward.default(
         scaled, padded, weight, None, window.stride, padding, window.dilation,
         False, (0,) * len(padding), settings.groups, (needs[0], needs[1], False),
     )  # fmt: skip
@@ -267,7 +282,39 @@ def _fake_backward(
     return d_input, d_weight, input.new_empty(0) if bias is None or not needs[2] else torch.empty_like(bias)
 
 
-torch.library.impl(_BACKWARD, "default", _backward)
+# ---- the operators, whose settings are numbers
+
+
+def _forward_by_numbers(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    keep_output: bool,
+    *numbers: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    settings = _unpack(weight, *numbers)
+    return _forward(_dense(input), weight, bias, residual, seed, keep_output, settings, _triton())[:4]
+
+
+def _backward_by_numbers(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (*rest[:8], _unpack(weight, *rest[8:]), _triton())
+    return _backward(grad, _dense(input), weight, *arguments)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    numbers = inputs[6:]
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    _save(ctx, inputs, output, _unpack(inputs[1], *numbers), _triton())
+    ctx.run, ctx.arguments = torch.ops.knlightning.kn_conv_backward.default, numbers
+
+
+torch.library.impl(_FORWARD, "default", _forward_by_numbers)
+torch.library.register_fake(_FORWARD, _fake_forward)
+torch.library.register_autograd(_FORWARD, _differentiate, setup_context=_setup_context)
+torch.library.impl(_BACKWARD, "default", _backward_by_numbers)
 torch.library.register_fake(_BACKWARD, _fake_backward)
 
 
@@ -275,11 +322,11 @@ class _Eager(torch.autograd.Function):
     """The operator `knlightning::kn_conv` with its gradient, without what `torch.library` does at each call."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        output = _forward(*inputs)
-        _setup_context(ctx, inputs, output)
-        return output
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *output, sums = _forward(*inputs)
+        settings, passes = inputs[6:]
+        _save(ctx, inputs, output, settings, passes)
+        ctx.run, ctx.arguments = _backward, (settings, passes, sums)
+        return output[0]
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, *grads, run=_backward)
+    backward = staticmethod(_differentiate)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from knlightning.nn import autograd
 from knlightning.nn import triton_kernels as kernels
 from knlightning.nn.windows import Window
 
@@ -56,6 +57,19 @@ def window_moments(mean: Tensor, var: Tensor, window: Window, inflation: float, 
     tensors = (mean, var, merged, rstd)
     _over_windows(kernels.window_moments_kernel, merged, tensors, size, positions, (inflation, eps), window)
     return merged, rstd
+
+
+def moments(
+    input: Tensor, seed: Tensor | None, dropout_p: float, relu: bool, window: Window, inflation: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute mean and 1 / sqrt(var + eps) of dropped out windows [N, 1, *positions], and the ReLU if it is wanted."""
+    mean, var, rectified = pixel_moments(input, seed, dropout_p, relu)
+    return *window_moments(mean, var, window, inflation, eps), rectified
+
+
+def filter_sums(weight: Tensor) -> Tensor:
+    """Sum each filter; float32, of shape [O]."""
+    return autograd.filter_sums(weight, torch.float32)
 
 
 def normalize(

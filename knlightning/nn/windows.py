@@ -122,24 +122,40 @@ class Window:
             The input, and its windows, which are padded with zeros or not at all.
 
         Raises:
+            ArgumentError: As `check`.
+        """
+        self.check(input.shape[2:], padding_mode)
+        if padding_mode == "zeros" or not any(self.pads):
+            return input, self
+        return F.pad(input, self.pads, padding_mode), self.without_padding()
+
+    def without_padding(self) -> "Window":
+        """Return the windows of an input that is padded already."""
+        return replace(self, padding=((0, 0),) * len(self.padding))
+
+    def check(self, size: Sequence[int], padding_mode: str) -> None:
+        """Check that an input of a size can be padded and has a window.
+
+        Args:
+            size: Size of the input in each spatial dimension.
+            padding_mode: What stands around the input; one of `PaddingMode`.
+
+        Raises:
             ArgumentError: If a window does not fit into the padded input, or the padding mode is unknown or does not
                 allow a padding of that size.
         """
         check_choice("padding_mode", padding_mode, get_args(PaddingMode))
-        for i, (size, (before, after), span) in enumerate(zip(input.shape[2:], self.padding, self.span, strict=True)):
-            if before + size + after < span:
+        for i, (length, (before, after), span) in enumerate(zip(size, self.padding, self.span, strict=True)):
+            if before + length + after < span:
                 raise ArgumentError(
                     "kernel_size", self.kernel_size, "small enough for a window to fit into the padded input",
                     f"In spatial dimension {i} the window spans {span} elements, and the input has "
-                    f"{before} + {size} + {after} = {before + size + after}",
+                    f"{before} + {length} + {after} = {before + length + after}",
                 )  # fmt: skip
-            most = {"reflect": size - 1, "circular": size}.get(padding_mode)
+            most = {"reflect": length - 1, "circular": length}.get(padding_mode)
             if most is not None and max(before, after) > most:
-                allowed = f'at most {most} with padding_mode="{padding_mode}" on an input of size {size}'
+                allowed = f'at most {most} with padding_mode="{padding_mode}" on an input of size {length}'
                 raise ArgumentError("padding", max(before, after), allowed)
-        if padding_mode == "zeros" or not any(self.pads):
-            return input, self
-        return F.pad(input, self.pads, padding_mode), replace(self, padding=((0, 0),) * len(self.padding))
 
 
 def per_dimension(

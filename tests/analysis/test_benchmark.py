@@ -35,7 +35,7 @@ def test_ratios_are_taken_within_a_round_of_all_variants(monkeypatch):
     assert kernel["step_ms_over_floor"] == 1.1  # of 1.1, 1.3 and 1: not 260 / 200
     assert kernel["images_per_second"] == 1e3 / 260
     assert kernel["evaluation_ms"] is kernel["evaluation_ms_over_floor"] is None
-    assert (kernel["kept_over_floor"], kernel["kept_over_batch"], kernel["flops_over_floor"]) == (1.5, None, 1.0)
+    assert (kernel["kept_over_floor"], kernel["step_ms_over_batch"], kernel["flops_over_floor"]) == (1.5, None, 1.0)
 
 
 def test_no_ratio_without_a_floor():
@@ -52,6 +52,11 @@ def test_presets_plan_what_the_tables_show():
     assert {(c.variant, c.resolution, c.stride) for c in table8} == expected
     targets = {c.setting for c in list_cases("targets", None, (), VARIANTS)}
     assert {"resnet18, 32x32, batch 32", "resnet50, 224x224, batch 8"} < targets
+    converted = list_cases("converted", None, [128], VARIANTS)
+    assert {(c.batch_size, c.variant) for c in converted} == {
+        (n, v) for n in (2, 16) for v in ("floor", "kernel", "batch", "group")
+    }
+    assert len(converted) == 4 * 8
     table3 = list_cases("table3", 8, [512], VARIANTS)
     assert {(c.network, c.variant) for c in table3} == {
         (f"fcn_resnet{d}", v) for d in (18, 34, 50) for v in VARIANTS if v != "batch-primitives"

@@ -57,6 +57,17 @@ def test_kernel_variants_share_architecture_and_parameters(network, variant):
     assert norms == {"floor": set(), "kernel": {"clean"}, "algorithm1": {"sampled"}}[variant]
 
 
+@pytest.mark.parametrize(
+    ("variant", "norms"), [("floor", set()), ("kernel", set()), ("batch", {nn.BatchNorm2d}), ("group", {nn.GroupNorm})]
+)
+def test_networks_of_torchvision_are_converted(variant, norms):
+    with torch.device("meta"):
+        net = build(Case("torchvision_mobilenet_v2", variant, 32, 1))
+    types = [type(module) for module in net.modules()]
+    assert {t for t in types if t in (nn.BatchNorm2d, nn.GroupNorm)} == norms
+    assert types.count(KNConv2d) == (52 if variant == "kernel" else 0)
+
+
 @pytest.mark.parametrize("variant", NORM_OF)
 def test_other_variants_are_resnets_with_their_norm(variant):
     with torch.device("meta"):

@@ -5,7 +5,7 @@ import pytest
 
 from knlightning.analysis.variants import Case
 from knlightning.commands import benchmark as module
-from knlightning.commands.benchmark import benchmark, main, memory_of
+from knlightning.commands.benchmark import benchmark, beside_batch, main, memory_of
 
 
 def test_memory_of_segmentation_is_told(tmp_path, capsys, monkeypatch):
@@ -21,6 +21,14 @@ def test_memory_of_segmentation_is_told(tmp_path, capsys, monkeypatch):
         assert kept < 1.35
     row = dict.fromkeys(row) | {"variant": "batch", "status": "out of memory"}
     assert memory_of(row) == "batch: out of memory"
+
+
+def test_converted_networks_are_told_beside_batch():
+    row = {"variant": "kernel", "status": "ok", "step_ms_over_batch": 1.234, "kept_over_batch": 1.0}
+    told = beside_batch(row | {"evaluation_ms_over_batch": None})
+    assert told == "kernel, relative to batch: a training step 1.23, bytes kept for backward 1.00"
+    nothing = dict.fromkeys([key for key in row if "batch" in key] + ["evaluation_ms_over_batch"])
+    assert beside_batch(nothing | {"variant": "group", "status": "out of memory"}).endswith("batch: out of memory")
 
 
 def test_a_run_prints_a_table_and_writes_files(tmp_path, capsys):

@@ -105,3 +105,14 @@ def close_with_gradients(ours, reference, inputs):
     close(ours, reference)
     for a, b in zip(gradients(ours, inputs), gradients(reference, inputs), strict=True):
         close(a, b)
+
+
+def compare(ours, inputs, reference, exact, tolerance):
+    """Compare outputs, and gradients of the same direction, relative to their largest element."""
+    direction = torch.cos(torch.arange(ours.numel())).reshape(ours.shape).to(ours.dtype)
+    found = torch.autograd.grad(ours, inputs, direction)
+    expected = torch.autograd.grad(reference, exact, direction.double())
+    for a, b in zip((ours, *found), (reference, *expected), strict=True):
+        assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1.0) if b.numel() else a.shape == b.shape
+    for a, b in zip(found, inputs, strict=True):
+        assert a.dtype == b.dtype

@@ -5,8 +5,14 @@ import torch
 from hypothesis import given, settings
 from nn.cases import cases, close, gradients
 
-from knlightning.nn import autograd, kn_conv
+from knlightning.nn import autograd, fused_kernels, kn_conv
 from knlightning.nn.dropout import draw_dropped, mask_of
+
+
+@pytest.fixture(autouse=True)
+def _plain():
+    with fused_kernels(False):
+        yield
 
 
 @pytest.mark.parametrize("relu_input", [True, False])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from nn import naive
-from nn.cases import cases, gradients
+from nn.cases import cases, compare, gradients
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,17 +31,6 @@ def drawn_mask(input, p):
 
 def is_fused(output):
     return output.grad_fn.name() == "_EagerBackward"
-
-
-def compare(ours, inputs, reference, exact, tolerance):
-    """Compare outputs, and gradients of the same direction, relative to their largest element."""
-    direction = torch.cos(torch.arange(ours.numel())).reshape(ours.shape).to(ours.dtype)
-    found = torch.autograd.grad(ours, inputs, direction)
-    expected = torch.autograd.grad(reference, exact, direction.double())
-    for a, b in zip((ours, *found), (reference, *expected), strict=True):
-        assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1.0) if b.numel() else a.shape == b.shape
-    for a, b in zip(found, inputs, strict=True):
-        assert a.dtype == b.dtype
 
 
 # ---- the definition
@@ -217,12 +206,12 @@ def test_what_has_no_kernels_takes_the_plain_path():
     assert trained.shape == (1, 1, 2, 3, 3)
 
 
-def test_the_default_is_fused_on_gpus_alone():
+def test_the_default_is_triton_on_gpus_alone():
     cpu = torch.empty(1)
     gpu = type("Tensor", (), {"is_cuda": True, "dtype": torch.bfloat16})()
     with fused_kernels(None):  # by monkeypatch the fixture's choice would come back after the test, and stay
-        assert not fused.runs_fused(cpu, cpu)
-        assert fused.runs_fused(gpu, gpu)
+        assert fused.find_passes(cpu, cpu) is None
+        assert fused.find_passes(gpu, gpu) is fused_passes
 
 
 def test_a_missing_triton_is_told(monkeypatch):
