@@ -1,7 +1,7 @@
 """Trained networks for use in Python: `knlightning.load`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,29 @@ class TrainedModel:
         return found
 
 
-def load(run_or_checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> TrainedModel:
+def checkpoint_of(run_or_checkpoint: str | os.PathLike[str]) -> Path:
+    """Return the file of a checkpoint.
+
+    Args:
+        run_or_checkpoint: As in `load`.
+
+    Raises:
+        FileNotFoundError: If a run has none.
+    """
+    path = Path(run_or_checkpoint)
+    if not path.is_dir():
+        return path
+    for which in reversed(NAMED_CHECKPOINTS):
+        if checkpoint_in(path, which).is_file():
+            return checkpoint_in(path, which)
+    raise FileNotFoundError(f"there is no checkpoint in {path}: name a run, such as runs/quickstart/0")
+
+
+def load(
+    run_or_checkpoint: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    data: Mapping[str, Any] | None = None,
+) -> TrainedModel:
     """Load the network of a run, with its preprocessing and the names of its classes.
 
         model = knlightning.load("runs/quickstart/0")
@@ -143,23 +165,21 @@ def load(run_or_checkpoint: str | os.PathLike[str], device: str | torch.device =
         run_or_checkpoint: Directory of a run, of which the best checkpoint is taken, or the last if there is no best
             one; or the file of a checkpoint.
         device: Where the network goes.
+        data: Arguments of the datamodule that are not those of the run, such as where its files lie now.
 
     Raises:
         FileNotFoundError: If there is no such run or file.
         ValueError: If the file is damaged, is no checkpoint of `knl fit`, or does not fit the installed packages.
     """
-    path = Path(run_or_checkpoint)
-    if path.is_dir():
-        found = [file for which in reversed(NAMED_CHECKPOINTS) if (file := checkpoint_in(path, which)).is_file()]
-        if not found:
-            raise FileNotFoundError(f"there is no checkpoint in {path}: name a run, such as runs/quickstart/0")
-        path = found[0]
+    path = checkpoint_of(run_or_checkpoint)
     stored = read_checkpoint(path)
     check_checkpoint(path, stored, to_resume=False)
     config = check_plain(path, stored_config(stored))
     if not config:
         raise ValueError(f"{path} holds no configuration: it was not written by knl fit")
     task = task_class(config).load_from_checkpoint(path, map_location=device)
+    if data:
+        config["data"]["init_args"] = (config["data"].get("init_args") or {}) | dict(data)
     datamodule = make_datamodule(config)
     if names := stored.get(type(datamodule).__qualname__):
         datamodule.load_state_dict(names)

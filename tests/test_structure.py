@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "timm": {"models"},
     "cli": {"commands"},
     "analysis": {"nn", "models", "data", "tasks", "callbacks", "privacy"},
-    "commands": {"nn", "models", "data", "tasks", "callbacks", "privacy", "analysis", "export"},
+    "commands": {"nn", "models", "data", "tasks", "callbacks", "privacy", "analysis", "export", "loading"},
 }
 """What each folder may import, besides itself and the leaves, which import nothing but each other."""
 PURE_TORCH = {"nn", "models", "checks", "text"}

@@ -11,7 +11,7 @@ from knlightning.checks import check, check_choice
 from knlightning.tasks import Task
 
 LOGGED_BESIDE = (
-    *("train/loss_step", "train/images_per_s", "epoch", "step"),
+    *("train/loss_step", "train/images_per_s", "train/seconds", "epoch", "step"),
     *("privacy/epsilon", "privacy/clipped", "privacy/train_acc"),
 )
 """What every run may log beside the metrics of its task."""
