@@ -1,6 +1,7 @@
 """Backbones in pure torch."""
 
 from knlightning.models.convnext import convnext_tiny, knconvnext_tiny
+from knlightning.models.densenet import DenseNet, densenet121
 from knlightning.models.fcn import (
     FCN,
     fcn_knresnet8,
@@ -14,20 +15,32 @@ from knlightning.models.fcn import (
 )
 from knlightning.models.fine_tuned import fine_tuned
 from knlightning.models.kernel_normalize import kernel_normalize
-from knlightning.models.knresnet import KNResNet, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
+from knlightning.models.knresnet import (
+    KNResNet,
+    knresnet8,
+    knresnet13,
+    knresnet18,
+    knresnet34,
+    knresnet50,
+    knresnet101,
+    knresnet152,
+)
 from knlightning.models.lora import LoRA, add_lora
 from knlightning.models.norm_torch import load_norm_torch_weights
 from knlightning.models.preact_resnet import preact_resnet18, preact_resnet34, preact_resnet50
 from knlightning.models.registry import Model, list_models
-from knlightning.models.resnet import resnet8, resnet13, resnet18, resnet34, resnet50
+from knlightning.models.resnet import resnet8, resnet13, resnet18, resnet34, resnet50, resnet101, resnet152
+from knlightning.models.vgg import vgg11, vgg16
 
 __all__ = [
     "FCN",
+    "DenseNet",
     "KNResNet",
     "LoRA",
     "Model",
     "add_lora",
     "convnext_tiny",
+    "densenet121",
     "fcn_knresnet8",
     "fcn_knresnet18",
     "fcn_knresnet34",
@@ -44,6 +57,8 @@ __all__ = [
     "knresnet18",
     "knresnet34",
     "knresnet50",
+    "knresnet101",
+    "knresnet152",
     "list_models",
     "load_norm_torch_weights",
     "preact_resnet18",
@@ -54,4 +69,8 @@ __all__ = [
     "resnet18",
     "resnet34",
     "resnet50",
+    "resnet101",
+    "resnet152",
+    "vgg11",
+    "vgg16",
 ]

@@ -206,3 +206,23 @@ def knresnet50(options: Options) -> KNResNet:
     """Make a KNResNet-50 (Nasirigerdeh et al., TMLR 2024, Figure 5d)."""
     stages = (Stage(256, 4, 64), Stage(512, 5, 128), Stage(810, 4, 201), Stage(2048, 2, 512, pointwise=True))
     return KNResNet(stages, Layers(options), bottleneck=True)
+
+
+@register()
+@with_arguments_of(Options)
+def knresnet101(options: Options) -> KNResNet:
+    """Make a KNResNet-101, by the rule of KNResNet-50.
+
+    Its transitions stand for one bottleneck. The third stage is the deepest; its channels, four times those within a
+    bottleneck, are as many as the parameters of ResNet-101 allow. Not in the paper.
+    """
+    stages = (Stage(256, 4, 64), Stage(512, 5, 128), Stage(696, 21, 174), Stage(2048, 2, 512, pointwise=True))
+    return KNResNet(stages, Layers(options), bottleneck=True)
+
+
+@register()
+@with_arguments_of(Options)
+def knresnet152(options: Options) -> KNResNet:
+    """Make a KNResNet-152, as `knresnet101` follows from ResNet-101. Not in the paper."""
+    stages = (Stage(256, 4, 64), Stage(512, 9, 128), Stage(668, 34, 167), Stage(2048, 2, 512, pointwise=True))
+    return KNResNet(stages, Layers(options), bottleneck=True)

@@ -9,7 +9,7 @@ import torchvision.models.resnet as torchvision_resnet
 from torch import Tensor, nn
 
 from knlightning.models.knresnet import KNResNet, knresnet13
-from knlightning.models.layers import Layers, Options
+from knlightning.models.layers import Layers, Options, interchange
 from knlightning.models.registry import register, with_arguments_of
 
 
@@ -45,16 +45,10 @@ def torchvision_network(
         options: Options of the network.
     """
     layers = Layers(options, bias=options.norm == "none")
-    model = torchvision_resnet.ResNet(block, list(blocks), options.num_classes, norm_layer=layers.norm)
+    model = torchvision_resnet.ResNet(block, list(blocks), options.num_classes)
     if options.low_resolution:
         model.conv1, model.maxpool = layers.conv(3, 64, 3, padding=1), nn.Identity()
-    for module in list(model.modules()):
-        if hasattr(module, "relu"):
-            module.relu = layers.act()
-        for name, conv in list(module.named_children()):
-            if options.norm in ("kernel", "none") and isinstance(conv, nn.Conv2d):
-                geometry = (conv.kernel_size[0], conv.stride[0], int(conv.padding[0]))
-                module.add_module(name, layers.conv(conv.in_channels, conv.out_channels, *geometry))
+    interchange(model, layers)
     return model
 
 
@@ -77,6 +71,20 @@ def resnet34(options: Options) -> torchvision_resnet.ResNet:
 def resnet50(options: Options) -> torchvision_resnet.ResNet:
     """Make a ResNet-50 (He et al., CVPR 2016), with strides in the 3x3 convolutions."""
     return torchvision_network(Bottleneck, (3, 4, 6, 3), options)
+
+
+@register()
+@with_arguments_of(Options, norm="batch")
+def resnet101(options: Options) -> torchvision_resnet.ResNet:
+    """Make a ResNet-101 (He et al., CVPR 2016)."""
+    return torchvision_network(Bottleneck, (3, 4, 23, 3), options)
+
+
+@register()
+@with_arguments_of(Options, norm="batch")
+def resnet152(options: Options) -> torchvision_resnet.ResNet:
+    """Make a ResNet-152 (He et al., CVPR 2016)."""
+    return torchvision_network(Bottleneck, (3, 8, 36, 3), options)
 
 
 class _Residual(nn.Sequential):
