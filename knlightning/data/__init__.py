@@ -16,6 +16,7 @@ from knlightning.data.labelled_files import LabelledFilesDataModule
 from knlightning.data.loader import ResumableLoader
 from knlightning.data.loops import batches
 from knlightning.data.masked_files import MaskedFiles
+from knlightning.data.photographs import PhotographsDataModule
 from knlightning.data.samplers import EvalSampler, Sampling, TrainSampler
 from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.streaming import StreamingDataModule
@@ -39,6 +40,7 @@ __all__ = [
     "LabelledFiles",
     "LabelledFilesDataModule",
     "MaskedFiles",
+    "PhotographsDataModule",
     "ResumableLoader",
     "Sampling",
     "SegmentationDataModule",

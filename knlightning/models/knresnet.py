@@ -249,6 +249,26 @@ def knresnet50(options: PublishedOptions) -> KNResNet:
     return _with_weights(KNResNet(stages, Layers(options), bottleneck=True), KNResNet50_Weights, options)
 
 
+@register()
+@with_arguments_of(Options)
+def knresnet101(options: Options) -> KNResNet:
+    """Make a KNResNet-101, by the rule of KNResNet-50.
+
+    Its transitions stand for one bottleneck. The third stage is the deepest; its channels, four times those within a
+    bottleneck, are as many as the parameters of ResNet-101 allow. Not in the paper.
+    """
+    stages = (Stage(256, 4, 64), Stage(512, 5, 128), Stage(696, 21, 174), Stage(2048, 2, 512, pointwise=True))
+    return KNResNet(stages, Layers(options), bottleneck=True)
+
+
+@register()
+@with_arguments_of(Options)
+def knresnet152(options: Options) -> KNResNet:
+    """Make a KNResNet-152, as `knresnet101` follows from ResNet-101. Not in the paper."""
+    stages = (Stage(256, 4, 64), Stage(512, 9, 128), Stage(668, 34, 167), Stage(2048, 2, 512, pointwise=True))
+    return KNResNet(stages, Layers(options), bottleneck=True)
+
+
 def _with_weights(network: KNResNet, published: type[PublishedWeights], options: PublishedOptions) -> KNResNet:
     network.weights_enum = published
     if options.weights is not None:

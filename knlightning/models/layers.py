@@ -134,6 +134,26 @@ class Layers:
         return nn.Sequential(self.head_norm(), self.act()) if self.kernel else self.norm_act(channels)
 
 
+def interchange(model: nn.Module, layers: Layers) -> None:
+    """Put the layers of the options in place of those of a network with batch normalization and ReLUs.
+
+    Convolutions stay as they are, unless the network becomes kernel normalized or has no normalization.
+
+    Args:
+        model: Network of torchvision; changed.
+        layers: Makes the layers.
+    """
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, nn.BatchNorm2d):
+                module.add_module(name, layers.norm(layer.num_features))
+            elif isinstance(layer, nn.ReLU):
+                module.add_module(name, layers.act())
+            elif isinstance(layer, nn.Conv2d) and layers.options.norm in ("kernel", "none"):
+                geometry = (layer.kernel_size[0], layer.stride[0], int(layer.padding[0]))
+                module.add_module(name, layers.conv(layer.in_channels, layer.out_channels, *geometry))
+
+
 def convolve(
     conv: nn.Module,
     x: Tensor,

@@ -46,15 +46,16 @@ class PreactResNet(Classifier):
     have a bias, as no other layer adds one. Source: He et al., Identity Mappings in Deep Residual Networks (ECCV 2016).
 
     Args:
-        blocks: Number of blocks in each of the four stages.
+        blocks: Number of blocks in each stage.
         options: Options of the network.
         bottleneck: Whether the blocks are bottlenecks.
+        width: Filters of the stem and of the first stage, which double from stage to stage.
     """
 
-    def __init__(self, blocks: Sequence[int], options: Options, *, bottleneck: bool = False) -> None:
+    def __init__(self, blocks: Sequence[int], options: Options, *, bottleneck: bool = False, width: int = 64) -> None:
         super().__init__()
         layers = Layers(options, bias=options.norm == "none")
-        channels = 64
+        channels = width
         self.stem = (
             layers.conv(3, channels, 3, padding=1)
             if options.low_resolution
@@ -64,9 +65,9 @@ class PreactResNet(Classifier):
         for i, count in enumerate(blocks):
             stage = nn.Sequential()
             for j in range(count):
-                width = 64 * 2**i
-                stage.append(PreactBlock(channels, width, 2 if i > 0 and j == 0 else 1, bottleneck, layers))
-                channels = 4 * width if bottleneck else width
+                inner = width * 2**i
+                stage.append(PreactBlock(channels, inner, 2 if i > 0 and j == 0 else 1, bottleneck, layers))
+                channels = 4 * inner if bottleneck else inner
             self.stages.append(stage)
         self.head = layers.head(channels)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from knlightning.models.classifier import Classifier
 from knlightning.models.knresnet import KNResNet, knresnet13
-from knlightning.models.layers import Layers, Options
+from knlightning.models.layers import Layers, Options, interchange
 from knlightning.models.registry import register, with_arguments_of
 
 
@@ -61,17 +61,11 @@ def torchvision_network(block: type[BasicBlock] | type[Bottleneck], blocks: Sequ
         options: Options of the network.
     """
     layers = Layers(options, bias=options.norm == "none")
-    model = ResNet(block, list(blocks), options.num_classes, norm_layer=layers.norm)
+    model = ResNet(block, list(blocks), options.num_classes)
     model.num_features = model.fc.in_features
     if options.low_resolution:
         model.conv1, model.maxpool = layers.conv(3, 64, 3, padding=1), nn.Identity()
-    for module in list(model.modules()):
-        if hasattr(module, "relu"):
-            module.relu = layers.act()
-        for name, conv in list(module.named_children()):
-            if options.norm in ("kernel", "none") and isinstance(conv, nn.Conv2d):
-                geometry = (conv.kernel_size[0], conv.stride[0], int(conv.padding[0]))
-                module.add_module(name, layers.conv(conv.in_channels, conv.out_channels, *geometry))
+    interchange(model, layers)
     return model
 
 
@@ -94,6 +88,20 @@ def resnet34(options: Options) -> ResNet:
 def resnet50(options: Options) -> ResNet:
     """Make a ResNet-50 (He et al., CVPR 2016), with strides in the 3x3 convolutions."""
     return torchvision_network(Bottleneck, (3, 4, 6, 3), options)
+
+
+@register()
+@with_arguments_of(Options, norm="batch")
+def resnet101(options: Options) -> torchvision_resnet.ResNet:
+    """Make a ResNet-101 (He et al., CVPR 2016)."""
+    return torchvision_network(Bottleneck, (3, 4, 23, 3), options)
+
+
+@register()
+@with_arguments_of(Options, norm="batch")
+def resnet152(options: Options) -> torchvision_resnet.ResNet:
+    """Make a ResNet-152 (He et al., CVPR 2016)."""
+    return torchvision_network(Bottleneck, (3, 8, 36, 3), options)
 
 
 class _Residual(nn.Sequential):

@@ -8,11 +8,12 @@ from knlightning.models import list_models
 from knlightning.nn import KernelNorm2d, KNConv2d
 from knlightning.nn.normalization import NORMS, PRIVATE_NORMS
 
-MODELS = {model.name: model for model in list_models()}
+MODELS = {model.name: model for model in list_models() if not model.name.endswith(("101", "152"))}  # blocks of 50
 CHOOSING = [name for name, model in MODELS.items() if model.norm]
+DEEP = ("34", "50", "121", "16")
 CASES = [
-    # the networks of 34 and 50 layers are built of the same blocks as the others, and take longer
-    pytest.param(name, norm, marks=[pytest.mark.slow] if name.endswith(("34", "50")) and norm != model.norm else [])
+    # the networks of 34 layers and more are built of the same blocks as the others, and take longer
+    pytest.param(name, norm, marks=[pytest.mark.slow] if name.endswith(DEEP) and norm != model.norm else [])
     for name, model in MODELS.items()
     for norm in (NORMS if model.norm else [None])
 ]
@@ -53,7 +54,8 @@ def test_trains_and_evaluates(name, norm):
         torch.testing.assert_close(model(images)[1:], model(images[1:]), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", CHOOSING)
+# the linear layers of VGG take long to draw
+@pytest.mark.parametrize("name", [n if "vgg" not in n else pytest.param(n, marks=pytest.mark.slow) for n in CHOOSING])
 def test_large_images_and_the_other_activations(name):
     make = MODELS[name].make
     model = make(num_classes=5, norm="layer", low_resolution=False, activation="silu").eval()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from experiments.traffic import count_bytes
+from knlightning import models
 from knlightning.analysis.measure import bytes_kept
 from knlightning.models import KNResNet, fcn_knresnet8, knresnet8, knresnet13, knresnet18, knresnet34, knresnet50
 from knlightning.models.layers import Layers, Options, Stage
@@ -24,6 +25,18 @@ COUNTS = {
     "knresnet34": {(True, 100): 21_323_450, (False, 1000): 21_792_830, (True, 1000): 21_785_150},
     "knresnet50": {(True, 100): 23_681_570, (False, 1000): 25_556_390, (True, 1000): 25_525_670},
 }
+
+
+@pytest.mark.parametrize("depth", [50, 101, 152])
+def test_deeper_networks_follow_the_rule_of_knresnet50(depth):
+    with torch.device("meta"):
+        model, plain = getattr(models, f"knresnet{depth}")(), getattr(models, f"resnet{depth}")()
+    weights = [p for p in model.parameters() if p.dim() > 1]
+    assert len(weights) == depth
+    parameters, allowed = (sum(p.numel() for p in net.parameters()) for net in (model, plain))
+    assert 0.99 * allowed < parameters <= allowed
+    block = model.stages[2][0].conv1
+    assert block.in_channels == pytest.approx(4 * block.out_channels, abs=6)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -13,19 +13,22 @@ from knlightning.nn.normalization import NORMS
 MODELS = {model.name: model for model in list_models()}
 CHOOSING = [name for name, model in MODELS.items() if model.norm]
 ORDER = ["num_classes", "norm", "activation", "low_resolution", "dropout_p", "eps", "eval_statistics", "weights"]
-# 32 groups divide neither 16 nor 724, 843, 810, 625 or 458 channels, 2 groups none of 843, 201 and 625
+# 32 groups divide neither 16 nor 724, 843, 810, 696, 668, 625 or 458 channels, 2 groups none of 843, 201, 167, 625
 INDIVISIBLE = {
     "knresnet8": {"group"},
     "knresnet18": {"group"},
     "knresnet34": {"group", "local_context"},
     "knresnet50": {"group", "local_context"},
+    "knresnet101": {"group"},
+    "knresnet152": {"group", "local_context"},
     "fcn_knresnet18": {"group", "local_context"},
     "fcn_knresnet50": {"group"},
 }
 
 
 def test_every_network_of_the_public_interface_is_on_the_list():
-    makers = [name for name in models.__all__ if name.islower() and ("resnet" in name or "convnext" in name)]
+    families = ("resnet", "convnext", "densenet", "vgg")
+    makers = [name for name in models.__all__ if name.islower() and any(family in name for family in families)]
     assert sorted(makers) == sorted(MODELS)
     assert all(getattr(models, name) is model.make for name, model in MODELS.items())
     assert [model.name for model in list_models()] == list(MODELS)
@@ -45,7 +48,7 @@ def test_arguments_are_by_keyword_in_one_order_and_described(name):
     assert pickle.loads(pickle.dumps(make)) is make
 
 
-@pytest.mark.parametrize("name", CHOOSING)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * n.endswith("152")) for n in CHOOSING])
 def test_norms_are_those_whose_groups_divide_the_channels(name):
     assert set(MODELS[name].norms) == set(NORMS) - INDIVISIBLE.get(name, set())
 

@@ -126,7 +126,7 @@ def test_norms_and_linear_layers(layer, shape, batch, temporary):
 def small(name, **kwargs):
     torch.manual_seed(0)
     net = getattr(models, name)(
-        num_classes=3, **({"low_resolution": True} if "resnet" in name else {}), **kwargs
+        num_classes=3, **({} if "convnext" in name else {"low_resolution": True}), **kwargs
     ).double()
     for module in net.modules():
         if isinstance(module, CNBlock):
@@ -143,6 +143,7 @@ SLOW = [
     *(("knresnet18", {"activation": activation}) for activation in ("relu", "mish")),
     *((name, {}) for name in ("knresnet13", "knresnet34", "knresnet50", "convnext_tiny", "knconvnext_tiny")),
     *((name, {"norm": "kernel"}) for name in ("resnet18", "resnet50", "preact_resnet18", "preact_resnet50")),
+    *((name, {"norm": norm}) for name in ("densenet121", "vgg11") for norm in ("group", "kernel")),
     *((name, {"norm": "group"}) for name in ("resnet18", "resnet50", "preact_resnet18")),
 ]
 
