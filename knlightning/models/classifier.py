@@ -1,7 +1,5 @@
 """What the networks for classification have in common with those of timm: their features, and another last layer."""
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from knlightning.checks import check_number
@@ -16,7 +14,7 @@ class Classifier(nn.Module):
         head_hidden_size: Number of features that the last layer gets.
     """
 
-    last_name: ClassVar[str] = "fc"
+    last_name: str = "fc"
     num_features: int
     head_hidden_size: int
 

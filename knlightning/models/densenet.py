@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import densenet as torchvision_densenet
 
+from knlightning.models.classifier import Classifier
 from knlightning.models.layers import Layers, Options, interchange
 from knlightning.models.registry import register, with_arguments_of
 
 
-class DenseNet(torchvision_densenet.DenseNet):
+class DenseNet(Classifier, torchvision_densenet.DenseNet):
     """Torchvision's DenseNet, which changes nothing in place, so that hooks may watch every layer.
 
     Maps images [N, 3, H, W] to logits [N, num_classes]. Each convolution of its dense blocks and transitions has norm
@@ -21,8 +22,13 @@ class DenseNet(torchvision_densenet.DenseNet):
         options: Options of the network.
     """
 
+    last_name = "classifier"
+    features: nn.Sequential
+    classifier: nn.Linear
+
     def __init__(self, blocks: tuple[int, int, int, int], options: Options) -> None:
         super().__init__(block_config=blocks, num_classes=options.num_classes)
+        self.num_features = self.classifier.in_features
         layers = Layers(options, bias=options.norm == "none")
         if options.low_resolution:
             self.features.conv0, self.features.pool0 = layers.conv(3, 64, 3, padding=1), nn.Identity()
@@ -31,9 +37,13 @@ class DenseNet(torchvision_densenet.DenseNet):
             self.features.norm5 = layers.head_norm()
         self.act = layers.act()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.features(x))
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the activated features before the average pooling."""
+        return self.act(self.features(x))
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Average the features."""
+        return torch.flatten(F.adaptive_avg_pool2d(features, 1), 1)
 
 
 @register()

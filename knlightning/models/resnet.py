@@ -92,14 +92,14 @@ def resnet50(options: Options) -> ResNet:
 
 @register()
 @with_arguments_of(Options, norm="batch")
-def resnet101(options: Options) -> torchvision_resnet.ResNet:
+def resnet101(options: Options) -> ResNet:
     """Make a ResNet-101 (He et al., CVPR 2016)."""
     return torchvision_network(Bottleneck, (3, 4, 23, 3), options)
 
 
 @register()
 @with_arguments_of(Options, norm="batch")
-def resnet152(options: Options) -> torchvision_resnet.ResNet:
+def resnet152(options: Options) -> ResNet:
     """Make a ResNet-152 (He et al., CVPR 2016)."""
     return torchvision_network(Bottleneck, (3, 8, 36, 3), options)
 

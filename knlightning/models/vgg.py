@@ -3,13 +3,31 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from knlightning.models.classifier import Classifier
 from knlightning.models.layers import Layers, Options
 from knlightning.models.registry import register, with_arguments_of
 
 
-def vgg(convs: Sequence[int], options: Options) -> nn.Sequential:
+class VGG(Classifier, nn.Sequential):
+    """The parts of a VGG: `features`, `avgpool`, `flatten` and `classifier`."""
+
+    num_features = 512
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Map images to the features before the average pooling."""
+        return self.get_submodule("features")(x)
+
+    def pooled(self, features: Tensor) -> Tensor:
+        """Compute what the last layer gets."""
+        x = self.get_submodule("flatten")(self.get_submodule("avgpool")(features))
+        for layer in list(self.get_submodule("classifier").children())[:-1]:
+            x = layer(x)
+        return x
+
+
+def vgg(convs: Sequence[int], options: Options) -> VGG:
     """Make a VGG, which maps images [N, 3, H, W] to logits [N, num_classes].
 
     Five stages of 3x3 convolutions with 64, 128, 256, 512 and 512 filters, each followed by norm and activation, and
@@ -45,18 +63,20 @@ def vgg(convs: Sequence[int], options: Options) -> nn.Sequential:
         "flatten": nn.Flatten(),
         "classifier": classifier,
     }
-    return nn.Sequential(OrderedDict(parts))
+    network = VGG(OrderedDict(parts))
+    network.last_name = f"classifier.{len(classifier) - 1}"
+    return network
 
 
 @register()
 @with_arguments_of(Options, norm="batch")
-def vgg11(options: Options) -> nn.Sequential:
+def vgg11(options: Options) -> VGG:
     """Make a VGG-11 (Simonyan and Zisserman, ICLR 2015), or with `norm="kernel"` a KN-VGG-11."""
     return vgg((1, 1, 2, 2, 2), options)
 
 
 @register()
 @with_arguments_of(Options, norm="batch")
-def vgg16(options: Options) -> nn.Sequential:
+def vgg16(options: Options) -> VGG:
     """Make a VGG-16 (Simonyan and Zisserman, ICLR 2015), or with `norm="kernel"` a KN-VGG-16."""
     return vgg((2, 2, 3, 3, 3), options)

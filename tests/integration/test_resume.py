@@ -64,12 +64,7 @@ def rows(run):
     clock = ("train/images_per_s", "train/seconds")
     with (run / "metrics.csv").open(newline="") as file:
         return [
-            {
-                name: value
-                for name, value in row.items()
-                if value and name not in ("train/images_per_s", "train/seconds")
-            }
-            for row in csv.DictReader(file)
+            {name: value for name, value in row.items() if value and name not in clock} for row in csv.DictReader(file)
         ]
 
 
