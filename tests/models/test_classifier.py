@@ -9,13 +9,16 @@ from knlightning.models import list_models
 MODELS = {model.name: model for model in list_models()}
 # large networks are built of the same blocks as the small ones, and take seconds to be made
 NAMES = [
-    pytest.param(name, marks=[pytest.mark.slow] if name.endswith(("18", "34", "50", "tiny")) else []) for name in MODELS
+    pytest.param(
+        name, marks=[pytest.mark.slow] if name.endswith(("16", "18", "34", "50", "101", "121", "152", "tiny")) else []
+    )
+    for name in MODELS
 ]
 
 
 def build(name):
     small = {"low_resolution": True} if "low_resolution" in MODELS[name].defaults else {}
-    return MODELS[name].make(num_classes=7, **small).eval(), torch.rand(1, 3, *((17, 17) if small else (33, 33)))
+    return MODELS[name].make(num_classes=7, **small).eval(), torch.rand(2, 3, *((17, 17) if small else (33, 33)))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if MODELS[name.values[0]].task == "classification"])
@@ -23,14 +26,14 @@ def test_features_and_another_last_layer(name):
     model, images = build(name)
     with torch.no_grad():
         features = model.forward_features(images)
-        assert features.shape[:2] == (1, model.num_features)
+        assert features.shape[:2] == (2, model.num_features)
         assert features.dim() == 4
         before = model.forward_head(features, pre_logits=True)
         torch.testing.assert_close(model.get_classifier()(before), model(images))
         for num_classes in (3, 0, 5):
             model.reset_classifier(num_classes)
             logits = model(images)
-            assert logits.shape == ((1, num_classes) if num_classes else before.shape)
+            assert logits.shape == ((2, num_classes) if num_classes else before.shape)
             if not num_classes:
                 torch.testing.assert_close(logits, before)
     with pytest.raises(ArgumentError, match="num_classes must be a whole number at least 0, got -1"):
@@ -53,5 +56,5 @@ def test_features_of_every_network_are_extracted_by_torchvision(name):
     with torch.no_grad():
         features, last = extractor(images).values()
         torch.testing.assert_close(last, model(images))
-    assert features.shape[0] == 1
+    assert features.shape[0] == 2
     assert extractor.train()(images).popitem()[1].requires_grad
