@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
 FORMULA = re.compile(r"^```math\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"<code>(knlightning(?:\.\w+)+)</code>")
+OPTION = re.compile(r"(?<=[>\s])--[\w.]+(?=[^<>]*</code>)")
 TO_ROOT_PAGE = re.compile(rf"\]\(\.\./((?:\.\./)*(?:{'|'.join(map(re.escape, ROOT_PAGES))}))")
 
 
@@ -33,7 +34,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Link the full names of classes and functions to the reference, where they are in it."""
+    """Link the full names of classes and functions to the reference, where they are in it, and keep options whole."""
+    html = OPTION.sub(r'<span class="option">\g<0></span>', html)
     return NAME.sub(r'<autoref identifier="\1" optional><code>\1</code></autoref>', html)
 
 

@@ -167,7 +167,7 @@ def parses(function, *args):
 
 @pytest.mark.parametrize("command", every_command(PARSED, r"\bknl [a-z].*"))
 def test_command_parses(command, examples):
-    command = command.replace("runs/quickstart/0/config.yaml", "configs/quickstart.yaml")
+    command = re.sub(r"runs/(quickstart|photos_knresnet8)/0/config\.yaml", r"configs/\1.yaml", command)
     name, *args = shlex.split(command, comments=True)[1:]
     assert name in list_commands()
     if args:
@@ -185,7 +185,7 @@ def test_script_parses(command, examples, monkeypatch):
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 RUNS = (  # what takes longer has tests of its own
     r"knl (fit|validate|test|predict) --config (configs/(quickstart|digits_dp|scenes_fcn_knresnet)|runs/\S+)"
-    r"(?!.*(devices|Wandb|MLFlow)).*|knl curves .*"
+    r"(?!.*(devices|Wandb|MLFlow|PHOTOS)).*|knl curves .*"
 )
 FEW = [
     "--trainer.accelerator=cpu",
