@@ -94,7 +94,7 @@ PYTHON_PAGES = [page for page in PAGES if page != CONTRIBUTING and blocks(page, 
 def test_python_runs(page):
     names = {}  # the blocks of a page follow one another
     for title, code in blocks(page, "python"):
-        if not title and "knresnet50.pth" not in code:  # weights to be downloaded
+        if not title:
             exec(compile(code, name_of(page), "exec"), names)
 
 

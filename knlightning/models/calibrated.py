@@ -29,7 +29,8 @@ def calibrate(original: nn.Module, converted: nn.Module, batches: Iterable[Any])
     The filters and the bias of each KNConv, and the last linear layer, become those with which its output is nearest to
     that of the original, in the mean square over windows of a few batches: of the convolution and the normalization
     behind it, or of the convolution alone if its normalization stood in front. Its inputs are those that the layers
-    fitted before give it, so that their errors are made up for.
+    fitted before give it, so that their errors are made up for. Transposed convolutions, and those with statistics of
+    their own groups, are left.
 
     Args:
         original: The network that was converted; it is not changed.
@@ -51,7 +52,7 @@ def calibrate(original: nn.Module, converted: nn.Module, batches: Iterable[Any])
         before = flow.before(norm)
         if isinstance(before, set) and not isinstance(converted.get_submodule(norm), NORM_TYPES):
             targets |= dict.fromkeys(before - targets.keys(), norm)
-    names = [name for name in flow.calls if isinstance(converted.get_submodule(name), KNConv)]
+    names = [name for name in flow.calls if type(converted.get_submodule(name)) in (KNConv1d, KNConv2d, KNConv3d)]
     names += [name for name, layer in converted.named_modules() if layer is last_layer(converted)]
     for name in names:
         layer, target = converted.get_submodule(name), original.get_submodule(targets.get(name, name))

@@ -46,6 +46,8 @@ SMALL = {  # by the beginning of the configuration's name
     "imagenet": [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")] + ["--data.num_workers=0"],
     "cityscapes": ["--data.crop_size=[16, 24]", "--data.num_workers=0"],
     "photos": ["--data.num_workers=0"],
+    "finetune": [f"--data.{name}=96" for name in ("train_size", "eval_resize", "eval_size")]
+    + ["--data.root=data/imagenet", "--data.num_workers=0"],
     "parquet": ["--data.cache_dir=cache", "--data.num_workers=0"],
 }
 
