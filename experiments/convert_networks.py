@@ -65,16 +65,14 @@ def train_step(net: nn.Module, shape: tuple[int, ...]) -> bool:
 
 def describe(net: nn.Module, left: dict[str, str]) -> str:
     """Say what is left, by the types of layers, and why."""
-    known = {
-        "something else": "computes something else than a convolution",
-        "no known": "keeps statistics of the batch, of no known kind",
-        "traced": "in a block that cannot be traced",
-    }
-    in_no_pair = "no pair"
-    kinds = Counter(
-        (type(net.get_submodule(name)).__name__, next((text for key, text in known.items() if key in why), in_no_pair))
-        for name, why in left.items()
-    )
+    kinds: Counter[tuple[str, str]] = Counter()
+    for name, reason in left.items():
+        kind = type(net.get_submodule(name)).__name__
+        known = {
+            f"{kind} computes": "computes something else than a convolution",
+            "traced": "in a block without a trace",
+        }
+        kinds[kind, next((text for part, text in known.items() if part in reason), "no pair")] += 1
     return "; ".join(f"{count} {kind} ({why})" for (kind, why), count in kinds.items())
 
 

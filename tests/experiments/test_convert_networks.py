@@ -14,10 +14,13 @@ def test_the_table(capsys):
 
 def test_what_is_left_is_counted_by_type_and_reason():
     net = nn.ModuleDict({"a": nn.Conv2d(1, 1, 1), "b": nn.Conv2d(1, 1, 1), "c": nn.ReLU()})
-    left = {"a": "x computes something else than y", "b": "it is not called", "c": "Net cannot be traced"}
+    left = {
+        "a": "goes to x: Conv2d computes another",
+        "b": "it is not called",
+        "c": "Net cannot be traced",
+    }
     assert describe(net, left) == (
-        "1 Conv2d (computes something else than a convolution); 1 Conv2d (no pair); "
-        "1 ReLU (in a block that cannot be traced)"
+        "1 Conv2d (computes something else than a convolution); 1 Conv2d (no pair); 1 ReLU (not traced)"
     )
 
 
