@@ -112,7 +112,7 @@ def pixels(path: str | os.PathLike[str], upright: bool = True, content: bytes | 
         uint8 `(3, H, W)`. The channels of a pixel lie beside each other in memory, for which torch's resizing is fast.
 
     Raises:
-        UnreadableImageError: As of `decoded`.
+        UnreadableImageError: If `decoded` raises it.
     """
     with opened(path, content) as image:
         if image.format == "JPEG" and image.mode in ("RGB", "L") and not (upright and _turn(image)):
