@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from knlightning.checks import ArgumentError
-from knlightning.data.decoding import decoded, unreadable
+from knlightning.data.decoding import decoded, pixels, unreadable
 from knlightning.data.folder import abbreviated
 from knlightning.data.image_files import LabelledFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
@@ -34,8 +34,8 @@ class TableImages(LabelledFiles):
         column: Its column of encoded images.
         source: Where the table comes from; messages name an image by it, and by its row.
         labels: int64 `(N,)`.
-        augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
-        evaluation: The same for evaluation.
+        augmentation: Makes a training image, uint8 `(3, H, W)`, of the pixels of a decoded one, uint8 `(3, H, W)`.
+        evaluation: Makes one for evaluation of an image of Pillow.
         upright: Whether images are turned as their EXIF data say.
         skip_damaged: Whether an image that cannot be decoded is skipped, see `AugmentedFiles`.
     """
@@ -46,7 +46,7 @@ class TableImages(LabelledFiles):
         column: str,
         source: str,
         labels: Tensor,
-        augmentation: Callable[[Image.Image], Tensor],
+        augmentation: Callable[[Tensor], Tensor],
         evaluation: Callable[[Image.Image], Tensor],
         upright: bool = True,
         skip_damaged: bool = False,
@@ -77,17 +77,24 @@ class TableImages(LabelledFiles):
         encoded = self._row(index)
         return Path(encoded["path"]).read_bytes() if encoded["bytes"] is None else encoded["bytes"]
 
+    def decoded(self, index: int) -> Image.Image:
+        return decoded(*self._source(index))
+
+    def pixels(self, index: int) -> Tensor:
+        return pixels(*self._source(index))
+
+    def _source(self, index: int) -> tuple[str, bool, bytes | None]:
+        """Return the arguments of a decoder."""
+        encoded = self._row(index)
+        if encoded["bytes"] is None:  # the table names a file
+            return encoded["path"], self.upright, None
+        return self.path_of(index), self.upright, encoded["bytes"]
+
     def _row(self, index: int) -> dict[str, Any]:
         encoded = self.table[int(self.rows[index])][self.column]
         if encoded is None or encoded["bytes"] is encoded["path"] is None:
             raise unreadable(self.path_of(index), ValueError("the row has no image"))
         return encoded
-
-    def decoded(self, index: int) -> Image.Image:
-        encoded = self._row(index)
-        if encoded["bytes"] is None:  # the table names a file
-            return decoded(encoded["path"], self.upright)
-        return decoded(self.path_of(index), self.upright, encoded["bytes"])
 
 
 class HuggingFaceDataModule(LabelledFilesDataModule):

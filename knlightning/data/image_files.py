@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
 from knlightning.data.datasets import AugmentedImages
-from knlightning.data.decoding import UnreadableImageError, decoded, unreadable
+from knlightning.data.decoding import UnreadableImageError, decoded, pixels, unreadable
 from knlightning.data.folder import warn_of_damaged
 from knlightning.data.samplers import SeededIndex
 from knlightning.protocols import batch_independent
@@ -105,8 +106,8 @@ class LabelledFiles(AugmentedFiles):
 
     Args:
         labels: int64 `(N,)`.
-        augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
-        evaluation: The same for evaluation.
+        augmentation: Makes a training image, uint8 `(3, H, W)`, of the pixels of a decoded one, uint8 `(3, H, W)`.
+        evaluation: Makes one for evaluation of an image of Pillow.
         upright: Whether images are turned as their EXIF data say.
         skip_damaged: Whether a file that cannot be decoded is skipped, see `AugmentedFiles`.
     """
@@ -114,7 +115,7 @@ class LabelledFiles(AugmentedFiles):
     def __init__(
         self,
         labels: Tensor,
-        augmentation: Callable[[Image.Image], Tensor],
+        augmentation: Callable[[Tensor], Tensor],
         evaluation: Callable[[Image.Image], Tensor],
         upright: bool = True,
         skip_damaged: bool = False,
@@ -132,6 +133,14 @@ class LabelledFiles(AugmentedFiles):
             UnreadableImageError: If it cannot be decoded.
         """
 
+    def pixels(self, index: int) -> Tensor:
+        """Decode an image to uint8 `(3, H, W)`, for training. A subclass may know a faster way than that of Pillow.
+
+        Raises:
+            UnreadableImageError: If it cannot be decoded.
+        """
+        return tv.pil_to_tensor(self.decoded(index))
+
     @property
     def strata(self) -> Tensor:
         return self.labels
@@ -143,18 +152,18 @@ class LabelledFiles(AugmentedFiles):
         return subset
 
     def evaluation_sample(self, index: int) -> Any:
-        return self._sample(index, self.evaluation)
+        return self._sample(index, lambda: self.evaluation(self.decoded(index)))
 
     def training_sample(self, index: int) -> Any:
-        return self._sample(index, self.augmentation)
+        return self._sample(index, lambda: self.augmentation(self.pixels(index)))
 
     def empty_batch(self) -> tuple[Tensor, Tensor]:
         blank = self.evaluation(Image.new("RGB", (64, 64)))
         return blank[None][:0], self.labels[:0]
 
-    def _sample(self, index: int, transform: Callable[[Image.Image], Tensor]) -> Any:
+    def _sample(self, index: int, make: Callable[[], Tensor]) -> Any:
         label = int(self.labels[index])
-        return self.skipping(index, lambda: (transform(self.decoded(index)), label))
+        return self.skipping(index, lambda: (make(), label))
 
 
 class ImageFiles(LabelledFiles):
@@ -164,11 +173,10 @@ class ImageFiles(LabelledFiles):
         folder: Folder of the files.
         names: Paths of the files, relative to the folder.
         labels: int64 `(N,)`.
-        augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
-        evaluation: The same for evaluation.
+        augmentation: Makes a training image, uint8 `(3, H, W)`, of the pixels of a decoded one, uint8 `(3, H, W)`.
+        evaluation: Makes one for evaluation of an image of Pillow.
         upright: Whether images are turned as their EXIF data say.
         skip_damaged: Whether a file that cannot be decoded is skipped, see `AugmentedFiles`.
-        decode: Decodes a file, given its path and `upright`.
     """
 
     def __init__(
@@ -176,17 +184,15 @@ class ImageFiles(LabelledFiles):
         folder: str | os.PathLike[str],
         names: Sequence[str],
         labels: Tensor,
-        augmentation: Callable[[Image.Image], Tensor],
+        augmentation: Callable[[Tensor], Tensor],
         evaluation: Callable[[Image.Image], Tensor],
         upright: bool = True,
         skip_damaged: bool = False,
-        decode: Callable[[str, bool], Image.Image] = decoded,
     ) -> None:
         super().__init__(labels, augmentation, evaluation, upright, skip_damaged)
         self.folder = folder
         # One block of memory: forked processes would copy a list of strings as soon as they count references to them
         self.names = np.array([os.fsencode(name) for name in names])
-        self.decode = decode
 
     def take(self, indices: Tensor) -> Self:
         subset = super().take(indices)
@@ -198,4 +204,7 @@ class ImageFiles(LabelledFiles):
         return os.path.join(self.folder, os.fsdecode(self.names[index]))
 
     def decoded(self, index: int) -> Image.Image:
-        return self.decode(self.path_of(index), self.upright)
+        return decoded(self.path_of(index), self.upright)
+
+    def pixels(self, index: int) -> Tensor:
+        return pixels(self.path_of(index), self.upright)

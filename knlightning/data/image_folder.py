@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from knlightning.data.decoding import decoded
 from knlightning.data.folder import abbreviated, find_classes, find_images_in, is_hidden, list_folders
 from knlightning.data.image_files import ImageFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
@@ -111,14 +109,9 @@ class ImageFolderDataModule(LabelledFilesDataModule):
             self.evaluation,
             self.upright,
             self.skip_damaged,
-            decode=_decode,
         )
 
 
 def has_classes(folder: Path) -> bool:
     """Say whether there are folders of classes in a folder."""
     return folder.is_dir() and not all(map(is_hidden, list_folders(folder)))
-
-
-def _decode(path: str, upright: bool) -> Image.Image:
-    return decoded(path, upright)  # looked up when called: a program can put its own decoder in its place

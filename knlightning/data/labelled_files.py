@@ -23,10 +23,11 @@ class LabelledFilesDataModule(BaseDataModule):
     """Base of the datamodules for labelled images that are decoded while they are trained on, in worker processes.
 
     A training image is cropped to a random part of 8 to 100 % of its area with an aspect ratio of 3/4 to 4/3, scaled,
-    and mirrored with probability 1/2 (torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`); an image to
-    evaluate, or to predict on, is scaled by its shorter side and cropped to its centre. How an image is augmented is a
-    function of the run's seed, the epoch, the image and the repetition alone, so that runs are equal with any number of
-    processes, and when resumed. Images come to the device as uint8 and are scaled to float there.
+    and mirrored with probability 1/2 (torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, of tensors, which
+    take less time than images of Pillow); an image to evaluate, or to predict on, is scaled by its shorter side and
+    cropped to its centre. How an image is augmented is a function of the run's seed, the epoch, the image and the
+    repetition alone, so that runs are equal with any number of processes, and when resumed. Images come to the device
+    as uint8 and are scaled to float there.
 
     A subclass overrides `load`, which makes `LabelledFiles` with `augmentation`, `evaluation`, `upright` and
     `skip_damaged`. It puts the names of its splits into `sampling`.
@@ -49,8 +50,8 @@ class LabelledFilesDataModule(BaseDataModule):
 
     Attributes:
         class_names: Empty until data or a checkpoint are read.
-        augmentation: Makes a training image, uint8 `(3, H, W)`, of a decoded one.
-        evaluation: Makes an image of evaluation likewise.
+        augmentation: Makes a training image, uint8 `(3, H, W)`, of the pixels of a decoded one, uint8 `(3, H, W)`.
+        evaluation: Makes an image of evaluation, of one of Pillow.
 
     Raises:
         ArgumentError: If an argument is out of range.
@@ -88,17 +89,24 @@ class LabelledFilesDataModule(BaseDataModule):
         self.image_size = (eval_size, eval_size)
         self.eval_resize = eval_resize
         self.sampling = Sampling(repeats=repeated_augmentation)
-        self.evaluation: Callable[[Image.Image], Tensor] = partial(fitted, size=self.image_size, resize=eval_resize)
+        self.evaluation: Callable[[Image.Image | Tensor], Tensor] = partial(
+            fitted, size=self.image_size, resize=eval_resize
+        )
         # a rectangle of the mean colour is one of zeros once it is scaled by `standard`
         erasing = v2.RandomErasing(random_erasing, value=[round(255 * mean) for mean in self.mean])
-        self.augmentation: Callable[[Image.Image], Tensor] = self.evaluation
+        self.augmentation: Callable[[Tensor], Tensor] = self.evaluation
+        # Pillow turns and shears faster than torch, and scales more slowly
+        trivial = [
+            v2.ToPILImage(),
+            v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),
+            v2.PILToTensor(),
+        ]
         if augment:
             self.augmentation = v2.Compose(
                 [
                     v2.RandomResizedCrop(train_size),
                     v2.RandomHorizontalFlip(),
-                    *([v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)] if trivial_augment else []),
-                    v2.PILToTensor(),
+                    *(trivial if trivial_augment else []),
                     *([erasing] if random_erasing else []),
                 ]
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed import get_world_size
 from torch.utils.data import DataLoader
 
@@ -243,10 +244,21 @@ class ResumableLoader(DataLoader[Any]):
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
         now = self._determinants(sampler)
         before = {"balanced": 0, "layout": 0} | restored  # earlier checkpoints do not say it
-        changed = [f"{key}={before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
-        if changed:
-            raise ValueError(
-                f"The checkpoint was written after {restored['batches']} batches of epoch {restored['epoch']}, with "
-                f"{', '.join(changed)}. Other batches would show some images of that epoch twice. "
-                "Resume with the same values, or from a checkpoint written at the end of an epoch."
+        changed = [key for key in now if before[key] != now[key]]
+        told = ", ".join(f"{key}={before[key]} (now {now[key]})" for key in changed)
+        if not changed:
+            return
+        same_steps = before["ranks"] * before["batch_size"] == now["ranks"] * now["batch_size"]
+        if same_steps and {*changed} == {"ranks", "batch_size"}:
+            rank_zero_info(
+                f"Epoch {restored['epoch']} goes on after {restored['batches']} batches with {told}: the same images in"
+                " each step. Other random numbers of the network, other rounding of sums, and, of batch normalization,"
+                " statistics of other parts of a batch."
             )
+            return
+        raise ValueError(
+            f"The checkpoint was written after {restored['batches']} batches of epoch {restored['epoch']}, with {told}."
+            " Other batches would show some images of that epoch twice. Resume with the same values, with another"
+            " number of devices of as many images together (ranks times batch_size), or from a checkpoint written at"
+            " the end of an epoch."
+        )

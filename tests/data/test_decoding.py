@@ -5,9 +5,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import ExifTags, Image
+from torchvision.transforms.functional import pil_to_tensor
 
-from knlightning.data.decoding import FORMATS, UnreadableImageError, decoded, fitted, opened, unreadable
+from knlightning.data.decoding import FORMATS, UnreadableImageError, decoded, fitted, opened, pixels, unreadable
 
 
 def noise(width=40, height=30):
@@ -53,6 +55,41 @@ def png(width, height):
         for kind, data in ((b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
     )
     return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *[("RGB", {"format": "JPEG", "subsampling": kind, "quality": 75}) for kind in range(3)],
+        ("RGB", {"format": "JPEG", "progressive": True}),
+        ("L", {"format": "JPEG"}),
+        ("CMYK", {"format": "JPEG"}),
+        ("RGB", {"format": "PNG"}),
+        ("RGB", {"format": "JPEG", "orientation": 6}),
+    ],
+)
+def test_pixels_are_those_of_pillow(tmp_path, mode, options):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = options.get("orientation", 1)
+    path = tmp_path / "image"
+    noise(45, 31).convert(mode).save(path, exif=exif, **options)
+    for upright in (True, False):
+        expected = pil_to_tensor(decoded(path, upright))
+        assert torch.equal(pixels(path, upright), expected)
+        assert torch.equal(pixels("x", upright, path.read_bytes()), expected)
+
+
+def test_damage_of_a_jpeg_file_is_told_as_by_pillow(tmp_path):
+    path = tmp_path / "image.jpg"
+    noise().save(path)
+    content = path.read_bytes()
+    for damaged in (b"", content[:300], content[:-200]):
+        path.write_bytes(damaged)
+        with pytest.raises(UnreadableImageError) as expected:
+            decoded(path)
+        with pytest.raises(UnreadableImageError) as told:
+            pixels(path)
+        assert str(told.value) == str(expected.value)
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def files(folder, skip_damaged=False):
         folder,
         [f"ü {number}.png" for number in range(10)],
         torch.arange(10) // 5,
-        v2.Compose([v2.RandomCrop(4), v2.PILToTensor()]),
+        v2.RandomCrop(4),
         partial(fitted, size=(6, 6), resize=None),
         skip_damaged=skip_damaged,
     )

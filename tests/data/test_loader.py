@@ -1,5 +1,6 @@
 """Runs that are stopped and resumed, with a real Trainer."""
 
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -205,6 +206,35 @@ def test_position_counts_what_was_handed_out(workers):
     assert second.state_dict() == state  # nothing read yet: still the same position
     assert batches(second) == expected[2:]
     assert batches(second) == expected  # only the first pass is cut short
+
+
+def test_another_number_of_devices_goes_on_with_the_same_images_in_each_step(caplog):
+    def loaders(ranks, batch_size):
+        samplers = [TrainSampler(26, 7, ranks, rank) for rank in range(ranks)]
+        return [
+            ResumableLoader(range(26), batch_size, sampler=sampler, generator=torch.Generator()) for sampler in samplers
+        ]
+
+    def steps(loaders):
+        return [sorted(chain(*parts)) for parts in zip(*map(batches, loaders), strict=True)]
+
+    whole = steps(loaders(2, 4))
+    assert steps(loaders(1, 8)) == whole
+    begun = loaders(2, 4)[0]
+    iterator = iter(begun)
+    for _ in range(2):
+        next(iterator)
+    for ranks, batch_size in ((1, 8), (4, 2)):
+        others = loaders(ranks, batch_size)
+        for other in others:
+            other.load_state_dict(begun.state_dict())
+        with caplog.at_level("INFO"):
+            assert steps(others)[:1] == whole[2:3]
+        assert f"after 2 batches with batch_size=4 (now {batch_size}), ranks=2 (now {ranks})" in caplog.text
+    (other,) = loaders(1, 4)
+    other.load_state_dict(begun.state_dict())
+    with pytest.raises(ValueError, match=r"with ranks=2 \(now 1\)\. Other batches"):
+        batches(other)
 
 
 def test_the_epoch_may_be_set_after_the_iterator_is_made():

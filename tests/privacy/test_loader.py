@@ -210,7 +210,7 @@ def test_no_image_takes_the_place_of_a_damaged_one(tmp_path):
     for number in (2, 3):
         (tmp_path / f"{number}.png").write_bytes(b"")
     names = [f"{number}.png" for number in range(6)]
-    files = ImageFiles(tmp_path, names, torch.arange(6), pil_to_tensor, pil_to_tensor, skip_damaged=True)
+    files = ImageFiles(tmp_path, names, torch.arange(6), torch.as_tensor, pil_to_tensor, skip_damaged=True)
     whole = DataLoader(files, 6, sampler=SeededSampler(6, 0), collate_fn=files.collate)
     with pytest.warns(UserWarning, match="2 of the 6 images could not be read"):
         batches = list(private(whole, batch_size=6, micro_batches=1))  # each step takes all of them

@@ -1,0 +1,16 @@
+import pytest
+
+from experiments.decoding import REFERENCE, measure
+
+
+@pytest.mark.slow
+def test_images_are_made_faster_than_by_torchvisions_reference(capsys):
+    ratios = measure(images=48, rounds=3)
+    assert ratios["knlightning"] > 1.2
+    assert ratios[REFERENCE] == 1
+    assert capsys.readouterr().out.count("| ") == 3 * 7 - 1
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="rounds must be a whole number at least 1, got 0"):
+        measure(rounds=0)
