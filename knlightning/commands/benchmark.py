@@ -121,13 +121,13 @@ def benchmark(
 
     Args:
         preset: "converted": networks of torchvision on images of 128x128, batches of 2 and 16, and their kernel
-            normalized copies; about ten minutes on two cores. "gpu": on a GPU, parity of the fused kernels with
-            plain operations, then four layers, and ResNet-18 and -50 at 224x224, in TF32 and bfloat16, eager and
-            compiled. "laptop": ResNet-18 and four layers on small images, about two minutes on two cores. "table3":
-            memory of the FCNs of 18, 34 and 50 layers, of a step on crops of 1024x512 and of evaluation of a whole
-            image of 2048x1024; what is kept grows in proportion to the batch. "table6": time of the ResNets of 18, 34 and 50 layers. "table7": their memory. "table8": four layers
-            at several resolutions and strides. "targets": KNResNet-18 at 32x32 and -50 at 224x224, and layers with
-            kernels from 1x1 to 7x7.
+            normalized copies; about ten minutes on two cores. "gpu": on a GPU, parity of the fused kernels with plain
+            operations, then four layers, and ResNet-18 and -50 at 224x224, in TF32 and bfloat16, eager and compiled.
+            "laptop": ResNet-18 and four layers on small images, about two minutes on two cores. "table3": memory of the
+            FCNs of 18, 34 and 50 layers, of a step on crops of 1024x512 and of evaluation of a whole image of
+            2048x1024; what is kept grows in proportion to the batch. "table6": time of the ResNets of 18, 34 and 50
+            layers. "table7": their memory. "table8": four layers at several resolutions and strides. "targets":
+            KNResNet-18 at 32x32 and -50 at 224x224, and layers with kernels from 1x1 to 7x7.
         batch_size: Images in a batch; null for that of the preset, which is the paper's for its tables.
         resolutions: Heights and widths of the images, for "table3" heights of the crops; null for those of the
             preset.

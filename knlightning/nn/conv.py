@@ -31,6 +31,7 @@ class _KNConv(KernelNormalized):
         *,
         dilation: int | Sequence[int] = 1,
         padding_mode: PaddingMode = "zeros",
+        relu_output: bool = False,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, padding_mode, dropout_p, eps, eval_statistics)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -39,6 +40,7 @@ class _KNConv(KernelNormalized):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.groups = groups
+        self.relu_output = relu_output
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels))
@@ -86,7 +88,7 @@ class _KNConv(KernelNormalized):
             dilation=self.dilation,
             padding_mode=self.padding_mode,
             relu_input=relu_input,
-            relu_output=relu_output,
+            relu_output=relu_output or self.relu_output,
             residual=residual,
             keep_output=keep_output,
         )
@@ -94,7 +96,8 @@ class _KNConv(KernelNormalized):
     def extra_repr(self) -> str:
         groups = f", groups={self.groups}" if self.groups > 1 else ""
         bias = ", bias=False" if self.bias is None else ""
-        return f"{self.in_channels}, {self.out_channels}, {super().extra_repr()}{groups}{bias}"
+        relu = ", relu_output=True" if self.relu_output else ""
+        return f"{self.in_channels}, {self.out_channels}, {super().extra_repr()}{groups}{bias}{relu}"
 
 
 class KNConv1d(_KNConv):
@@ -129,6 +132,8 @@ class KNConv2d(_KNConv):
         dilation: Step between the elements of a window, one number or one for each dimension.
         padding_mode: What stands around the input: "zeros", "reflect", "replicate" or "circular", as in
             `torch.nn.Conv2d`. It is part of the windows.
+        relu_output: Whether to return the ReLU of the output. Then the layer keeps nothing but its input and that for
+            backward; with a `torch.nn.ReLU` behind it, it keeps one more tensor.
 
     Raises:
         ArgumentError: If an argument is out of its range.

@@ -1,9 +1,9 @@
 """The kernel normalized convolution by fused kernels: torch's convolutions, and as few passes as possible around them.
 
 The passes are those of `knlightning.nn.fused_passes` on GPUs, and of `knlightning.nn.cpu_passes` on CPUs. Forward, one
-pass reads the input for its statistics and one turns the convolution's result into the output. Backward, one pass scales
-the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in each of them
-from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
+pass reads the input for its statistics and one turns the convolution's result into the output. Backward, one pass
+scales the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in each of
+them from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
 
 The operators are known to `torch.library`, so that compilers take them as they are.
 """
@@ -103,7 +103,9 @@ def find_passes(input: Tensor, weight: Tensor) -> ModuleType | None:
 
 
 def _triton() -> ModuleType:
-    return importlib.import_module("knlightning.nn.fused_passes")  # needs Triton
+    from knlightning.nn import fused_passes  # needs Triton
+
+    return fused_passes
 
 
 def draw_seed(device: torch.device) -> Tensor:

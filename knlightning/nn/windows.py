@@ -122,7 +122,7 @@ class Window:
             The input, and its windows, which are padded with zeros or not at all.
 
         Raises:
-            ArgumentError: As `check`.
+            ArgumentError: If `check` raises it.
         """
         self.check(input.shape[2:], padding_mode)
         if padding_mode == "zeros" or not any(self.pads):

@@ -7,6 +7,7 @@ import torch
 from nn import naive
 from torch import nn
 
+from knlightning.analysis.measure import bytes_kept
 from knlightning.nn import KernelNorm2d, KNConv1d, KNConv2d, KNConv3d, kn_conv
 from knlightning.nn.dropout import draw_dropped, mask_of
 
@@ -49,6 +50,23 @@ def test_all_settings_are_handed_on(training):
     y = layer(x, relu_input=True, relu_output=True)
     torch.manual_seed(0)
     assert torch.equal(y, kn_conv(x.relu(), layer.weight, layer.bias, **settings).relu())
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_stack_of_layers_with_their_relu_keeps_what_plain_ones_keep(kernel_size):
+    relu = KNConv2d(16, 16, kernel_size, relu_output=True)
+    assert "relu_output=True" in repr(relu)
+    torch.manual_seed(0)
+    y = relu(torch.ones(1, 16, 3, 3))
+    torch.manual_seed(0)
+    assert torch.equal(y, relu(torch.ones(1, 16, 3, 3), relu_output=True))
+    assert y.min() == 0
+    plain = [layer for _ in range(4) for layer in (nn.Conv2d(16, 16, kernel_size), nn.ReLU())]
+    nets = nn.Sequential(*(KNConv2d(16, 16, kernel_size, relu_output=True) for _ in range(4))), nn.Sequential(*plain)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.rand(8, 16, 32, 32).contiguous(memory_format=memory_format)
+        ours, floor = (bytes_kept(net.to(memory_format=memory_format), x) for net in nets)
+        assert ours < 1.2 * floor
 
 
 def test_initialization_is_that_of_the_published_networks():
