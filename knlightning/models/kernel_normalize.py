@@ -34,7 +34,7 @@ class Report:
 
 
 def kernel_normalize(
-    model: nn.Module, dropout_p: float = 0.05, eval_statistics: EvalStatistics = "clean", eps: float = 1e-5
+    model: nn.Module, dropout_p: float = 0.05, eval_statistics: EvalStatistics = "expected", eps: float = 1e-5
 ) -> tuple[nn.Module, Report]:
     """Copy a network with its pairs of convolution and normalization replaced by kernel normalized convolutions.
 

@@ -18,7 +18,9 @@ AnyConv = Conv | TransposedConv
 _KN_CONVS: dict[type[Conv], type[KNConv]] = {nn.Conv1d: KNConv1d, nn.Conv2d: KNConv2d, nn.Conv3d: KNConv3d}
 
 
-def knconv_of(conv: Conv, *, dropout_p: float, eps: float = 1e-5, eval_statistics: EvalStatistics = "clean") -> KNConv:
+def knconv_of(
+    conv: Conv, *, dropout_p: float, eps: float = 1e-5, eval_statistics: EvalStatistics = "expected"
+) -> KNConv:
     """Make a KNConv of the parameters of a convolution, with a bias of zeros if that has none.
 
     Args:
