@@ -18,7 +18,7 @@ def converted(
     name: str,
     num_classes: int = 1000,
     dropout_p: float = 0.05,
-    eval_statistics: EvalStatistics = "clean",
+    eval_statistics: EvalStatistics = "expected",
     eps: float = 1e-5,
     rest: Rest = "kernel",
     group_statistics: GroupStatistics = "all",

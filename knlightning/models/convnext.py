@@ -53,7 +53,7 @@ def knconvnext_tiny(
     num_classes: int = 1000,
     dropout_p: float = 0.1,
     eps: float = 1e-5,
-    eval_statistics: EvalStatistics = "clean",
+    eval_statistics: EvalStatistics = "expected",
 ) -> ConvNeXt:
     """Make a ConvNeXt-Tiny with the three downsampling layers, norm and convolution, replaced by ReLU and KNConv.
 

@@ -64,7 +64,7 @@ class Report:
 def kernel_normalize(
     model: nn.Module,
     dropout_p: float = 0.05,
-    eval_statistics: EvalStatistics = "clean",
+    eval_statistics: EvalStatistics = "expected",
     eps: float = 1e-5,
     rest: Rest = "kernel",
     group_statistics: GroupStatistics = "all",

@@ -41,7 +41,7 @@ class Options:
     low_resolution: bool = False
     dropout_p: float = 0.05
     eps: float = 1e-5
-    eval_statistics: EvalStatistics = "clean"
+    eval_statistics: EvalStatistics = "expected"
 
     def __post_init__(self) -> None:
         check_number("num_classes", self.num_classes, at_least=1, integer=True)

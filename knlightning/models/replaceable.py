@@ -60,7 +60,7 @@ def knconv_of(
     *,
     dropout_p: float,
     eps: float = 1e-5,
-    eval_statistics: EvalStatistics = "clean",
+    eval_statistics: EvalStatistics = "expected",
     group_statistics: GroupStatistics = "all",
 ) -> KNConv:
     """Make a KNConv of the parameters of a convolution, with a bias of zeros if that has none.

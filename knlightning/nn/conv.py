@@ -27,7 +27,7 @@ class _KNConv(KernelNormalized):
         bias: bool = True,
         dropout_p: float = 0.05,
         eps: float = 1e-5,
-        eval_statistics: EvalStatistics = "clean",
+        eval_statistics: EvalStatistics = "expected",
         *,
         dilation: int | Sequence[int] = 1,
         padding_mode: PaddingMode = "zeros",
@@ -127,8 +127,8 @@ class KNConv2d(_KNConv):
             is drawn at each call and shared by overlapping windows. Where padding copies elements of the input, the
             copies are dropped on their own.
         eps: Added to the variance.
-        eval_statistics: The moments used in evaluation: "clean" (of the window itself), "expected" (averages of
-            what training sees) or "sampled" (a new mask at each call, as in the published code).
+        eval_statistics: The moments used in evaluation: "expected" (averages of what training sees), "clean" (of the
+            window itself) or "sampled" (a new mask at each call, as in the published code).
         dilation: Step between the elements of a window, one number or one for each dimension.
         padding_mode: What stands around the input: "zeros", "reflect", "replicate" or "circular", as in
             `torch.nn.Conv2d`. It is part of the windows.

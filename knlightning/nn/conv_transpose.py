@@ -31,7 +31,7 @@ def kn_conv_transpose(
     groups: int = 1,
     dropout_p: float = 0.05,
     training: bool = True,
-    eval_statistics: EvalStatistics = "clean",
+    eval_statistics: EvalStatistics = "expected",
     eps: float = 1e-5,
     mask: Tensor | None = None,
     *,
@@ -159,7 +159,7 @@ class _KNConvTranspose(KernelNormalized):
         bias: bool = True,
         dropout_p: float = 0.05,
         eps: float = 1e-5,
-        eval_statistics: EvalStatistics = "clean",
+        eval_statistics: EvalStatistics = "expected",
         *,
         dilation: int | Sequence[int] = 1,
     ) -> None:

@@ -23,7 +23,7 @@ def kn_conv_by_group(
     groups: int = 1,
     dropout_p: float = 0.05,
     training: bool = True,
-    eval_statistics: EvalStatistics = "clean",
+    eval_statistics: EvalStatistics = "expected",
     eps: float = 1e-5,
     *,
     dilation: int | Sequence[int] = 1,

@@ -42,7 +42,7 @@ class KernelNormalized(nn.Module):
     def extra_repr(self) -> str:
         ones = (1,) * self.spatial
         optional = {"stride": ones, "padding": 0, "dilation": ones, "padding_mode": "zeros"}
-        optional |= {"eps": 1e-5, "eval_statistics": "clean"}
+        optional |= {"eps": 1e-5, "eval_statistics": "expected"}
         values = {name: getattr(self, name) for name in optional}
         shown = [f"{name}={value!r}" for name, value in values.items() if value != optional[name]]
         return ", ".join((f"kernel_size={self.kernel_size}", *shown, f"dropout_p={self.dropout_p}"))

@@ -19,7 +19,7 @@ class _KernelNorm(KernelNormalized):
         padding: int | Sequence[int] | str = 0,
         dropout_p: float = 0.25,
         eps: float = 1e-5,
-        eval_statistics: EvalStatistics = "clean",
+        eval_statistics: EvalStatistics = "expected",
         *,
         dilation: int | Sequence[int] = 1,
         padding_mode: PaddingMode = "zeros",
@@ -68,8 +68,8 @@ class KernelNorm2d(_KernelNorm):
         dropout_p: Probability in [0, 1) with which an element is left out of the statistics in training. The
             paper's networks use 0.25 in their head for classification and 0.5 for segmentation.
         eps: Added to the variance.
-        eval_statistics: The moments used in evaluation: "clean" (of the window itself), "expected" (averages of
-            what training sees) or "sampled" (a new mask at each call, as in the published code).
+        eval_statistics: The moments used in evaluation: "expected" (averages of what training sees), "clean" (of the
+            window itself) or "sampled" (a new mask at each call, as in the published code).
         dilation: As in `knlightning.nn.KNConv2d`.
         padding_mode: As in `knlightning.nn.KNConv2d`.
 

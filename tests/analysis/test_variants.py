@@ -54,7 +54,7 @@ def test_kernel_variants_share_architecture_and_parameters(network, variant):
     expected = {"floor": None, "kernel": KNConv2d, "algorithm1": AlgorithmOneConv2d}[variant]
     assert {type(m) for m in net.modules() if isinstance(m, KNConv2d)} == ({expected} if expected else set())
     norms = {m.eval_statistics for m in net.modules() if isinstance(m, KernelNorm2d)}
-    assert norms == {"floor": set(), "kernel": {"clean"}, "algorithm1": {"sampled"}}[variant]
+    assert norms == {"floor": set(), "kernel": {"expected"}, "algorithm1": {"sampled"}}[variant]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def test_every_normalization_of_the_digits_is_compared():
         "model.backbone.norm": "kernel",
         "model.optimizer.lr": 0.4,
         "data.scaling": "unit",
+        "model.backbone.eval_statistics": "clean",
         "data.val_split": 0.2,
         "data.batch_size": 32,
         "trainer.max_epochs": 16,

@@ -37,7 +37,7 @@ def test_weights_are_drawn_as_those_of_convnext():
 
 
 def test_downsampling_is_relu_and_normalized_convolution():
-    layer = knconvnext_tiny(num_classes=2).double().eval().get_submodule("features.2")
+    layer = knconvnext_tiny(num_classes=2, dropout_p=0.0).double().eval().get_submodule("features.2")
     x = torch.randn(2, 96, 4, 4, dtype=torch.float64)
     windows = nn.functional.unfold(x.relu(), 2, stride=2).transpose(1, 2)  # [N, positions, C * 2 * 2]
     normalized = nn.functional.layer_norm(windows, windows.shape[2:], eps=1e-5)

@@ -109,7 +109,7 @@ def test_a_pair_becomes_the_kernel_normalized_convolution_by_its_definition(conv
     spatial = len(conv.kernel_size)
     norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[spatial - 1](conv.out_channels)
     model = nn.Sequential(conv, norm, nn.ReLU(inplace=True)).double().eval()
-    network, _ = kernel_normalize(model)
+    network, _ = kernel_normalize(model, dropout_p=0.0)
     x = torch.randn(2, 4, *range(5, 5 + spatial), dtype=torch.float64)
     plain = conv(x)
     expected = naive.kn_conv(x, conv.weight, conv.bias, conv.stride, pads, conv.groups).relu()
@@ -173,7 +173,7 @@ class PreActivated(nn.Module):
 
 def test_a_pre_activated_block_leaves_its_shortcut_unchanged():
     model = PreActivated().double().eval()
-    network, report = kernel_normalize(model)
+    network, report = kernel_normalize(model, dropout_p=0.0)
     assert report == Report(["conv1", "conv2", "shortcut"], ["bn1", "bn2"])
     assert model.relu.inplace
 

@@ -87,7 +87,7 @@ def test_configurations_see_the_arguments():
         "low_resolution": True,
         "dropout_p": 0.0,
         "eps": 0.1,
-        "eval_statistics": "clean",
+        "eval_statistics": "expected",
     }
 
 

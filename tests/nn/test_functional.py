@@ -160,11 +160,13 @@ def test_empty_batch():
 
 def test_clean_and_expected_evaluation_is_deterministic_and_sampled_is_not():
     x, weight = torch.randn(2, 16, 6, 6), torch.randn(4, 16, 2, 2)
+    results = {}
     for mode, same in (("clean", True), ("expected", True), ("sampled", False)):
         one, two = (kn_conv(x, weight, dropout_p=0.3, training=False, eval_statistics=mode) for _ in range(2))
         assert torch.equal(one, two) == same, mode
-    clean = kn_conv(x, weight, dropout_p=0.3, training=False)
-    assert torch.equal(clean, kn_conv(x, weight, dropout_p=0.0))
+        results[mode] = one
+    assert torch.equal(results["expected"], kn_conv(x, weight, dropout_p=0.3, training=False))
+    assert torch.equal(results["clean"], kn_conv(x, weight, dropout_p=0.0))
 
 
 def test_masks_follow_the_seed_and_differ_from_call_to_call():

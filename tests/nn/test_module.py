@@ -5,9 +5,9 @@ from knlightning.nn import KernelNorm1d, KernelNorm2d, KNConv2d
 
 def test_repr_shows_what_is_not_default():
     assert repr(KNConv2d(3, 8, 3)) == "KNConv2d(3, 8, kernel_size=(3, 3), dropout_p=0.05)"
-    assert repr(KNConv2d(4, 8, 2, 2, (1, 0, 1, 0), 2, False, 0.1, 1e-3, "expected", dilation=2)) == (
+    assert repr(KNConv2d(4, 8, 2, 2, (1, 0, 1, 0), 2, False, 0.1, 1e-3, "clean", dilation=2)) == (
         "KNConv2d(4, 8, kernel_size=(2, 2), stride=(2, 2), padding=(1, 0, 1, 0), dilation=(2, 2), eps=0.001, "
-        "eval_statistics='expected', dropout_p=0.1, groups=2, bias=False)"
+        "eval_statistics='clean', dropout_p=0.1, groups=2, bias=False)"
     )
     assert repr(KernelNorm1d(1)) == "KernelNorm1d(kernel_size=(1,), dropout_p=0.25)"
     assert "padding='same', padding_mode='circular'" in repr(KernelNorm1d(3, padding="same", padding_mode="circular"))
