@@ -19,7 +19,7 @@ from knlightning.data.masked_files import MaskedFiles
 from knlightning.data.samplers import EvalSampler, Sampling, TrainSampler
 from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.streaming import StreamingDataModule
-from knlightning.data.transforms import random_crop, random_horizontal_flip
+from knlightning.data.transforms import random_crop, random_erasing, random_horizontal_flip
 
 __all__ = [
     "BaseDataModule",
@@ -46,5 +46,6 @@ __all__ = [
     "TrainSampler",
     "batches",
     "random_crop",
+    "random_erasing",
     "random_horizontal_flip",
 ]

@@ -68,23 +68,19 @@ class TableImages(LabelledFiles):
         subset.rows = self.rows[indices.numpy()]
         return subset
 
+    def encoded(self, index: int) -> bytes:
+        """Return an image as it is stored, in the table or in a file that it names."""
+        row = self.table[int(self.rows[index])][self.column] or {"bytes": None, "path": ""}
+        return Path(row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
+
     def path_of(self, index: int) -> str:
         """Return the source and the row of an image, as if it were a file."""
         return f"{self.source}/{self.rows[index]}"
 
-    def encoded(self, index: int) -> bytes:
-        """Return an image as it is stored."""
-        encoded = self._row(index)
-        return Path(encoded["path"]).read_bytes() if encoded["bytes"] is None else encoded["bytes"]
-
-    def _row(self, index: int) -> dict[str, Any]:
+    def decoded(self, index: int) -> Image.Image:
         encoded = self.table[int(self.rows[index])][self.column]
         if encoded is None or encoded["bytes"] is encoded["path"] is None:
             raise unreadable(self.path_of(index), ValueError("the row has no image"))
-        return encoded
-
-    def decoded(self, index: int) -> Image.Image:
-        encoded = self._row(index)
         if encoded["bytes"] is None:  # the table names a file
             return decoded(encoded["path"], self.upright)
         return decoded(self.path_of(index), self.upright, encoded["bytes"])
