@@ -237,13 +237,13 @@ class ResumableLoader(DataLoader[Any]):
             "ranks": sampler.num_replicas,
             "repeats": sampler.repeats,
             "balanced": int(sampler.weights is not None),
-            "layout": sampler.layout,
-        }
+        } | sampler.options
 
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
         now = self._determinants(sampler)
-        before = {"balanced": 0, "layout": 0} | restored  # earlier checkpoints do not say it
-        changed = [f"{key}={before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
+        before = {"balanced": 0} | restored  # earlier checkpoints do not say it
+        known = dict.fromkeys([*now, *(before.keys() - {"epoch", "batches"})])
+        changed = [f"{key}={before.get(key)} (now {now.get(key)})" for key in known if before.get(key) != now.get(key)]
         if changed:
             raise ValueError(
                 f"The checkpoint was written after {restored['batches']} batches of epoch {restored['epoch']}, with "

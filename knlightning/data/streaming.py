@@ -47,7 +47,8 @@ class ShardSampler(SeededSampler):
     def __init__(self, *args: Any, shards: Tensor, mixed_shards: int) -> None:
         super().__init__(*args)
         self.shards, self.mixed_shards = shards, mixed_shards
-        self.layout = int(generator_of(mixed_shards, *shards.bincount().tolist()).initial_seed())
+        sizes = generator_of(*shards.bincount().tolist()).initial_seed()
+        self.options = {"mixed_shards": mixed_shards, "sizes_of_shards": sizes}
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the images of an epoch in their order."""
@@ -186,7 +187,7 @@ class StreamingDataModule(LabelledFilesDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | os.PathLike[str],
         image_column: str = "image",
         label_column: str = "label",
         train_name: str = "train",
@@ -201,7 +202,7 @@ class StreamingDataModule(LabelledFilesDataModule):
         check_number("mixed_shards", mixed_shards, at_least=1, integer=True)
         check_number("cache_gigabytes", cache_gigabytes, above=0)
         check_installed(type(self).__name__)
-        self.root, self.image_column, self.label_column = root, image_column, label_column
+        self.root, self.image_column, self.label_column = os.fspath(root), image_column, label_column
         self.mixed_shards = mixed_shards
         self.cache_dir = Path(cache_dir or Path.home() / ".cache/knlightning/shards")
         self.cache_bytes = int(cache_gigabytes * 1e9)
