@@ -33,7 +33,9 @@ def command(function: Callable[..., object], prog: str, args: Sequence[str] | No
     args = sys.argv[1:] if args is None else args
     parameters = inspect.signature(function).parameters
     description = (function.__doc__ or "").partition("Args:")[0]
-    parser = CommandArgumentParser(prog=prog, description=description, usage=f"{prog} [--key value ...]")
+    parser = CommandArgumentParser(
+        prog=prog, description=description, usage=f"{prog} [--key value ...]", allow_abbrev=False
+    )
     if "config" not in parameters:
         parser.add_argument("--config", action="config", help="File with arguments of this command, in YAML.")
     parser.add_function_arguments(function, as_group=False, skip={"overrides"})

@@ -99,6 +99,7 @@ class KNLightningCLI(LightningCLI):
                     "prog": f"knl {self.command}",
                     "description": sys.modules[type(self).__module__].__doc__,
                     "usage": f"knl {self.command} {self.usage}",
+                    "allow_abbrev": False,
                 },
                 subclass_mode_model=True,
                 subclass_mode_data=True,

@@ -20,7 +20,7 @@ from knlightning.data.photographs import PhotographsDataModule
 from knlightning.data.samplers import EvalSampler, Sampling, TrainSampler
 from knlightning.data.segmentation import SegmentationDataModule
 from knlightning.data.streaming import StreamingDataModule
-from knlightning.data.transforms import random_crop, random_horizontal_flip
+from knlightning.data.transforms import random_crop, random_erasing, random_horizontal_flip
 
 __all__ = [
     "BaseDataModule",
@@ -48,5 +48,6 @@ __all__ = [
     "TrainSampler",
     "batches",
     "random_crop",
+    "random_erasing",
     "random_horizontal_flip",
 ]

@@ -68,14 +68,14 @@ class TableImages(LabelledFiles):
         subset.rows = self.rows[indices.numpy()]
         return subset
 
+    def encoded(self, index: int) -> bytes:
+        """Return an image as it is stored, in the table or in a file that it names."""
+        row = self.table[int(self.rows[index])][self.column] or {"bytes": None, "path": ""}
+        return Path(row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
+
     def path_of(self, index: int) -> str:
         """Return the source and the row of an image, as if it were a file."""
         return f"{self.source}/{self.rows[index]}"
-
-    def encoded(self, index: int) -> bytes:
-        """Return an image as it is stored."""
-        encoded = self._row(index)
-        return Path(encoded["path"]).read_bytes() if encoded["bytes"] is None else encoded["bytes"]
 
     def decoded(self, index: int) -> Image.Image:
         return decoded(*self._source(index))
@@ -85,16 +85,12 @@ class TableImages(LabelledFiles):
 
     def _source(self, index: int) -> tuple[str, bool, bytes | None]:
         """Return the arguments of a decoder."""
-        encoded = self._row(index)
-        if encoded["bytes"] is None:  # the table names a file
-            return encoded["path"], self.upright, None
-        return self.path_of(index), self.upright, encoded["bytes"]
-
-    def _row(self, index: int) -> dict[str, Any]:
         encoded = self.table[int(self.rows[index])][self.column]
         if encoded is None or encoded["bytes"] is encoded["path"] is None:
             raise unreadable(self.path_of(index), ValueError("the row has no image"))
-        return encoded
+        if encoded["bytes"] is None:  # the table names a file
+            return encoded["path"], self.upright, None
+        return self.path_of(index), self.upright, encoded["bytes"]
 
 
 class HuggingFaceDataModule(LabelledFilesDataModule):

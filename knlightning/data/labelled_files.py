@@ -14,6 +14,8 @@ from knlightning.data.base import BaseDataModule, Scaling
 from knlightning.data.decoding import fitted
 from knlightning.data.folder import FolderImages
 from knlightning.data.samplers import Sampling
+from knlightning.data.transforms import random_erasing
+from knlightning.protocols import batch_independent
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,7 +39,8 @@ class LabelledFilesDataModule(BaseDataModule):
         eval_resize: Length to which the shorter side of other images is scaled.
         eval_size: Height and width of their centre crop.
         trivial_augment: Whether each training image is changed by one random operation too (`TrivialAugmentWide`).
-        random_erasing: Probability with which a random rectangle of a training image is set to the mean colour.
+        random_erasing: Probability with which a random rectangle of a training image is set to the mean colour. It is
+            drawn on the device, for the whole batch.
         repeated_augmentation: How many times an epoch shows each of the images that it shows, each time augmented
             differently. The length of the epoch stays, so that it shows fewer different images. See `TrainSampler`.
         augment: Whether training images are augmented; if not, they are made as those of evaluation are.
@@ -92,8 +95,7 @@ class LabelledFilesDataModule(BaseDataModule):
         self.evaluation: Callable[[Image.Image | Tensor], Tensor] = partial(
             fitted, size=self.image_size, resize=eval_resize
         )
-        # a rectangle of the mean colour is one of zeros once it is scaled by `standard`
-        erasing = v2.RandomErasing(random_erasing, value=[round(255 * mean) for mean in self.mean])
+        self.random_erasing = random_erasing if augment else 0.0
         self.augmentation: Callable[[Tensor], Tensor] = self.evaluation
         # Pillow turns and shears faster than torch, and scales more slowly
         trivial = [
@@ -107,9 +109,23 @@ class LabelledFilesDataModule(BaseDataModule):
                     v2.RandomResizedCrop(train_size),
                     v2.RandomHorizontalFlip(),
                     *(trivial if trivial_augment else []),
-                    *([erasing] if random_erasing else []),
                 ]
             )
+
+    @batch_independent()
+    def prepared(self, images: Tensor, train: bool) -> Tensor:
+        """Erase a part of training images, if asked for, and scale.
+
+        Args:
+            images: uint8 `(N, C, H, W)`, on the device where they are needed.
+            train: Whether they are training images.
+
+        Returns:
+            float32 of the same shape.
+        """
+        if train and self.random_erasing:  # the mean colour is zero once it is scaled by `standard`
+            images = random_erasing(images, self.random_erasing, [round(255 * mean) for mean in self.mean])
+        return super().prepared(images, train)
 
     def load_predict(self, folder: str | os.PathLike[str]) -> FolderImages:
         return FolderImages(folder, self.image_size, self.eval_resize, skip_damaged=True)

@@ -238,16 +238,16 @@ class ResumableLoader(DataLoader[Any]):
             "ranks": sampler.num_replicas,
             "repeats": sampler.repeats,
             "balanced": int(sampler.weights is not None),
-            "layout": sampler.layout,
-        }
+        } | sampler.options
 
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
         now = self._determinants(sampler)
-        before = {"balanced": 0, "layout": 0} | restored  # earlier checkpoints do not say it
-        changed = [key for key in now if before[key] != now[key]]
-        told = ", ".join(f"{key}={before[key]} (now {now[key]})" for key in changed)
+        before = {"balanced": 0} | restored  # earlier checkpoints do not say it
+        known = dict.fromkeys([*now, *(before.keys() - {"epoch", "batches"})])
+        changed = [key for key in known if before.get(key) != now.get(key)]
         if not changed:
             return
+        told = ", ".join(f"{key}={before.get(key)} (now {now.get(key)})" for key in changed)
         same_steps = before["ranks"] * before["batch_size"] == now["ranks"] * now["batch_size"]
         if same_steps and {*changed} == {"ranks", "batch_size"}:
             rank_zero_info(

@@ -74,7 +74,7 @@ class TrainSampler(DistributedSampler[Any]):
     Attributes:
         epoch: Number of the epoch, as of the last call of `set_epoch`.
         start: How many of this rank's images to skip: where an interrupted epoch goes on.
-        layout: A number that differs if a subclass makes another order of the same seed and epoch.
+        options: What else the order depends on, by its name.
 
     Raises:
         ArgumentError: If there are fewer images than ranks.
@@ -97,7 +97,7 @@ class TrainSampler(DistributedSampler[Any]):
         self.repeats = repeats
         self.weights = None if strata is None else 1 / strata.bincount()[strata].double()
         self.start = 0
-        self.layout = 0
+        self.options: dict[str, int] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose order is drawn next.

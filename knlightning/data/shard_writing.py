@@ -19,6 +19,7 @@ from knlightning.data.folder import abbreviated
 from knlightning.data.image_files import ImageFiles
 from knlightning.data.samplers import generator_of
 from knlightning.data.shards import storage, storage_errors
+from knlightning.run_directory import replacing, sweep
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +66,9 @@ def write_shards(
     parts = order.split(images_per_shard)
     names = [f"{split}-{number:05}-of-{len(parts):05}.parquet" for number in range(len(parts))]
     with storage_errors(out):
-        filesystem.makedirs(folder, exist_ok=True)
+        if "file" in filesystem.protocol:  # a bucket that does not exist is not made: its name may be mistyped
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            sweep(Path(folder))
         there = {path.rpartition("/")[2] for path in filesystem.find(folder) if path.endswith(".parquet")}
     if strange := sorted(name for name in there - set(names) if name.startswith(f"{split}-")):
         raise _of_other_data(out, strange)
@@ -150,14 +153,14 @@ def _encode(dataset: Any, labels: Sequence[int], part: list[int], class_names: S
 
 def _write(filesystem: Any, path: str, content: "pa.Buffer") -> None:
     """Write a file that has its name only when it is whole."""
-    local = "file" in filesystem.protocol
-    unfinished = "/.".join(path.rsplit("/", 1)) + ".part" if local else path  # other storages show whole files alone
     with storage_errors(path):
-        filesystem.pipe_file(unfinished, content.to_pybytes())
-        if (size := filesystem.size(unfinished)) != content.size:
+        if "file" in filesystem.protocol:
+            with replacing(Path(path)) as unfinished:
+                unfinished.write_bytes(content)
+        else:  # other storages show whole files alone
+            filesystem.pipe_file(path, content.to_pybytes())
+        if (size := filesystem.size(path)) != content.size:
             raise ValueError(f"{size} bytes of {content.size} were written")
-        if local:
-            Path(unfinished).replace(path)
 
 
 def _mark_of(filesystem: Any, path: str) -> bytes | None:

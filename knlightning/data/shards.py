@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from knlightning.checks import ArgumentError, check
 from knlightning.data.folder import abbreviated
+from knlightning.run_directory import replacing, sweep
 from knlightning.text import printable
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def find_shards(root: str, split: str) -> list[Shard]:
         found = filesystem.find(folder, detail=True)
     shards = []
     for path, info in sorted(found.items()):
-        parent, _, name = path.rpartition("/")
+        parent, _, name = path.removeprefix(folder).rpartition("/")
         if name.startswith((f"{split}-", f"{split}.")) or (parent.endswith(f"/{split}") and not name.startswith(".")):
             if not name.endswith(".parquet"):
                 continue
@@ -187,7 +188,7 @@ def read_labels(root: str, shards: Sequence[Shard], image_column: str, label_col
 def _stated_names(schema: "pa.Schema", column: str) -> tuple[str, ...]:
     """Return the names of the classes that `datasets` states in the metadata of a file."""
     stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return tuple(stated.get("info", {}).get("features", {}).get(column, {}).get("names") or ())
+    return tuple(map(str, stated.get("info", {}).get("features", {}).get(column, {}).get("names") or ()))
 
 
 def _leaf(schema: "pa.Schema", column: str) -> str | None:
@@ -233,7 +234,8 @@ class ShardCache:
                 continue
             with suppress(FileNotFoundError):
                 os.utime(path)
-            return pa.ipc.open_file(mapped).read_all().column(0)
+            with storage_errors(str(path)):
+                return pa.ipc.open_file(mapped).read_all().column(0)
 
     def fetch(self, shard: Shard) -> None:
         """Copy a shard, unless it is there.
@@ -249,18 +251,15 @@ class ShardCache:
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
+                sweep(self.folder)
                 self._make_room(shard.size)
-                unfinished = path.with_suffix(".part")
-                with storage_errors(shard.path):
+                with replacing(path) as unfinished, storage_errors(shard.path):
                     self._copy(shard, unfinished)
-                unfinished.replace(path)
 
     def _path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.version}-{hashlib.sha256(self.column.encode()).hexdigest()[:8]}.arrow"
 
     def _make_room(self, needed: int) -> None:
-        for left in self.folder.glob("*.part"):  # by a process that was killed
-            left.unlink()
         copies = [(path.stat(), path) for path in self.folder.glob("*.arrow")]
         free = self.most_bytes - needed - sum(status.st_size for status, _ in copies)
         for status, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
@@ -280,8 +279,6 @@ class ShardCache:
                     (column,) = batch.columns
                     images = column.flatten()[0] if pa.types.is_struct(column.type) else column
                     copy.write_batch(pa.record_batch([images.cast(pa.large_binary())], ["bytes"]))
-            file.flush()
-            os.fsync(file.fileno())
 
     def _download(self, shard: Shard) -> bytearray:
         """Read a shard by several requests at a time."""

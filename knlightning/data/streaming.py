@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from knlightning.checks import check, check_number
-from knlightning.data.decoding import decoded, unreadable
+from knlightning.data.decoding import decoded, pixels, unreadable
 from knlightning.data.hugging_face import names_of_values, numbered
 from knlightning.data.image_files import LabelledFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
@@ -47,7 +47,8 @@ class ShardSampler(SeededSampler):
     def __init__(self, *args: Any, shards: Tensor, mixed_shards: int) -> None:
         super().__init__(*args)
         self.shards, self.mixed_shards = shards, mixed_shards
-        self.layout = int(generator_of(mixed_shards, *shards.bincount().tolist()).initial_seed())
+        sizes = generator_of(*shards.bincount().tolist()).initial_seed()
+        self.options = {"mixed_shards": mixed_shards, "sizes_of_shards": sizes}
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the images of an epoch in their order."""
@@ -121,6 +122,9 @@ class ShardImages(LabelledFiles):
     def decoded(self, index: int) -> Image.Image:
         return decoded(self.path_of(index), self.upright, self.encoded(index))
 
+    def pixels(self, index: int) -> Tensor:
+        return pixels(self.path_of(index), self.upright, self.encoded(index))
+
     def __getitem__(self, index: int | SeededIndex) -> Any:
         shard, _ = self._locate(index.image if isinstance(index, SeededIndex) else index)
         if shard not in self._open:
@@ -186,7 +190,7 @@ class StreamingDataModule(LabelledFilesDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str | os.PathLike[str],
         image_column: str = "image",
         label_column: str = "label",
         train_name: str = "train",
@@ -201,7 +205,7 @@ class StreamingDataModule(LabelledFilesDataModule):
         check_number("mixed_shards", mixed_shards, at_least=1, integer=True)
         check_number("cache_gigabytes", cache_gigabytes, above=0)
         check_installed(type(self).__name__)
-        self.root, self.image_column, self.label_column = root, image_column, label_column
+        self.root, self.image_column, self.label_column = os.fspath(root), image_column, label_column
         self.mixed_shards = mixed_shards
         self.cache_dir = Path(cache_dir or Path.home() / ".cache/knlightning/shards")
         self.cache_bytes = int(cache_gigabytes * 1e9)
@@ -236,8 +240,8 @@ class StreamingDataModule(LabelledFilesDataModule):
         if split == self.sampling.train:
             _warn_if_sorted(numbers, lengths, self.mixed_shards, len(self.class_names))
         copies = ShardCache(self.root, self.image_column, self.cache_dir, self.cache_bytes)
-        how: tuple[Callable[[Image.Image], Tensor], ...] = (self.augmentation, self.evaluation)
-        return ShardImages(shards, lengths, copies, self.mixed_shards, numbers, *how, self.upright, self.skip_damaged)
+        how = (self.augmentation, self.evaluation, self.upright, self.skip_damaged)
+        return ShardImages(shards, lengths, copies, self.mixed_shards, numbers, *how)
 
     def _values(self, split: str) -> list[Any]:
         labels = read_labels(self.root, find_shards(self.root, split), self.image_column, self.label_column)

@@ -3,11 +3,17 @@
 Every image gets random numbers of its own, drawn from torch's global generator of that device.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from knlightning.checks import check_number
+
+ATTEMPTS = 10
+"""How many rectangles are drawn for an image, of which the first that fits is erased."""
 
 
 def random_crop(images: Tensor, padding: int) -> Tensor:
@@ -51,3 +57,42 @@ def random_horizontal_flip(images: Tensor) -> Tensor:
     flipped = torch.rand(len(images), device=images.device) < 0.5
     both = torch.cat([images, images.flip(-1)])
     return both.index_select(0, torch.arange(len(images), device=images.device) + len(images) * flipped)
+
+
+def random_erasing(images: Tensor, probability: float, colour: Sequence[float]) -> Tensor:
+    """Fill a random rectangle of every image with a colour, with a probability.
+
+    The rectangle has 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3, as torchvision's `RandomErasing` draws
+    it. Source: Z. Zhong et al., Random Erasing Data Augmentation, AAAI 2020.
+
+    Args:
+        images: `(N, C, H, W)`, uint8 or float.
+        probability: From 0 to 1.
+        colour: Of each channel.
+
+    Returns:
+        Tensor of the same shape and dtype.
+
+    Raises:
+        ArgumentError: If the probability is out of range.
+    """
+    check_number("probability", probability, at_least=0, at_most=1)
+    count, _, height, width = images.shape
+    device = images.device
+    areas, ratios = torch.rand(2, count, ATTEMPTS, device=device)
+    areas = height * width * (0.02 + (0.33 - 0.02) * areas)
+    ratios = torch.exp(math.log(0.3) + (math.log(3.3) - math.log(0.3)) * ratios)
+    heights, widths = (areas * ratios).sqrt().round(), (areas / ratios).sqrt().round()
+    fits = (heights < height) & (widths < width)
+    first = fits.int().argmax(1, keepdim=True)  # attempts that do not fit do not count
+    erased, *corner = torch.rand(3, count, 1, device=device)
+    inside = []
+    for place, lengths, total in zip(corner, (heights, widths), (height, width), strict=True):
+        length = lengths.gather(1, first)
+        start = (place * (total - length + 1)).floor()
+        pixels = torch.arange(total, device=device)
+        inside.append((pixels >= start) & (pixels < start + length))
+    rows, columns = inside
+    rows = rows & fits.any(1, keepdim=True) & (erased < probability)
+    mask = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(mask, torch.tensor(colour, device=device).to(images.dtype).view(-1, 1, 1), images)

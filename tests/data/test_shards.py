@@ -31,6 +31,12 @@ def root(tmp_path):
     return str(tmp_path / "root")
 
 
+def test_a_folder_above_is_no_split(tmp_path):
+    write(tmp_path / "train" / "validation-0.parquet", [b""], [0])
+    with pytest.raises(FileNotFoundError):
+        find_shards(str(tmp_path / "train"), "train")
+
+
 def test_files_of_a_split_are_found_by_their_names_and_folders(root, tmp_path):
     for name in (
         "validation/a.parquet",
@@ -95,7 +101,7 @@ def test_the_cache_keeps_its_bound_and_what_was_opened_last(root, tmp_path):
     (size,) = [path.stat().st_size for path in (tmp_path / "one").glob("*.arrow")]
     cache = ShardCache(root, "image", folder, 2 * size + max(shard.size for shard in shards))
     folder.mkdir()
-    (folder / "left.part").touch()  # by a process that was killed
+    (folder / ".99999999-left.tmp").touch()  # by a process that was killed
     opened = []
     for number in (0, 1, 0, 2, 0, 3):
         before = set(folder.glob("*.arrow"))
@@ -103,7 +109,7 @@ def test_the_cache_keeps_its_bound_and_what_was_opened_last(root, tmp_path):
         opened.append(len(set(folder.glob("*.arrow")) - before))
         assert sum(path.stat().st_size for path in folder.iterdir()) <= cache.most_bytes
     assert opened == [1, 1, 0, 1, 0, 1]  # the first one stayed throughout
-    assert not (folder / "left.part").exists()
+    assert not list(folder.glob(".*.tmp"))
 
 
 def test_a_file_that_changes_is_read_anew(root, tmp_path):

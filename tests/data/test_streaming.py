@@ -125,7 +125,7 @@ def test_an_epoch_goes_on_in_its_middle_with_the_same_images(root):
         assert torch.equal(labels, their_labels)
     other = fitted(root, mixed_shards=3).train_dataloader()
     other.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"layout=.*Resume with the same values"):
+    with pytest.raises(ValueError, match=r"with mixed_shards=2 \(now 3\)\. .*Resume with the same values"):
         next(iter(other))
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
+from torchvision.transforms import v2
 
-from knlightning.data import random_crop, random_horizontal_flip
+from knlightning.data import random_crop, random_erasing, random_horizontal_flip
 
 dtypes = st.sampled_from([torch.uint8, torch.float32])
 
@@ -79,3 +81,37 @@ def test_the_seed_repeats_the_draw(transform):
     torch.manual_seed(1)
     assert torch.equal(transform(images), first)
     assert not torch.equal(second, first)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (2, 30)])  # of the latter many rectangles do not fit
+def test_erased_rectangles_are_those_of_torchvision(height, width):
+    torch.manual_seed(0)
+    count = 1500
+    images = numbered(1, 3, height, width, torch.uint8).expand(count, -1, -1, -1)
+    erased = random_erasing(images, 0.75, (0, 0, 0))
+    transform = v2.RandomErasing(0.75)
+    reference = torch.stack([transform(image) for image in images])
+    shares = []
+    for batch in (erased, reference):
+        mask = (batch == 0).all(1)
+        assert torch.equal(batch, images * ~mask[:, None])
+        rows, columns = mask.any(2), mask.any(1)
+        assert torch.equal(mask, rows[:, :, None] & columns[:, None, :])  # a rectangle, or nothing
+        shares.append([mask.float().mean(0), rows.sum(1), columns.sum(1), mask.any((1, 2)).float().mean()])
+    (ours, our_rows, our_columns, ours_any), (theirs, their_rows, their_columns, theirs_any) = shares
+    assert (ours - theirs).abs().max() < 0.09  # five standard deviations of a pixel's share
+    assert abs(ours_any - theirs_any) < 0.09
+    assert ks_2samp(our_rows, their_rows, method="asymp").pvalue > 1e-3
+    assert ks_2samp(our_columns, their_columns, method="asymp").pvalue > 1e-3
+
+
+def test_no_image_and_all_images_are_erased():
+    images = numbered(50, 3, 9, 9, torch.float32)
+    assert torch.equal(random_erasing(images, 0, (0, 0, 0)), images)
+    erased = random_erasing(images, 1, (0.5, 1.5, 2.5))
+    changed = (erased != images).any(1)
+    assert changed.any((1, 2)).all()
+    assert erased[changed[:, None].expand_as(erased)].unique().tolist() == [0.5, 1.5, 2.5]
+    assert random_erasing(images[:0], 1, (0, 0, 0)).shape == (0, 3, 9, 9)
+    with pytest.raises(ValueError, match=r"^probability must be a number at least 0 and at most 1, got 2"):
+        random_erasing(images, 2, (0, 0, 0))

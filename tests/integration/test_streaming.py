@@ -60,6 +60,7 @@ def test_a_killed_run_on_s3_ends_like_one_left_alone(s3, tmp_path, capsys):
         s3.invalidate_cache()
         return s3.find("bucket/digits", detail=True)
 
+    assert "does not exist" in refused(capsys, *write, "--out=s3://none/digits")
     killed(knl(*write, cwd=tmp_path), lambda: len(files()) > 2)
     before = files()
     assert 2 < len(before) < 36
