@@ -305,11 +305,8 @@ class BaseDataModule(LightningDataModule, ABC):
     @property
     def _validation(self) -> str:
         """Name of the split that is validated on."""
-        return (
-            self.sampling.val
-            if self.val_split == 0
-            else f"held out of {self.sampling.train}".replace(" of .", " of the images")
-        )
+        train = "the images" if self.sampling.train == "." else self.sampling.train
+        return self.sampling.val if self.val_split == 0 else f"held out of {train}"
 
     def _eval_dataloader(self, split: str) -> DataLoader[Any]:
         if split not in self._eval_images:
