@@ -70,7 +70,7 @@ def describe(net: nn.Module, left: dict[str, str]) -> str:
         kind = type(net.get_submodule(name)).__name__
         known = {
             f"{kind} computes": "computes something else than a convolution",
-            "traced": "in a block without a trace",
+            "traced": "not traced",
         }
         kinds[kind, next((text for part, text in known.items() if part in reason), "no pair")] += 1
     return "; ".join(f"{count} {kind} ({why})" for (kind, why), count in kinds.items())
