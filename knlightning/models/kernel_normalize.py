@@ -113,26 +113,7 @@ def kernel_normalize(
     check_choice("rest", rest, get_args(Rest))
     check_choice("group_statistics", group_statistics, get_args(GroupStatistics))
     flow = Flow(model)
-    converted: set[str] = set()
-    removed: set[str] = set()
-    copying: set[str] = set()
-    reasons: dict[str, str] = {}
-    for name in flow.norms():
-        before, after = flow.before(name), flow.after(name)
-        if problem := norm_obstacle(flow.layers[name]):
-            reasons[name] = problem
-        elif not isinstance(before, str) and not converted.issuperset(before):
-            converted.update(before)
-            removed.add(name)
-        elif not isinstance(after, str):
-            converted.update(after)
-            removed.add(name)
-            copying.update((name, *flow.activations(name)))
-        elif not isinstance(before, str):
-            removed.add(name)  # its convolution has one more in front
-        else:
-            reasons[name] = f"{before}; {after}"
-
+    converted, removed, copying, reasons = _pairs(flow)
     result = copy.deepcopy(model)
     for name in copying:
         for module in result.get_submodule(name).modules():
@@ -163,6 +144,35 @@ def kernel_normalize(
     if calibrate is not None:
         fit_to_original(model, result, calibrate)
     return result, report
+
+
+def _pairs(flow: Flow) -> tuple[set[str], set[str], set[str], dict[str, str]]:
+    """Find the pairs of a network.
+
+    Returns:
+        Names of the convolutions, of the normalizations, of layers that may not change their input any more, and why
+        other normalizations are in no pair.
+    """
+    converted: set[str] = set()
+    removed: set[str] = set()
+    copying: set[str] = set()
+    reasons: dict[str, str] = {}
+    for name in flow.norms():
+        before, after = flow.before(name), flow.after(name)
+        if problem := norm_obstacle(flow.layers[name]):
+            reasons[name] = problem
+        elif not isinstance(before, str) and not converted.issuperset(before):
+            converted.update(before)
+            removed.add(name)
+        elif not isinstance(after, str):
+            converted.update(after)
+            removed.add(name)
+            copying.update((name, *flow.activations(name)))
+        elif not isinstance(before, str):
+            removed.add(name)  # its convolution has one more in front
+        else:
+            reasons[name] = f"{before}; {after}"
+    return converted, removed, copying, reasons
 
 
 def is_batch_independent(model: nn.Module) -> bool:

@@ -177,6 +177,14 @@ class _KNConvTranspose(KernelNormalized):
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")  # what torch calls fan-in is the fan-out here
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalize and convolve, see `kn_conv_transpose`.
+
+        Args:
+            input: Floating point tensor (N, in_channels, ...) with a length, height and width, or depth too.
+
+        Returns:
+            Tensor (N, out_channels, ...).
+        """
         return kn_conv_transpose(
             input,
             self.weight,

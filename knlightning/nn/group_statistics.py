@@ -66,6 +66,18 @@ class _ByGroup(_KNConv):
         residual: Tensor | None = None,
         keep_output: bool = False,
     ) -> Tensor:
+        """Normalize each group and convolve.
+
+        Args:
+            input: Floating point tensor (N, in_channels, ...) with a length, height and width, or depth too.
+            relu_input: Whether to take the ReLU of the input first.
+            relu_output: Whether to take the ReLU of the result.
+            residual: Tensor of the shape of the result that is added to it; None for none.
+            keep_output: Without effect.
+
+        Returns:
+            Tensor (N, out_channels, ...).
+        """
         output = kn_conv_by_group(
             input.relu() if relu_input else input,
             self.weight,
@@ -81,7 +93,7 @@ class _ByGroup(_KNConv):
             padding_mode=self.padding_mode,
         )
         output = output if residual is None else output + residual
-        return output.relu() if relu_output else output
+        return output.relu() if relu_output or self.relu_output else output
 
 
 class GroupKNConv1d(_ByGroup, KNConv1d):
