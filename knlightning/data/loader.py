@@ -225,7 +225,8 @@ class ResumableLoader(DataLoader[Any]):
                 complete, and the next one begins at its first batch.
         """
         if state_dict and isinstance(self.sampler, TrainSampler):
-            self._restored = dict(state_dict)
+            # earlier checkpoints do not say all of it
+            self._restored = {"mixed_shards": 0, "sizes_of_shards": 0} | state_dict
             self.sampler.epoch = state_dict["epoch"]
 
     def _determinants(self, sampler: TrainSampler) -> dict[str, int]:
@@ -237,13 +238,14 @@ class ResumableLoader(DataLoader[Any]):
             "ranks": sampler.num_replicas,
             "repeats": sampler.repeats,
             "balanced": int(sampler.weights is not None),
-        } | sampler.options
+            "mixed_shards": sampler.mixed_shards,
+            "sizes_of_shards": sampler.sizes_of_shards,
+        }
 
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
         now = self._determinants(sampler)
         before = {"balanced": 0} | restored  # earlier checkpoints do not say it
-        known = dict.fromkeys([*now, *(before.keys() - {"epoch", "batches"})])
-        changed = [f"{key}={before.get(key)} (now {now.get(key)})" for key in known if before.get(key) != now.get(key)]
+        changed = [f"{key}={before[key]} (now {now[key]})" for key in now if before[key] != now[key]]
         if changed:
             raise ValueError(
                 f"The checkpoint was written after {restored['batches']} batches of epoch {restored['epoch']}, with "
