@@ -4,7 +4,7 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -236,8 +236,8 @@ class StreamingDataModule(LabelledFilesDataModule):
         if split == self.sampling.train:
             _warn_if_sorted(numbers, lengths, self.mixed_shards, len(self.class_names))
         copies = ShardCache(self.root, self.image_column, self.cache_dir, self.cache_bytes)
-        how: tuple[Callable[[Image.Image], Tensor], ...] = (self.augmentation, self.evaluation)
-        return ShardImages(shards, lengths, copies, self.mixed_shards, numbers, *how, self.upright, self.skip_damaged)
+        how = (self.augmentation, self.evaluation, self.upright, self.skip_damaged)
+        return ShardImages(shards, lengths, copies, self.mixed_shards, numbers, *how)
 
     def _values(self, split: str) -> list[Any]:
         labels = read_labels(self.root, find_shards(self.root, split), self.image_column, self.label_column)
