@@ -226,7 +226,8 @@ class ResumableLoader(DataLoader[Any]):
                 complete, and the next one begins at its first batch.
         """
         if state_dict and isinstance(self.sampler, TrainSampler):
-            self._restored = dict(state_dict)
+            # earlier checkpoints do not say all of it
+            self._restored = {"balanced": 0, "mixed_shards": 0, "sizes_of_shards": 0} | state_dict
             self.sampler.epoch = state_dict["epoch"]
 
     def _determinants(self, sampler: TrainSampler) -> dict[str, int]:
@@ -238,17 +239,17 @@ class ResumableLoader(DataLoader[Any]):
             "ranks": sampler.num_replicas,
             "repeats": sampler.repeats,
             "balanced": int(sampler.weights is not None),
-        } | sampler.options
+            "mixed_shards": sampler.mixed_shards,
+            "sizes_of_shards": sampler.sizes_of_shards,
+        }
 
     def _check(self, sampler: TrainSampler, restored: dict[str, int]) -> None:
         now = self._determinants(sampler)
-        before = {"balanced": 0} | restored  # earlier checkpoints do not say it
-        known = dict.fromkeys([*now, *(before.keys() - {"epoch", "batches"})])
-        changed = [key for key in known if before.get(key) != now.get(key)]
+        changed = [key for key in now if restored[key] != now[key]]
         if not changed:
             return
-        told = ", ".join(f"{key}={before.get(key)} (now {now.get(key)})" for key in changed)
-        same_steps = before["ranks"] * before["batch_size"] == now["ranks"] * now["batch_size"]
+        told = ", ".join(f"{key}={restored[key]} (now {now[key]})" for key in changed)
+        same_steps = restored["ranks"] * restored["batch_size"] == now["ranks"] * now["batch_size"]
         if same_steps and {*changed} == {"ranks", "batch_size"}:
             rank_zero_info(
                 f"Epoch {restored['epoch']} goes on after {restored['batches']} batches with {told}: the same images in"

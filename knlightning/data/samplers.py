@@ -74,7 +74,8 @@ class TrainSampler(DistributedSampler[Any]):
     Attributes:
         epoch: Number of the epoch, as of the last call of `set_epoch`.
         start: How many of this rank's images to skip: where an interrupted epoch goes on.
-        options: What else the order depends on, by its name.
+        mixed_shards: See `ShardSampler`; 0 where images do not lie in shards. The same is true of sizes_of_shards.
+        sizes_of_shards: A number that differs if they do.
 
     Raises:
         ArgumentError: If there are fewer images than ranks.
@@ -97,7 +98,7 @@ class TrainSampler(DistributedSampler[Any]):
         self.repeats = repeats
         self.weights = None if strata is None else 1 / strata.bincount()[strata].double()
         self.start = 0
-        self.options: dict[str, int] = {}
+        self.mixed_shards, self.sizes_of_shards = 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch whose order is drawn next.

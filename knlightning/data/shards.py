@@ -201,6 +201,17 @@ def _leaf(schema: "pa.Schema", column: str) -> str | None:
     return column if types.is_binary(kind) or types.is_large_binary(kind) else None
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock, for which others wait."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:  # a process that was forked meanwhile has the file open too, so that closing it would free nothing
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
 class ShardCache:
     """Copies of shards on the local disk. Those that were opened longest ago make room for others.
 
@@ -248,8 +259,7 @@ class ShardCache:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         # one at a time, by all processes: so each shard is read once, and the bound holds
-        with (self.folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(self.folder / "lock"):
             if not path.exists():
                 sweep(self.folder)
                 self._make_room(shard.size)

@@ -47,8 +47,7 @@ class ShardSampler(SeededSampler):
     def __init__(self, *args: Any, shards: Tensor, mixed_shards: int) -> None:
         super().__init__(*args)
         self.shards, self.mixed_shards = shards, mixed_shards
-        sizes = generator_of(*shards.bincount().tolist()).initial_seed()
-        self.options = {"mixed_shards": mixed_shards, "sizes_of_shards": sizes}
+        self.sizes_of_shards = generator_of(*shards.bincount().tolist()).initial_seed()
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the images of an epoch in their order."""

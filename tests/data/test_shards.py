@@ -1,6 +1,8 @@
+import fcntl
 import io
 import json
 import multiprocessing
+import time
 
 import fsspec
 import pyarrow as pa
@@ -158,6 +160,18 @@ def test_processes_read_each_file_once(root, tmp_path):
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     assert reads.value == 4
+
+
+def test_a_process_that_is_forked_while_a_file_is_copied_holds_up_nobody(root, tmp_path, monkeypatch):
+    cache = ShardCache(root, "image", tmp_path / "cache", 10**6)
+    context, copy = multiprocessing.get_context("fork"), cache._copy
+    idle = context.Process(target=time.sleep, args=(60,))
+    monkeypatch.setattr(cache, "_copy", lambda *args: (idle.start(), copy(*args)))
+    cache.fetch(find_shards(root, "train")[0])
+    with (tmp_path / "cache" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or BlockingIOError
+    idle.kill()
+    idle.join()
 
 
 def test_other_storages_are_read_by_parts(monkeypatch, tmp_path):
