@@ -72,7 +72,7 @@ def test_converted_network_takes_the_weights_of_the_original(name):
         nn.init.zeros_(parameter)
     loaded = load_weights(converted, original.state_dict())
     assert {name for name in loaded.anew if not name.endswith(".bias")} == set()
-    assert {name.rpartition(".")[0] for name in loaded.skipped} == set(report.norms)
+    assert {name.rpartition(".")[0] for name in loaded.skipped} >= set(report.norms)
     assert "; new: " in str(loaded)
     assert " more; skipped: " in str(loaded)
     assert equal(converted, expected) == set(expected)
