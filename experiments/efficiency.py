@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing import get_context
+from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -26,7 +27,7 @@ from knlightning.commands.command import command
 from knlightning.models import knresnet18
 
 ALONE, APART = "one process", "two without each other"
-OPTIONS: dict[str, dict[str, bool]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "two together": {},
     "`gradient_as_bucket_view`": {"gradient_as_bucket_view": True},
     "`static_graph`": {"static_graph": True},
@@ -87,9 +88,9 @@ def measure(batch_size: int = 16, steps: int = 2, rounds: int = 7) -> dict[str, 
     """
     for name, value in {"batch_size": batch_size, "steps": steps, "rounds": rounds}.items():
         check_number(name, value, at_least=1, integer=True)
-    results = mp.get_context("spawn").SimpleQueue()
+    results = get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_work, (f"{folder}/meeting", batch_size, steps, rounds, results), nprocs=2)
+        spawn(_work, (f"{folder}/meeting", batch_size, steps, rounds, results), nprocs=2)
     speeds = [results.get() for _ in range(rounds + 1)][1:]
     print(f"Images a second, and over twice that of one process; medians of {rounds} rounds\n")
     print("| | images/s | efficiency (range) |\n| --- | --- | --- |")
