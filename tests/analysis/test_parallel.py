@@ -61,7 +61,7 @@ def test_a_node_that_is_killed_costs_what_was_not_in_the_last_checkpoint(tmp_pat
             time.sleep(0.01)
         cluster.remove_node(node, allow_graceful=False)
         assert not any((run / "result.json").exists() for run in runs)  # both were going on
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=600)
     finally:
         cluster.shutdown()
     assert process.returncode == 0, output
