@@ -1,8 +1,8 @@
 // The passes over tensors around a kernel normalized convolution, for CPUs; cpu_passes.py compiles and calls them.
 //
-// Tensors are float32 and channels-last: a row is a pixel (or a position of windows), and has all its channels. The mask
-// of dropout is never stored: each pass that needs it draws it again, by a hash of a seed of 64 bits and the place of
-// the element. What is absent is null.
+// Tensors are float32 and channels-last: a row is a pixel (or a position of windows), and has all its channels. The
+// mask of dropout is never stored: each pass that needs it draws it again, by a hash of a seed of 64 bits and the place
+// of the element. What is absent is null.
 
 #include <algorithm>
 #include <cmath>
@@ -10,25 +10,21 @@
 #include <type_traits>
 #include <vector>
 
-#ifdef _OPENMP
 #include <omp.h>
-#else
-static int omp_get_max_threads() { return 1; }
-static int omp_get_thread_num() { return 0; }
-#endif
 
 namespace {
 
-const long BLOCK = 64;      // rows that a thread takes at a time, and over which sums are in float32
-const long GRAIN = 1 << 15;  // elements below which one thread is as fast as several
+const int64_t BLOCK = 64;  // rows that a thread takes at a time, and over which sums are in float32
+const int64_t GRAIN = 1 << 15;  // elements below which one thread is as fast as several
 
 struct Dropout {
     const uint64_t* seed;
     uint32_t threshold;  // 2^32 times the probability
 
-    // The factor of an element of a row is by two rounds of multiplication and shift, with Wellons' constants lowbias32.
+    // Draws by two rounds of multiplication and shift with the constants of Wellons' hash lowbias32.
     struct Row {
         uint32_t place, key, threshold;
+
         bool keeps(uint32_t channel) const {
             uint32_t x = place + channel;
             x = ((x ^ (x >> 16)) * 0x7feb352du) ^ key;
@@ -36,29 +32,31 @@ struct Dropout {
             return (x ^ (x >> 16)) >= threshold;
         }
     };
-    Row row(long row, long channels) const {
+    Row row(int64_t row, int64_t channels) const {
         const uint64_t key = seed ? *seed : 0, first = uint64_t(row) * channels;
         return {uint32_t(first) + uint32_t(key), uint32_t(key >> 32) + uint32_t(first >> 32), threshold};
     }
 };
 
 struct Windows {  // of one to three dimensions; absent ones come first and have the size 1
-    long kernel[3], stride[3], padding[3], dilation[3], size[3], positions[3];
+    int64_t kernel[3], stride[3], padding[3], dilation[3], size[3], positions[3];
 
-    long elements() const { return kernel[0] * kernel[1] * kernel[2]; }
-    long pixels() const { return size[0] * size[1] * size[2]; }
-    long lines() const { return positions[0] * positions[1]; }
+    int64_t elements() const { return kernel[0] * kernel[1] * kernel[2]; }
+    int64_t pixels() const { return size[0] * size[1] * size[2]; }
+    int64_t lines() const { return positions[0] * positions[1]; }
 
     // For a line of positions call f(pixel, first, last) for each element of the windows: at position i from first to
     // last it is pixel + i * stride[2].
-    template <class F> void of_line(long line, F f) const {
-        const long d0 = line / positions[1] * stride[0] - padding[0], h0 = line % positions[1] * stride[1] - padding[1];
-        const long s = stride[2];
-        for (long d = d0; d < d0 + kernel[0] * dilation[0]; d += dilation[0])
-            for (long h = h0; h < h0 + kernel[1] * dilation[1]; h += dilation[1]) {
+    template <class F> void of_line(int64_t line, F f) const {
+        const int64_t d0 = line / positions[1] * stride[0] - padding[0];
+        const int64_t h0 = line % positions[1] * stride[1] - padding[1], s = stride[2];
+        for (int64_t d = d0; d < d0 + kernel[0] * dilation[0]; d += dilation[0])
+            for (int64_t h = h0; h < h0 + kernel[1] * dilation[1]; h += dilation[1]) {
                 if (d < 0 || d >= size[0] || h < 0 || h >= size[1]) continue;
-                for (long i = 0, w = -padding[2]; i < kernel[2] && w < size[2]; ++i, w += dilation[2])
-                    f((d * size[1] + h) * size[2] + w, w < 0 ? (s - 1 - w) / s : 0, std::min(positions[2], (size[2] - 1 - w) / s + 1));
+                for (int64_t i = 0, w = -padding[2]; i < kernel[2] && w < size[2]; ++i, w += dilation[2]) {
+                    const int64_t first = w < 0 ? (s - 1 - w) / s : 0;
+                    f((d * size[1] + h) * size[2] + w, first, std::min(positions[2], (size[2] - 1 - w) / s + 1));
+                }
             }
     }
 };
@@ -72,18 +70,18 @@ template <class F> void with(bool a, bool b, F f) {
 
 // Sum of a dropped out row, which is copied.
 template <bool DROP>
-float copy_row(const float* __restrict x, float* __restrict copy, Dropout::Row row, float scale, long channels) {
+float copy_row(const float* __restrict x, float* __restrict copy, Dropout::Row row, float scale, int64_t channels) {
     float sum = 0;
-    for (long c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
         copy[c] = DROP ? x[c] * (row.keeps(c) ? scale : 0.0f) : x[c];
         sum += copy[c];
     }
     return sum;
 }
 
-float squares(const float* __restrict x, float mean, long channels) {
+float squares(const float* __restrict x, float mean, int64_t channels) {
     float sum = 0;
-    for (long c = 0; c < channels; ++c) sum += (x[c] - mean) * (x[c] - mean);
+    for (int64_t c = 0; c < channels; ++c) sum += (x[c] - mean) * (x[c] - mean);
     return sum;
 }
 
@@ -93,10 +91,10 @@ template <bool RELU, bool ADDED>
 Moments scale_row(
     const float* __restrict grad, const float* __restrict kept, const float* __restrict residual,
     const float* __restrict sums, const float* __restrict bias, float* __restrict scaled, float* __restrict over_rows,
-    float mean, float rstd, long channels
+    float mean, float rstd, int64_t channels
 ) {
     Moments found{0, 0};
-    for (long c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < channels; ++c) {
         const float g = RELU && kept[c] <= 0 ? 0 : grad[c];
         scaled[c] = g * rstd;
         over_rows[c] += g;
@@ -108,8 +106,10 @@ Moments scale_row(
 }
 
 template <bool DROP, bool RELU>
-void finish_row(float* __restrict d, const float* __restrict x, Dropout::Row row, float constant, float slope, long channels) {
-    for (long c = 0; c < channels; ++c) {
+void finish_row(
+    float* __restrict d, const float* __restrict x, Dropout::Row row, float constant, float slope, int64_t channels
+) {
+    for (int64_t c = 0; c < channels; ++c) {
         const float value = RELU && x[c] < 0 ? 0 : x[c];
         float change = constant + slope * value;
         if (DROP) change *= row.keeps(c) ? 1.0f : 0.0f;
@@ -121,67 +121,67 @@ void finish_row(float* __restrict d, const float* __restrict x, Dropout::Row row
 
 extern "C" {
 
-void knl_mask(bool* mask, const uint64_t* seed, uint32_t threshold, long rows, long channels) {
-    for (long r = 0; r < rows; ++r)
-        for (long c = 0; c < channels; ++c) mask[r * channels + c] = Dropout{seed, threshold}.row(r, channels).keeps(c);
+void knl_mask(bool* mask, const uint64_t* seed, uint32_t threshold, int64_t rows, int64_t channels) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const Dropout::Row row = Dropout{seed, threshold}.row(r, channels);
+        for (int64_t c = 0; c < channels; ++c) mask[r * channels + c] = row.keeps(c);
+    }
 }
 
 // The sum of each row.
-void knl_sums(const float* rows, float* sums, long count, long size) {
+void knl_sums(const float* rows, float* sums, int64_t count, int64_t size) {
 #pragma omp parallel for schedule(static) if (count * size > GRAIN)
-    for (long r = 0; r < count; ++r) {
+    for (int64_t r = 0; r < count; ++r) {
         float sum = 0;
-        for (long i = 0; i < size; ++i) sum += rows[r * size + i];
+        for (int64_t i = 0; i < size; ++i) sum += rows[r * size + i];
         sums[r] = sum;
     }
 }
 
 // mean and 1 / sqrt(var + eps) of the windows over all channels after dropout, and the ReLU of the input if wanted.
 void knl_moments(
-    const float* input, float* rectified, float* mean, float* rstd, const uint64_t* seed, uint32_t threshold, float scale,
-    const Windows* windows, float inflation, float eps, long samples, long channels
+    const float* input, float* rectified, float* mean, float* rstd, const uint64_t* seed, uint32_t threshold,
+    float scale, const Windows* windows, float inflation, float eps, int64_t samples, int64_t channels
 ) {
     const Windows w = *windows;
-    const long rows = samples * w.pixels(), lines = samples * w.lines(), width = w.positions[2];
+    const int64_t rows = samples * w.pixels(), lines = samples * w.lines(), width = w.positions[2];
     std::vector<float> means(rows), vars(rows);
 #pragma omp parallel if (rows * channels > GRAIN)
     {
         std::vector<float> copy(channels);
 #pragma omp for schedule(static)
-        for (long r = 0; r < rows; ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
             const float* x = input + r * channels;
             if (rectified) {
-                for (long c = 0; c < channels; ++c) rectified[r * channels + c] = x[c] < 0 ? 0 : x[c];
+                for (int64_t c = 0; c < channels; ++c) rectified[r * channels + c] = x[c] < 0 ? 0 : x[c];
                 x = rectified + r * channels;
             }
-            if (seed) {
-                means[r] = copy_row<true>(x, copy.data(), Dropout{seed, threshold}.row(r, channels), scale, channels) / channels;
-                x = copy.data();
-            } else
-                means[r] = copy_row<false>(x, copy.data(), {}, scale, channels) / channels;
-            vars[r] = squares(x, means[r], channels) / channels;
+            const Dropout::Row row = Dropout{seed, threshold}.row(r, channels);
+            means[r] = (seed ? copy_row<true> : copy_row<false>)(x, copy.data(), row, scale, channels) / channels;
+            vars[r] = squares(copy.data(), means[r], channels) / channels;
         }
         std::vector<float> there(width);
 #pragma omp for schedule(static)
-        for (long l = 0; l < lines; ++l) {
-            const float *pixel_mean = means.data() + l / w.lines() * w.pixels(), *pixel_var = vars.data() + l / w.lines() * w.pixels();
+        for (int64_t l = 0; l < lines; ++l) {
+            const float* pixel_mean = means.data() + l / w.lines() * w.pixels();
+            const float* pixel_var = vars.data() + l / w.lines() * w.pixels();
             float *m = mean + l * width, *v = rstd + l * width;
             const float share = 1.0f / w.elements();
             std::fill_n(m, width, 0);
             std::fill_n(v, width, 0);
             std::fill_n(there.data(), width, 0);
-            w.of_line(l % w.lines(), [&](long pixel, long first, long last) {
-                for (long i = first; i < last; ++i) m[i] += pixel_mean[pixel + i * w.stride[2]];
+            w.of_line(l % w.lines(), [&](int64_t pixel, int64_t first, int64_t last) {
+                for (int64_t i = first; i < last; ++i) m[i] += pixel_mean[pixel + i * w.stride[2]];
             });
-            for (long i = 0; i < width; ++i) m[i] *= share;
-            w.of_line(l % w.lines(), [&](long pixel, long first, long last) {
-                for (long i = first; i < last; ++i) {
+            for (int64_t i = 0; i < width; ++i) m[i] *= share;
+            w.of_line(l % w.lines(), [&](int64_t pixel, int64_t first, int64_t last) {
+                for (int64_t i = first; i < last; ++i) {
                     const float deviation = pixel_mean[pixel + i * w.stride[2]] - m[i];
                     v[i] += pixel_var[pixel + i * w.stride[2]] + deviation * deviation;
                     there[i] += share;
                 }
             });
-            for (long i = 0; i < width; ++i) {
+            for (int64_t i = 0; i < width; ++i) {
                 const float var = v[i] * share + (1 - there[i]) * m[i] * m[i];
                 v[i] = 1 / std::sqrt(inflation * var + (inflation - 1) * m[i] * m[i] + eps);
             }
@@ -192,18 +192,18 @@ void knl_moments(
 // (convolved - mean * sums) * rstd + bias + residual, and its ReLU if wanted; the output may be the input.
 void knl_normalize(
     const float* convolved, float* output, const float* mean, const float* rstd, const float* sums, const float* bias,
-    const float* residual, bool relu, long rows, long channels
+    const float* residual, bool relu, int64_t rows, int64_t channels
 ) {
     const std::vector<float> zeros(bias ? 0 : channels);
     const float* shift = bias ? bias : zeros.data();
     with(relu, residual, [&](auto RELU, auto ADDED) {
 #pragma omp parallel for schedule(static) if (rows * channels > GRAIN)
-        for (long r = 0; r < rows; ++r) {
+        for (int64_t r = 0; r < rows; ++r) {
             const float *x = convolved + r * channels, *added = residual + (ADDED.value ? r * channels : 0);
             float* y = output + r * channels;
             const float mu = mean[r], scale = rstd[r];
 #pragma GCC ivdep
-            for (long c = 0; c < channels; ++c) {
+            for (int64_t c = 0; c < channels; ++c) {
                 const float value = (x[c] - mu * sums[c]) * scale + shift[c] + (ADDED.value ? added[c] : 0);
                 y[c] = RELU.value && value < 0 ? 0 : value;
             }
@@ -215,13 +215,13 @@ void knl_normalize(
 // they are not wanted) of what each pixel of a window gets through its moments, a constant and a slope of its value;
 // and over_rows [2, channels], of the gradient and of the scaled one times the mean.
 void knl_scale_gradient(
-    const float* grad, const float* kept, const float* residual, const float* mean, const float* rstd, const float* sums,
-    const float* bias, float* scaled, float* maps, float* over_rows, float inflation, float constant_scale,
-    float slope_scale, bool kept_output, bool relu, long samples, long positions, long channels
+    const float* grad, const float* kept, const float* residual, const float* mean, const float* rstd,
+    const float* sums, const float* bias, float* scaled, float* maps, float* over_rows, float inflation,
+    float constant_scale, float slope_scale, bool kept_output, bool relu, int64_t samples, int64_t positions, int64_t channels
 ) {
-    const long rows = samples * positions, blocks = (rows + BLOCK - 1) / BLOCK;
+    const int64_t rows = samples * positions, blocks = (rows + BLOCK - 1) / BLOCK;
     const std::vector<float> zeros(channels);
-    const long threads = omp_get_max_threads();
+    const int64_t threads = omp_get_max_threads();
     std::vector<double> totals(threads * 2 * channels);
     const float* shift = kept_output && bias ? bias : zeros.data();
     with(relu, residual, [&](auto RELU, auto ADDED) {
@@ -230,29 +230,31 @@ void knl_scale_gradient(
             std::vector<float> part(2 * channels);
             double* mine = totals.data() + omp_get_thread_num() * 2 * channels;
 #pragma omp for schedule(static)
-            for (long b = 0; b < blocks; ++b) {
+            for (int64_t b = 0; b < blocks; ++b) {
                 std::fill(part.begin(), part.end(), 0);
-                for (long r = b * BLOCK; r < std::min(rows, (b + 1) * BLOCK); ++r) {
-                    const long at = r * channels;
+                for (int64_t r = b * BLOCK; r < std::min(rows, (b + 1) * BLOCK); ++r) {
+                    const int64_t at = r * channels;
                     const float mu = mean[r], s = rstd[r];
                     const Moments found = scale_row<RELU.value, ADDED.value>(
-                        grad + at, kept + at, residual + (ADDED.value ? at : 0), sums, shift, scaled + at, part.data(), mu, s, channels
+                        grad + at, kept + at, residual + (ADDED.value ? at : 0), sums, shift, scaled + at, part.data(),
+                        mu, s, channels
                     );
                     if (!maps) continue;
-                    float d_var = -0.5f * s * s * (kept_output ? found.with_kept : s * (found.with_kept - mu * found.with_sums));
+                    const float d_rstd = kept_output ? found.with_kept : s * (found.with_kept - mu * found.with_sums);
+                    float d_var = -0.5f * s * s * d_rstd;
                     const float d_mean = 2 * (inflation - 1) * d_var * mu - found.with_sums * s;
                     d_var *= inflation;
                     float* map = maps + r / positions * 2 * positions + r % positions;
                     map[0] = (d_mean - 2 * d_var * mu) * constant_scale;
                     map[positions] = 2 * d_var * slope_scale;
                 }
-                for (long i = 0; i < 2 * channels; ++i) mine[i] += part[i];
+                for (int64_t i = 0; i < 2 * channels; ++i) mine[i] += part[i];
             }
         }
     });
-    for (long i = 0; i < 2 * channels; ++i) {  // in the order of the threads: as exact and the same each time
+    for (int64_t i = 0; i < 2 * channels; ++i) {  // in the order of the threads: as exact and the same each time
         double sum = 0;
-        for (long t = 0; t < threads; ++t) sum += totals[t * 2 * channels + i];
+        for (int64_t t = 0; t < threads; ++t) sum += totals[t * 2 * channels + i];
         over_rows[i] = sum;
     }
 }
@@ -260,24 +262,24 @@ void knl_scale_gradient(
 // Add the gradient through the statistics to that through the convolution, in place; then pass the ReLU of the input.
 void knl_finish_gradient(
     float* d_input, const float* input, const float* maps, const uint64_t* seed, uint32_t threshold, bool relu,
-    const Windows* windows, long samples, long channels
+    const Windows* windows, int64_t samples, int64_t channels
 ) {
     const Windows w = *windows;
-    const long pixels = w.pixels(), positions = w.lines() * w.positions[2];
+    const int64_t pixels = w.pixels(), positions = w.lines() * w.positions[2];
     std::vector<float> pixel_maps(samples * 2 * pixels);
     with(seed, relu, [&](auto DROP, auto RELU) {
 #pragma omp parallel if (samples * pixels * channels > GRAIN)
         {
 #pragma omp for schedule(static)
-            for (long m = 0; m < 2 * samples; ++m)
-                for (long l = 0; l < w.lines(); ++l)
-                    w.of_line(l, [&](long pixel, long first, long last) {
+            for (int64_t m = 0; m < 2 * samples; ++m)
+                for (int64_t l = 0; l < w.lines(); ++l)
+                    w.of_line(l, [&](int64_t pixel, int64_t first, int64_t last) {
                         const float* from = maps + m * positions + l * w.positions[2];
                         float* to = pixel_maps.data() + m * pixels + pixel;
-                        for (long i = first; i < last; ++i) to[i * w.stride[2]] += from[i];
+                        for (int64_t i = first; i < last; ++i) to[i * w.stride[2]] += from[i];
                     });
 #pragma omp for schedule(static)
-            for (long r = 0; r < samples * pixels; ++r) {
+            for (int64_t r = 0; r < samples * pixels; ++r) {
                 const float* map = pixel_maps.data() + r / pixels * 2 * pixels + r % pixels;
                 finish_row<DROP.value, RELU.value>(
                     d_input + r * channels, input + r * channels, Dropout{seed, threshold}.row(r, channels), map[0],

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from ctypes import c_bool, c_float, c_long, c_uint32, c_void_p
+from ctypes import c_bool, c_float, c_int64, c_uint32, c_void_p
 from pathlib import Path
 
 import torch
@@ -23,13 +23,13 @@ _SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 _FLAGS = "-O3 -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math"
 _TARGETS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 """What the processor understands, as torch knows it, as flags of the compiler."""
-_DROPOUT, _IMAGES = (c_void_p, c_uint32), (c_long, c_long)
+_DROPOUT, _IMAGES = (c_void_p, c_uint32), (c_int64, c_int64)
 _ARGUMENTS = {
     "knl_mask": (c_void_p, *_DROPOUT, *_IMAGES),
     "knl_moments": (*(c_void_p,) * 4, *_DROPOUT, c_float, c_void_p, c_float, c_float, *_IMAGES),
     "knl_sums": (c_void_p, c_void_p, *_IMAGES),
     "knl_normalize": (*(c_void_p,) * 7, c_bool, *_IMAGES),
-    "knl_scale_gradient": (*(c_void_p,) * 10, *(c_float,) * 3, c_bool, c_bool, c_long, *_IMAGES),
+    "knl_scale_gradient": (*(c_void_p,) * 10, *(c_float,) * 3, c_bool, c_bool, c_int64, *_IMAGES),
     "knl_finish_gradient": (*(c_void_p,) * 3, *_DROPOUT, c_bool, c_void_p, *_IMAGES),
 }
 
@@ -158,12 +158,12 @@ def finish_gradient(
 
 
 @functools.lru_cache(maxsize=1024)
-def _geometry(window: Window, size: torch.Size) -> tuple["ctypes.Array[c_long]", tuple[int, ...]]:
+def _geometry(window: Window, size: torch.Size) -> tuple["ctypes.Array[c_int64]", tuple[int, ...]]:
     """Lay windows out as the kernels read them, in three dimensions each; return the positions too."""
     positions, before = window.positions(size), [before for before, _ in window.padding]
     values = (window.kernel_size, window.stride, before, window.dilation, size, positions)
     numbers = [n for v in values for n in (*(0 if v is before else 1,) * (3 - len(size)), *v)]
-    return (c_long * len(numbers))(*numbers), positions
+    return (c_int64 * len(numbers))(*numbers), positions
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
