@@ -5,10 +5,12 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from knlightning.checks import check
 
 COLOURS = {
     "batch": "#000000",
@@ -58,6 +60,8 @@ def styles_of(names: Sequence[str]) -> dict[str, Style]:
     return styles
 
 
+XAxis = Literal["epochs", "steps", "hours"]
+"""What curves are drawn against; hours are those of training alone, without validation."""
 SCORES = {"acc": "accuracy", "miou": "mean IoU"}
 """The score of runs of classification, and of segmentation, with its name."""
 
@@ -69,7 +73,7 @@ def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
         run: Directory of the run.
 
     Returns:
-        For each metric its (epoch, value) in the order of training.
+        For each metric, and for "step", its (epoch, value) in the order of training.
 
     Raises:
         FileNotFoundError: If the directory holds no metrics.csv.
@@ -81,9 +85,42 @@ def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
-                if value and row.get("epoch") and name not in ("epoch", "step"):
+                if value and row.get("epoch") and name != "epoch":
                     metrics.setdefault(name, []).append((float(row["epoch"]), float(value)))
     return metrics
+
+
+def mean_curve(runs: Sequence[Path], metric: str, x: XAxis = "epochs") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a metric over the training, of several runs.
+
+    Args:
+        runs: Directories of runs.
+        metric: Its name, such as "val/acc".
+        x: What the metric is drawn against.
+
+    Returns:
+        For each epoch that a run has ended: the mean over the runs of epochs, steps or hours trained; the mean of the
+        metric; its standard deviation, 0 of a single run.
+
+    Raises:
+        ValueError: If `x` is "hours", and a run has not logged its time.
+    """
+    points: dict[float, list[tuple[float, float]]] = {}
+    for run in runs:
+        metrics = read_metrics(run)
+        if x == "hours":
+            seconds = dict(metrics.get("train/seconds", []))
+            check(bool(seconds), "x", x, "epochs or steps", f"{run} has not logged its time")
+            ends = dict(zip(seconds, np.cumsum(list(seconds.values())) / 3600, strict=True))
+        else:
+            ends = {epoch: 1 + (epoch if x == "epochs" else step) for epoch, step in metrics["step"]}
+        for epoch, value in metrics.get(metric, []):
+            if epoch in ends:
+                points.setdefault(epoch, []).append((ends[epoch], value))
+    places = np.array([statistics.mean(place for place, _ in found) for found in points.values()])
+    means = np.array([statistics.mean(value for _, value in found) for found in points.values()])
+    spreads = [statistics.stdev(value for _, value in found) if len(found) > 1 else 0.0 for found in points.values()]
+    return places, means, np.array(spreads)
 
 
 def score_of(runs: Sequence[Path]) -> str:
@@ -99,25 +136,28 @@ def score_of(runs: Sequence[Path]) -> str:
     return found[0] if found else "acc"
 
 
-def draw_curves(runs: list[Path]) -> Figure:
-    """Draw loss and accuracy (or mean IoU) of training (dashed) and validation (solid), one colour for each run.
+def draw_curves(runs: Sequence[Path] | Mapping[str, Sequence[Path]], x: XAxis = "epochs") -> Figure:
+    """Draw loss and accuracy (or mean IoU) of training (dashed) and validation (solid), one colour for each line.
 
     Args:
-        runs: Directories of runs.
+        runs: Directories of runs, a line for each; or by the name of a line its runs, of which the mean is drawn and a
+            band of one standard deviation.
+        x: What is drawn against.
 
     Raises:
         FileNotFoundError: If a directory holds no metrics.csv.
+        ValueError: If the runs have not logged their time, and hours are wanted.
     """
+    lines = runs if isinstance(runs, Mapping) else {f"{run.parent.name}/{run.name}": [run] for run in runs}
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    score = score_of(runs)
+    score = score_of([run for group in lines.values() for run in group])
     for axes, metric, label in zip(figure.subplots(1, 2), ("loss", score), ("loss", SCORES[score]), strict=True):
-        for i, run in enumerate(runs):
-            metrics = read_metrics(run)
+        for i, (name, group) in enumerate(lines.items()):
             for part, style in (("train", "--"), ("val", "-")):
-                points = metrics.get(f"{part}/{metric}", [])
-                name = part if len(runs) == 1 else f"{run.parent.name}/{run.name} {part}"
-                axes.plot([e for e, _ in points], [v for _, v in points], style, color=f"C{i}", label=name)
-        axes.set_xlabel("epoch")
+                places, means, spreads = mean_curve(group, f"{part}/{metric}", x)
+                axes.plot(places, means, style, color=f"C{i}", label=part if len(lines) == 1 else f"{name} {part}")
+                axes.fill_between(places, means - spreads, means + spreads, color=f"C{i}", alpha=0.15, linewidth=0)
+        axes.set_xlabel(x)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
@@ -144,16 +184,10 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
         for name, runs in lines.items():
             style = styles[name]
-            epochs: dict[int, list[float]] = {}
-            for run in runs:
-                for epoch, accuracy in read_metrics(run).get(f"val/{score}", []):
-                    epochs.setdefault(int(epoch) + 1, []).append(100 * accuracy)
-            means = [statistics.mean(values) for values in epochs.values()]
-            deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in epochs.values()]
-            low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
-            high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
-            (handles[name],) = axes.plot(list(epochs), means, markersize=5, **style._asdict())
-            axes.fill_between(list(epochs), low, high, color=style.color, alpha=0.15, linewidth=0)
+            epochs, means, spreads = mean_curve(runs, f"val/{score}")
+            (handles[name],) = axes.plot(epochs, 100 * means, markersize=5, **style._asdict())
+            low, high = 100 * (means - spreads), 100 * (means + spreads)
+            axes.fill_between(epochs, low, high, color=style.color, alpha=0.15, linewidth=0)
         axes.set_title(title)
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)

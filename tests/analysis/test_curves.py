@@ -60,6 +60,32 @@ def test_convergence_is_the_mean_over_runs_and_its_spread(tmp_path):
     figure.savefig(tmp_path / "convergence.png")
 
 
+@pytest.mark.parametrize(("x", "expected"), [("epochs", [1, 2]), ("steps", [45, 90]), ("hours", [3 / 3600, 4 / 3600])])
+def test_curves_are_means_over_seeds(tmp_path, x, expected):
+    """One seed takes 2 s for each epoch, the other one 4 s and then nothing."""
+    for name, seconds in (("0", (2, 2)), ("1", (4, 0))):
+        (tmp_path / name).mkdir()
+        text = METRICS if name == "0" else METRICS.replace("0.8,1", "0.4,1")
+        lines = text.splitlines()
+        timed = [f"{line}," for line in lines[1:]] + [f"44,,,,{epoch},,,{s}" for epoch, s in enumerate(seconds)]
+        (tmp_path / name / "metrics.csv").write_text(
+            "\n".join([lines[0] + ",train/seconds", *timed]).replace("44,,,,1", "89,,,,1")
+        )
+    figure = draw_curves({"mine": [tmp_path / "0", tmp_path / "1"]}, x)
+    loss, accuracy = figure.axes
+    assert accuracy.lines[1].get_xydata() == pytest.approx(np.array([*zip(expected, [0.75, 0.6], strict=True)]))
+    band = accuracy.collections[1].get_paths()[0].vertices[:, 1]
+    assert band.min() == pytest.approx(0.6 - 0.08**0.5)
+    assert loss.get_xlabel() == x
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "val"]
+
+
+def test_hours_that_were_not_logged(tmp_path):
+    (tmp_path / "metrics.csv").write_text(METRICS)
+    with pytest.raises(ValueError, match=r"x must be epochs or steps, got 'hours'. .* has not logged its time"):
+        draw_curves([tmp_path], "hours")
+
+
 def test_a_normalization_has_one_colour_and_every_line_its_own_style():
     assert COLOURS.keys() == NORMS.keys()
     names = ["ResNet-8, kernel", "ResNet-8, group", "KNResNet-8, kernel", "resnet8", "vgg"]

@@ -39,8 +39,9 @@ def test_images_by_the_seconds_spent_on_training(tmp_path, monkeypatch):
     )
     run.fit(task, RandomData(samples=10, batch_size=4))
     with (tmp_path / "metrics.csv").open(newline="") as file:
-        logged = [float(row["train/images_per_s"]) for row in csv.DictReader(file) if row["train/images_per_s"]]
-    assert logged == pytest.approx([10 / 1.5] * 2)  # 3 batches an epoch
+        logged = [row for row in csv.DictReader(file) if row["train/images_per_s"]]
+    assert [float(row["train/images_per_s"]) for row in logged] == pytest.approx([10 / 1.5] * 2)  # 3 batches an epoch
+    assert [float(row["train/seconds"]) for row in logged] == [1.5] * 2
 
 
 class Told(TensorBoardLog):
