@@ -1,6 +1,7 @@
 """Runs whose accuracies are compared: each with a directory of its own, trained and tested once."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +67,7 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
         return accuracies
     options = {**plain, "run_dir": directory, SHOWS_PROGRESS: plain.get(SHOWS_PROGRESS, "false")}
     line = [f"--{key}={value}" for key, value in options.items()]
-    accuracies = {}
+    accuracies, start = {}, time.perf_counter()
     with muted():
         FitCLI([*line, *(["--ckpt_path=last"] if checkpoint_in(directory, "last").is_file() else [])])
         for stage, command in (("val", ValidateCLI), ("test", TestCLI)):
@@ -74,7 +75,7 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
             metrics = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
             accuracies[stage] = metrics[f"{stage}/{cli.model.main_metric}"]
     accuracies |= {name: metrics[f"test/{name}"] for name in FURTHER if f"test/{name}" in metrics}
-    record(directory, config, settings, accuracies)
+    record(directory, config, settings, accuracies, time.perf_counter() - start)
     return accuracies
 
 
@@ -85,7 +86,8 @@ def read_result(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        Its "settings", strings by name, and its "accuracies", numbers by name.
+        Its "settings", strings by name, its "accuracies", numbers by name, and the "seconds" that it took since it
+        was last begun.
 
     Raises:
         ValueError: If the file is damaged; the message names it.
@@ -94,6 +96,7 @@ def read_result(path: Path) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for value in result["accuracies"].values():
             check_number("accuracies", value, at_least=0, at_most=1)
+        check_number("seconds", result.setdefault("seconds", 0.0), at_least=0)
         if not all(isinstance(value, str) for value in result["settings"].values()):
             raise ValueError("settings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -102,7 +105,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 @rank_zero_only
-def record(directory: Path, config: Path, settings: Mapping[str, Value], accuracies: dict[str, float]) -> None:
+def record(
+    directory: Path, config: Path, settings: Mapping[str, Value], accuracies: dict[str, float], seconds: float = 0.0
+) -> None:
     """Write the result of a run, so that `run_trial` does not repeat it.
 
     Args:
@@ -110,9 +115,11 @@ def record(directory: Path, config: Path, settings: Mapping[str, Value], accurac
         config: Configuration of the run.
         settings: What differs from it.
         accuracies: What `run_trial` returns for these settings.
+        seconds: How long it took.
     """
+    result = {"settings": _plain(config, settings), "accuracies": accuracies, "seconds": seconds}
     with replacing(directory / RESULT) as file:
-        file.write_text(json.dumps({"settings": _plain(config, settings), "accuracies": accuracies}, indent=1))
+        file.write_text(json.dumps(result, indent=1))
 
 
 def run_search(
