@@ -211,8 +211,12 @@ SCALING = {
 
 _SMALL = {"resnet18": "resnet8", "knresnet18": "knresnet8", "knresnet50": "knresnet8"}
 _FEW = {"trainer.max_epochs": 3, "trainer.limit_train_batches": 12, "pictures.every_n_epochs": 0}
-_NOT_TINY = {("2", "layer"), ("2", "group"), ("3", "layer"), ("3", "group"), ("3", "local_context"), ("4", "layer")}
-"""Tables and norms that are left out in miniature, to save time."""
+_NOT_TINY = {
+    *((table, norm, size) for table, size in (("1", 2), ("1", 256), ("2", 256)) for norm in ("layer", "group")),
+    *(("3", norm, 16) for norm in ("layer", "group", "local_context")),
+    ("4", "layer", 8192),
+}
+"""What is left out in miniature, to save time."""
 
 
 def rows_of(table: Table, scale: Scale = "paper") -> list[Row]:
@@ -236,7 +240,7 @@ def tiny(row: Row) -> Row | None:
     Returns:
         It, with another configuration and other settings; None for deeper and preactivated networks, and a few more.
     """
-    if (row.table, row.norm) in _NOT_TINY:
+    if (row.table, row.norm, row.batch_size) in _NOT_TINY:
         return None
     settings: dict[str, Value] = {BACKBONE: "", NORM: row.norm, **row.settings, **_FEW}
     kernel = "kn" in row.backbone

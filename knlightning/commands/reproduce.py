@@ -24,10 +24,14 @@ INTRODUCTION = """\
 # Results of the paper, and their commands
 
 Each row is a command. It trains with the row's network, normalization, batch size and learning rate, three runs with
-seeds 0, 1 and 2, tests each after its last epoch, and prints mean and standard deviation beside the published ones. It
-may be interrupted and started again: a run that is done is not repeated, and one that is not goes on where it was.
+seeds 0, 1 and 2, and tests each after its last epoch. Mean and standard deviation stand beside the published ones in
+`report.html` and `report.md`, which are written anew after each run. The command may be interrupted and started again:
+a run that is done is not repeated, and one that is not goes on where it was.
 
     knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
+
+Tables 5 to 8 and the figures have commands too, `knl reproduce --table 5` to `--table 8`, `--figure 4` and
+`--figure 7`, and `knl reproduce --all` does everything.
 
 Fewer choices make more rows: `knl reproduce --table 1` is the whole of Table 1, one run after the other. Whatever
 `knl fit` accepts by a name with a dot is passed on to each run, such as `--data.root DIRECTORY`,

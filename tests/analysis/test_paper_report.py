@@ -24,11 +24,11 @@ from knlightning.analysis.paper_report import (
     ("row", "values", "difference", "verdict"),
     [
         (KNRESNET18, (79.0, 79.1, 79.3), "+0.03 (+0.3 SD)", REPRODUCED),
-        (KNRESNET18, (78.0, 78.1, 78.3), "-0.97 (-9.7 SD)", NOT),
+        (KNRESNET18, (78.0, 78.1, 78.3), "-0.97 (-9.7 SD)", f"{NOT}: lower"),
         (KNRESNET18, (79.4,), "+0.30 (+3.0 SD)", REPRODUCED),  # p = 0.12: one run tells little
-        (KNRESNET18, (77.0,), "-2.10 (-21.0 SD)", NOT),
+        (KNRESNET18, (77.0,), "-2.10 (-21.0 SD)", f"{NOT}: lower"),
         (IMAGENET, (71.0, 71.1, 71.3), "-0.04", REPRODUCED),
-        (IMAGENET, (70.0, 70.1, 70.2), "-1.07", NOT),
+        (IMAGENET, (70.0, 70.1, 70.2), "-1.07", f"{NOT}: lower"),
         (IMAGENET, (71.0,), "-0.17", "not comparable: a single run each"),
     ],
 )
@@ -44,7 +44,7 @@ def test_one_of_three_scores_that_differs_is_enough():
     same = [[mean + d, *(value + d for value, _ in others)] for d in (-0.1, 0.0, 0.1)]
     assert compare_scores("3", row, same, "knl", 0, "").verdict == REPRODUCED
     other = [[*run[:-1], run[-1] - 20] for run in same]
-    assert compare_scores("3", row, other, "knl", 0, "").verdict == NOT
+    assert compare_scores("3", row, other, "knl", 0, "").verdict == f"{NOT}: lower"
     assert compare_scores("3", row, same, "knl", 0, "another length").verdict == "not comparable: another length"
 
 
