@@ -277,7 +277,8 @@ def write_html(findings: Sequence[Finding], about: Mapping[str, str], out: Path)
         commands = "\n".join(dict.fromkeys(row["command"] for row in rows))
         cells = [{key: value for key, value in row.items() if key != "command"} for row in rows]
         details = f"<details><summary>Commands</summary><pre>{text(commands)}</pre></details>"
-        parts.append(f"<section><h2>{text(title)}</h2><p>{text(note)}</p>{table(cells)}{shown}{details}</section>")
+        shown = f"<h2>{text(title)}</h2><p>{text(note)}</p>{table(cells)}{shown}{details}"
+        parts.append(f'<section class="words">{shown}</section>')
     return page("The paper, reproduced", "\n".join(parts))
 
 

@@ -65,7 +65,7 @@ class Reproduction:
         self.options = f" --seeds {seeds} --out {out}" + "".join(f" --{key} {v}" for key, v in overrides.items())
         self.options += " --scale tiny" if scale == "tiny" else ""
         changed = [key for key in overrides if key.replace(".init_args", "") not in HARMLESS]
-        self.obstacle = "small networks on digits" if scale == "tiny" else f"other {', '.join(changed)}"
+        self.obstacle = "tiny scale" if scale == "tiny" else f"other {', '.join(changed)}"
         self.obstacle *= bool(changed) or scale == "tiny"
         self.chosen = {row.name for row in (chosen if scale == "paper" else filter(None, map(tiny, chosen)))}
         self.machine = machine(choose_device("auto"))
@@ -80,7 +80,7 @@ class Reproduction:
         self.findings = list((old | new).values())
         about = {key: str(value) for key, value in self.machine.items()}
         if self.scale == "tiny":
-            about = {"scale": f"tiny: {self.obstacle}; it shows that everything runs, not what the paper shows"} | about
+            about["scale"] = "tiny: small networks on digits, which say nothing of the paper but that all of it runs"
         about["command"] = f"knl reproduce --all{self.options}"
         write_text(self.out / "findings.json", json.dumps([asdict(finding) for finding in self.findings], indent=1))
         write_text(self.out / "report.md", write_markdown(self.findings, about, self.out))

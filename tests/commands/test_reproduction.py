@@ -66,7 +66,7 @@ def test_other_settings_are_not_comparable_and_other_devices_are(tmp_path):
 
     assert obstacle(data_root="x", trainer_devices="2") == ""
     assert obstacle(data_root="x", trainer_max_epochs="1") == "other trainer.max_epochs"
-    assert Reproduction("tiny", 3, tmp_path, {}, ROWS).obstacle == "small networks on digits"
+    assert Reproduction("tiny", 3, tmp_path, {}, ROWS).obstacle == "tiny scale"
 
 
 def test_costs_are_measured_once(tmp_path, monkeypatch):
