@@ -15,10 +15,6 @@ from knlightning.checks import ArgumentError, check_number
 from knlightning.commands.command import command
 from knlightning.commands.output import say
 from knlightning.commands.reproduction import Reproduction
-from knlightning.run_directory import ROOT
-
-RUNS: dict[Scale, str] = {"paper": "reproduce", "tiny": "reproduce_tiny"}
-"""Folder of the runs."""
 
 INTRODUCTION = """\
 # Results of the paper, and their commands
@@ -134,13 +130,7 @@ def reproduce(
         say(page().removesuffix("\n"))
         return
     choose(table if table in TITLES else None, *limits)
-    run = Reproduction(
-        scale,
-        seeds or (3 if scale == "paper" else 2),
-        out or ROOT / RUNS[scale],
-        overrides or {},
-        choose(None, *limits),
-    )
+    run = Reproduction(scale, seeds, out, overrides or {}, choose(None, *limits))
     parts: dict[str, Callable[[], None]] = {
         **{key: partial(run.scores, key) for key in TITLES},
         "5": run.learning_rates,
@@ -150,8 +140,8 @@ def reproduce(
         "figure 4": run.convergence,
         "figure 7": run.landscape,
     }
-    wanted = [key for key in (table, figure and f"figure {figure}") if key] or (list(parts) if all else list(TITLES))
-    for key in wanted:
+    wanted = [key for key in (table, figure and f"figure {figure}") if key] or list(TITLES)
+    for key in parts if all else wanted:
         try:
             parts[key]()
         except FileNotFoundError as error:

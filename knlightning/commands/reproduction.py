@@ -29,7 +29,7 @@ from knlightning.commands.benchmark import benchmark
 from knlightning.commands.landscape import landscape
 from knlightning.commands.output import save_figure, say, write_text
 from knlightning.commands.trials import DIVERGED, FURTHER, RESULT, read_result, record, run_search, run_trial
-from knlightning.run_directory import checkpoint_in, replacing_folder
+from knlightning.run_directory import ROOT, checkpoint_in, replacing_folder
 
 NETWORK_VARIANTS: list[Variant] = ["kernel", "algorithm1", "batch", "batch-primitives"]
 PANELS: tuple[Table, ...] = ("1", "2", "4")
@@ -52,26 +52,33 @@ class Reproduction:
 
     Args:
         scale: "tiny" for small networks on digits.
-        seeds: Number of runs for each row.
-        out: Directory of the runs and of the report.
+        seeds: Number of runs for each row; None for 3, and 2 for tiny.
+        out: Directory of the runs and of the report; None for runs/reproduce, and runs/reproduce_tiny.
         overrides: Values of the configuration by dotted names, for all runs.
         chosen: The rows of the paper that are wanted.
     """
 
     def __init__(
-        self, scale: Scale, seeds: int, out: Path, overrides: Mapping[str, str], chosen: Sequence[Row]
+        self,
+        scale: Scale,
+        seeds: int | None,
+        out: Path | None,
+        overrides: Mapping[str, str],
+        chosen: Sequence[Row],
     ) -> None:
-        self.scale, self.seeds, self.out, self.overrides = scale, seeds, out, overrides
-        self.options = f" --seeds {seeds} --out {out}" + "".join(f" --{key} {v}" for key, v in overrides.items())
-        self.options += " --scale tiny" if scale == "tiny" else ""
+        self.scale, self.overrides = scale, overrides
+        self.seeds = seeds or (3 if scale == "paper" else 2)
+        self.out = out or ROOT / ("reproduce" if scale == "paper" else "reproduce_tiny")
+        given = {"scale": None if scale == "paper" else scale, "seeds": seeds, "out": out, **overrides}
+        self.options = "".join(f" --{key} {value}" for key, value in given.items() if value is not None)
         changed = [key for key in overrides if key.replace(".init_args", "") not in HARMLESS]
         self.obstacle = "tiny scale" if scale == "tiny" else f"other {', '.join(changed)}"
         self.obstacle *= bool(changed) or scale == "tiny"
         self.chosen = {row.name for row in (chosen if scale == "paper" else filter(None, map(tiny, chosen)))}
         self.machine = machine(choose_device("auto"))
         self.findings: list[Finding] = []
-        if (out / "findings.json").is_file():
-            self.findings = [Finding(**found) for found in json.loads((out / "findings.json").read_text())]
+        if (self.out / "findings.json").is_file():
+            self.findings = [Finding(**found) for found in json.loads((self.out / "findings.json").read_text())]
 
     def report(self, *found: Finding) -> None:
         """Add findings, in the place of earlier ones of the same, and write the report."""
