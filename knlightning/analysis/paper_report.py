@@ -50,8 +50,8 @@ NOTES = {
     " which for small networks says little.",
     "figure 4": "The number is the mean of the validation accuracy over all epochs: the faster, the higher.",
     "figure 7": "The number is the rise of the loss, from the minimum to the mean in a ball around it; then the largest"
-    " eigenvalue of the Hessian, with the filters' norms as units. Batch normalization uses its running statistics, as in"
-    " the code of Li et al., which can make it look sharper than it is.",
+    " eigenvalue of the Hessian, with the filters' norms as units. Batch normalization uses its running statistics, as"
+    " in the code of Li et al., which can make it look sharper than it is.",
 }
 
 
