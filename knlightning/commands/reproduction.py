@@ -74,7 +74,8 @@ class Reproduction:
         changed = [key for key in overrides if key.replace(".init_args", "") not in HARMLESS]
         self.obstacle = "tiny scale" if scale == "tiny" else f"other {', '.join(changed)}"
         self.obstacle *= bool(changed) or scale == "tiny"
-        self.chosen = {row.name for row in (chosen if scale == "paper" else filter(None, map(tiny, chosen)))}
+        pairs = [(row if scale == "paper" else tiny(row), row.command) for row in reversed(chosen)]
+        self.chosen = {row.name: command for row, command in pairs if row}  # with the command for the row of the paper
         self.machine = machine(choose_device("auto"))
         self.findings: list[Finding] = []
         if (self.out / "findings.json").is_file():
@@ -115,7 +116,7 @@ class Reproduction:
             for seed in range(self.seeds):
                 runs.append(self._run(row, seed))
                 spent = sum(read_result(self.directory(row, seed) / RESULT)["seconds"] for seed in range(len(runs)))
-                command = row.command + self.options
+                command = self.chosen[row.name] + self.options
                 self.report(compare_scores(table, row, runs, command, spent, self.obstacle))
             reached = " / ".join(mean_and_sd(values) for values in zip(*runs, strict=True))
             say(f"| {', '.join(labels_of(row).values())} | {row.published} | {reached} |")
@@ -131,7 +132,7 @@ class Reproduction:
             say(f"\nTable 5: {', '.join(labels_of(row).values())}\n")
             found = run_search(row.path, directory, settings, start, 1, max_halvings=12 if self.scale == "paper" else 1)
             spent = sum(read_result(trial.directory / RESULT)["seconds"] for trial in found.trials)
-            command = row.command.replace("--table 1", "--table 5") + self.options
+            command = self.chosen[row.name].replace("--table 1", "--table 5") + self.options
             self.report(compare_learning_rates(row, found.learning_rate, command, spent, self.obstacle))
 
     def network_costs(self) -> None:
