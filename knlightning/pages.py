@@ -36,6 +36,7 @@ table { border-collapse: collapse; width: 100%; margin: 0 0 12px }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 13px }
 th, td { padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: middle;
   overflow-wrap: anywhere }
+.words th, .words td { overflow-wrap: break-word }
 td.number, th.number { text-align: right } td.share { min-width: 110px } td .bar { margin: 0 }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 14px; margin: 24px 0 0 }
 .facts .box { padding: 14px 18px } .facts b { display: block; font-size: 25px; line-height: 1.25; font-weight: 650 }

@@ -122,6 +122,17 @@ class LossFunction:
         return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
+def use_batch_statistics(network: nn.Module) -> None:
+    """Let batch normalization take the statistics of the batch in evaluation too, as other norms take theirs.
+
+    Args:
+        network: Is changed in place.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
+            layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+
+
 def loss_rows(
     functions: Sequence[LossFunction], directions: tuple[Tensor, Tensor], offsets: Sequence[float], rows: Sequence[int]
 ) -> Iterator[tuple[int, list[float]]]:

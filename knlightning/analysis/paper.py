@@ -1,16 +1,17 @@
 """The published results in image classification and segmentation, and what each of them takes.
 
-Source: Nasirigerdeh et al. (TMLR 2024): Tables 1 to 5, section 5, and Appendices B and C.
+Source: Nasirigerdeh et al. (TMLR 2024): Tables 1 to 8, section 5, and Appendices B to D.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from knlightning.analysis.settings import BATCH_SIZE, DROPOUT, LEARNING_RATE, NORM, Value
+from knlightning.analysis.settings import BACKBONE, BATCH_SIZE, DROPOUT, LEARNING_RATE, NORM, Value
 
 Table = Literal["1", "2", "3", "4", "convnext", "cifar10", "ablation"]
+Scale = Literal["paper", "tiny"]
 
 TITLES: dict[Table, str] = {
     "1": "Table 1: test accuracy on CIFAR-100 against the batch size",
@@ -58,7 +59,8 @@ class Row:
     @property
     def backbone(self) -> str:
         """The network, by the name of its function in `knlightning.models`."""
-        return self.config.split("_", 1)[1].removesuffix("_dp")
+        named = str(self.settings.get(BACKBONE, "")).rpartition(".")[2]
+        return named or self.config.split("_", 1)[1].removesuffix("_dp")
 
     @property
     def path(self) -> Path:
@@ -187,3 +189,76 @@ ROWS: tuple[Row, ...] = (
     Row("ablation", "cifar100_knresnet50", "none", 32, 0.025, 71.48, settings={NORM: "none"}),
     Row("ablation", "cifar100_knresnet50", "kernel", 32, 0.025, 78.32, settings={DROPOUT: 0.0}),
 )
+
+TIMES = {
+    18: {"batch": (328, 4), "batch-primitives": (466, 4), "kernel": (838, 7)},
+    34: {"batch": (552, 5), "batch-primitives": (766, 5), "kernel": (1635, 12)},
+    50: {"batch": (803, 6), "batch-primitives": (1429, 10), "kernel": (2373, 19)},
+}
+"""Table 6: seconds of training and of inference for an epoch of ImageNet, on 8 A40 with 32 images each."""
+MEMORY = {
+    18: {"batch": 3.2, "batch-primitives": 3.7, "kernel": 7.2},
+    34: {"batch": 3.6, "batch-primitives": 4.4, "kernel": 9.4},
+    50: {"batch": 5.7, "batch-primitives": 8.2, "kernel": 13.6},
+}
+"""Table 7: GB in training on ImageNet, on an RTX A6000 with 32 images."""
+SCALING = {
+    1: {32: (2.44, 2.80), 64: (8.43, 4.94), 128: (33.45, 13.44)},
+    2: {32: (0.64, 2.24), 64: (1.07, 2.72), 128: (2.91, 4.59)},
+    3: {32: (0.58, 2.16), 64: (0.79, 2.40), 128: (1.71, 3.28)},
+}
+"""Table 8: seconds of inference and GB of four KNConv layers by stride, and by height and width of the images."""
+
+_SMALL = {"resnet18": "resnet8", "knresnet18": "knresnet8", "knresnet50": "knresnet8"}
+_FEW = {"trainer.max_epochs": 3, "trainer.limit_train_batches": 12, "pictures.every_n_epochs": 0}
+_NOT_TINY = {
+    *((table, norm, size) for table, size in (("1", 2), ("1", 256), ("2", 256)) for norm in ("layer", "group")),
+    *(("3", norm, 16) for norm in ("layer", "group", "local_context")),
+    ("4", "layer", 8192),
+}
+"""What is left out in miniature, to save time."""
+
+
+def rows_of(table: Table, scale: Scale = "paper") -> list[Row]:
+    """Return the rows of a table; to those of the ablation belongs the whole network, which is in Table 1.
+
+    Args:
+        table: Where the paper reports them.
+        scale: "tiny" for the rows in miniature, of which there are fewer.
+    """
+    whole = ("1", "knresnet50", 32) if table == "ablation" else ()
+    rows = [row for row in ROWS if row.table == table or (row.table, row.backbone, row.batch_size) == whole]
+    return rows if scale == "paper" else list({row.name: row for row in map(tiny, rows[::-1]) if row}.values())[::-1]
+
+
+def tiny(row: Row) -> Row | None:
+    """Return a row in miniature: a small network trains for three epochs on a few of the digits of scikit-learn.
+
+    Args:
+        row: A row of the paper.
+
+    Returns:
+        It, with another configuration and other settings; None for deeper and preactivated networks, and a few more.
+    """
+    if (row.table, row.norm, row.batch_size) in _NOT_TINY:
+        return None
+    settings: dict[str, Value] = {BACKBONE: "", NORM: row.norm, **row.settings, **_FEW}
+    kernel = "kn" in row.backbone
+    if row.table == "3" and row.backbone.endswith("18"):
+        settings |= {BACKBONE: f"knlightning.models.fcn_{'kn' if kernel else ''}resnet8", BATCH_SIZE: 8}
+        return replace(row, config="scenes_fcn_knresnet", batch_size=8, settings=settings)
+    if row.table == "convnext":
+        settings |= {BACKBONE: f"knlightning.models.{row.backbone}", BATCH_SIZE: 8, "trainer.max_epochs": 1}
+        del settings[NORM]
+        return replace(row, config="digits_resnet8", batch_size=8, settings=settings)
+    if row.backbone not in _SMALL:
+        return None
+    size = min(row.batch_size, 256)
+    settings |= {BACKBONE: f"knlightning.models.{_SMALL[row.backbone]}", BATCH_SIZE: size}
+    settings["data.init_args.scaling"] = "unit" if kernel else "standard"
+    if row.table == "4":
+        return replace(row, config="digits_dp", batch_size=size, settings=settings)
+    settings[LEARNING_RATE] = (0.032 if kernel else 0.004) * (size / 32) ** 0.5
+    if size < 32:
+        settings["trainer.limit_train_batches"] = 30
+    return replace(row, config="digits_resnet8", batch_size=size, settings=settings)

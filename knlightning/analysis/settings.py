@@ -5,6 +5,7 @@ from collections.abc import Iterable
 Value = str | int | float | bool
 """What a key of a configuration is set to."""
 
+BACKBONE = "model.init_args.backbone"
 NORM = "model.init_args.backbone.init_args.norm"
 DROPOUT = "model.init_args.backbone.init_args.dropout_p"
 LEARNING_RATE = "model.init_args.optimizer.init_args.lr"

@@ -19,7 +19,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from knlightning.analysis.landscape import LossFunction, largest_eigenvalue, loss_rows, losses_in_ball
+from knlightning.analysis.landscape import (
+    LossFunction,
+    largest_eigenvalue,
+    loss_rows,
+    losses_in_ball,
+    use_batch_statistics,
+)
 from knlightning.analysis.landscape_plots import draw_contours, draw_lines, draw_surfaces
 from knlightning.analysis.measure import Device, choose_device
 from knlightning.checks import ArgumentError, check, check_number
@@ -42,6 +48,7 @@ def landscape(
     radius: float = 0.5,
     draws: int = 20,
     eigenvalues: bool = True,
+    batch_statistics: bool = False,
     seed: int = 0,
     device: Device = "auto",
     out: Path = ROOT / "landscape",
@@ -64,6 +71,8 @@ def landscape(
         radius: Radius of the ball in which the mean loss is taken, likewise.
         draws: Number of random points in it.
         eigenvalues: Whether the largest eigenvalue of the Hessian is computed, which takes most of the time.
+        batch_statistics: Whether batch normalization takes the statistics of the 256 images that are computed at once,
+            in place of its running statistics.
         seed: Seed of images and directions.
         device: Where to compute; auto for all GPUs if there are any.
         out: Directory of a JSON file for each run, sharpness.md, lines.png, contours.png and surfaces.png.
@@ -88,7 +97,7 @@ def landscape(
     offsets = np.linspace(-reach, reach, points).tolist()
     rows = [points // 2] if dimensions == 1 else range(points)
     settings = {"split": split, "num_images": num_images, "reach": reach, "points": points, "seed": seed}
-    settings |= {"radius": radius, "draws": draws}
+    settings |= {"radius": radius, "draws": draws, "batch_statistics": batch_statistics}
     results: dict[str, dict[str, Any]] = {}
     for name, run in named.items():
         path = out / (re.sub(r"[^\w.]+", "-", name) + ".json")
@@ -98,6 +107,8 @@ def landscape(
         if missing or (eigenvalues and "eigenvalues" not in result):
             say(f"{name}: {checkpoint}")
             model = load(checkpoint, data=data)
+            if batch_statistics:
+                use_batch_statistics(model.network)
             images, labels = _images(model.datamodule, split, num_images, seed)
             function = LossFunction(model.network, images, labels, _loss_of(model.task), device=devices[0])
             _measure(function, devices, offsets, missing, eigenvalues, result, path)

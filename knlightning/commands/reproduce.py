@@ -1,27 +1,33 @@
-"""List the results of the paper, or train for them again.
+"""List the results of the paper, or train and measure for them again, and report them beside the published ones.
 
 knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
+knl reproduce --all --scale tiny
 """
 
-from collections.abc import Iterator, Mapping
-from itertools import groupby, islice
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
-from knlightning.analysis.paper import ROWS, TITLES, Row, Table
-from knlightning.analysis.search import mean_and_sd
+from knlightning.analysis.paper import ROWS, TITLES, Row, Scale, Table
 from knlightning.checks import ArgumentError, check_number
 from knlightning.commands.command import command
 from knlightning.commands.output import say
-from knlightning.commands.trials import FURTHER, Trials
+from knlightning.commands.reproduction import Reproduction
 
 INTRODUCTION = """\
 # Results of the paper, and their commands
 
 Each row is a command. It trains with the row's network, normalization, batch size and learning rate, three runs with
-seeds 0, 1 and 2, tests each after its last epoch, and prints mean and standard deviation beside the published ones. It
-may be interrupted and started again: a run that is done is not repeated, and one that is not goes on where it was.
+seeds 0, 1 and 2, and tests each after its last epoch. Mean and standard deviation stand beside the published ones in
+`report.html` and `report.md`, which are written anew after each run. The command may be interrupted and started again:
+a run that is done is not repeated, and one that is not goes on where it was.
 
     knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
+
+Tables 5 to 8 and the figures have commands too, `knl reproduce --table 5` to `--table 8`, `--figure 4` and
+`--figure 7`, and `knl reproduce --all` does everything.
 
 Fewer choices make more rows: `knl reproduce --table 1` is the whole of Table 1, one run after the other, and with
 `--parallel 4` four [side by side](guides/clusters.md#runs-side-by-side). Whatever `knl fit` accepts by a name with a
@@ -81,27 +87,38 @@ def _sections() -> Iterator[str]:
 
 
 def reproduce(
-    table: Table | None = None,
+    table: Literal[Table, "5", "6", "7", "8"] | None = None,
+    figure: Literal["4", "7"] | None = None,
+    ablation: bool = False,
+    all: bool = False,
     backbone: str | None = None,
     norm: str | None = None,
     batch_size: int | None = None,
-    seeds: int = 3,
-    out: Path = Path("runs/reproduce"),
+    scale: Scale = "paper",
+    seeds: int | None = None,
+    out: Path | None = None,
     parallel: int = 1,
     cluster: str | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> None:
-    """Train for rows of the paper's tables, and print accuracies beside the published ones.
+    """Train and measure for tables and figures of the paper, and report the results beside the published ones.
 
-    Without a choice of rows, list all of them with their commands.
+    After each result OUT/report.html and report.md are written, with all that was found so far. Without a choice, list
+    the rows of the tables with their commands.
 
     Args:
-        table: Where the paper reports the results.
-        backbone: The network.
-        norm: The normalization.
-        batch_size: Images in a step of the optimizer, on all devices together.
-        seeds: Number of runs for each row, with seeds 0, 1, ...
-        out: Directory of the runs and results.csv; what it holds already is not repeated.
+        table: A table of the paper, or "convnext", "cifar10" or "ablation" of its text.
+        figure: 4 for convergence, 7 for the loss landscape.
+        ablation: The same as --table ablation.
+        all: Everything; what lacks its data is left out, and told.
+        backbone: The network, of Tables 1 to 5.
+        norm: The normalization, likewise.
+        batch_size: Images in a step of the optimizer, on all devices together, likewise.
+        scale: "tiny" does the same in minutes with small networks and the digits of scikit-learn, which shows that it
+            works, and says nothing of the paper.
+        seeds: Number of runs for each row, with seeds 0, 1, ...; null for 3, and 2 for tiny.
+        out: Directory of the runs, results.csv and the report; what it holds already is not repeated. Null for
+            runs/reproduce, and runs/reproduce_tiny.
         parallel: How many runs go on at a time, side by side on Ray if above 1; each gets its share of the processors,
             and of the GPUs, of one at most.
         cluster: Address of a Ray cluster, all nodes of which see the same files; null for this machine alone.
@@ -111,33 +128,33 @@ def reproduce(
         ValueError: If there is no such row, or an argument is out of its range.
         FileNotFoundError: If the working directory has no configuration files.
     """
-    check_number("seeds", seeds, at_least=1, integer=True)
-    if (table, backbone, norm, batch_size) == (None, None, None, None):
+    check_number("seeds", seeds, at_least=1, integer=True, none="3, or 2 for tiny")
+    table = "ablation" if ablation else table
+    limits = (backbone, norm, batch_size)
+    if not (table or figure or all or any(limits)):
         say(page().removesuffix("\n"))
         return
-    rows = choose(table, backbone, norm, batch_size)
-    for row in rows:
-        if not row.path.is_file():
-            raise FileNotFoundError(f"no {row.path} in {Path.cwd()}: start in the directory of the project")
-    say(f"\nTest accuracy in %, mean ± SD of {seeds} runs\n")
-    say("| backbone | norm | batch size | published | reproduced |\n| --- | --- | --- | --- | --- |")
-    pairs = [(row, seed) for row in rows for seed in range(seeds)]
-    with Trials(out, parallel, cluster) as trials:
-        reached = trials.map(lambda pair: _run(trials, *pair, out, overrides or {}), pairs)
-        for row in rows:
-            runs = list(islice(reached, seeds))
-            say(f"| {row.backbone} | {row.norm} | {row.batch_size} | {row.published} | {_summary(runs)} |")
-
-
-def _run(trials: Trials, row: Row, seed: int, out: Path, overrides: Mapping[str, str]) -> list[float]:
-    """Return what a run has reached on the test images in %: what is published of the row, in the same order."""
-    changes = {**row.settings, "seed_everything": seed, **overrides}
-    reached = trials.run(out / row.name / f"seed{seed}", row.path, changes)
-    return [100 * reached[name] for name in ("test", *FURTHER[: len(row.further)])]
-
-
-def _summary(runs: list[list[float]]) -> str:
-    return " / ".join(mean_and_sd(values) for values in zip(*runs, strict=True))
+    choose(table if table in TITLES else None, *limits)
+    run = Reproduction(scale, seeds, out, overrides or {}, choose(None, *limits), parallel, cluster)
+    parts: dict[str, Callable[[], None]] = {
+        **{key: partial(run.scores, key) for key in TITLES},
+        "5": run.learning_rates,
+        "6": run.network_costs,
+        "7": run.network_costs,
+        "8": run.layer_costs,
+        "figure 4": run.convergence,
+        "figure 7": run.landscape,
+    }
+    wanted = [key for key in (table, figure and f"figure {figure}") if key] or list(TITLES)
+    with run.trials:
+        for key in parts if all else wanted:
+            try:
+                parts[key]()
+            except FileNotFoundError as error:
+                if not all:
+                    raise
+                say(f"{key} is left out: {error}")
+    say(f"Written: {run.out}/report.html, report.md")
 
 
 def main(args: list[str]) -> None:
@@ -146,4 +163,4 @@ def main(args: list[str]) -> None:
     Args:
         args: Command line after `reproduce`.
     """
-    command(reproduce, "knl reproduce", args)
+    command(reproduce, "knl reproduce", [f"{arg}=true" if arg in ("--all", "--ablation") else arg for arg in args])

@@ -73,7 +73,7 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
         return accuracies
     options = {**plain, "run_dir": directory, SHOWS_PROGRESS: plain.get(SHOWS_PROGRESS, "false")}
     line = [f"--{key}={value}" for key, value in options.items()]
-    accuracies = {}
+    accuracies, start = {}, time.perf_counter()
     with muted():
         FitCLI([*line, *(["--ckpt_path=last"] if checkpoint_in(directory, "last").is_file() else [])])
         for stage, command in (("val", ValidateCLI), ("test", TestCLI)):
@@ -81,7 +81,7 @@ def run_trial(directory: Path, config: Path, settings: Mapping[str, Value]) -> d
             metrics = {name: value.item() for name, value in cli.trainer.callback_metrics.items()}
             accuracies[stage] = metrics[f"{stage}/{cli.model.main_metric}"]
     accuracies |= {name: metrics[f"test/{name}"] for name in FURTHER if f"test/{name}" in metrics}
-    record(directory, config, settings, accuracies)
+    record(directory, config, settings, accuracies, time.perf_counter() - start)
     return accuracies
 
 
@@ -92,7 +92,8 @@ def read_result(path: Path) -> dict[str, Any]:
         path: The file.
 
     Returns:
-        Its "settings", strings by name, and its "accuracies", numbers by name.
+        Its "settings", strings by name, its "accuracies", numbers by name, and the "seconds" that it took since it
+        was last begun.
 
     Raises:
         ValueError: If the file is damaged; the message names it.
@@ -101,6 +102,7 @@ def read_result(path: Path) -> dict[str, Any]:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for value in result["accuracies"].values():
             check_number("accuracies", value, at_least=0, at_most=1)
+        check_number("seconds", result.setdefault("seconds", 0.0), at_least=0)
         if not all(isinstance(value, str) for value in result["settings"].values()):
             raise ValueError("settings")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -109,7 +111,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 @rank_zero_only
-def record(directory: Path, config: Path, settings: Mapping[str, Value], accuracies: dict[str, float]) -> None:
+def record(
+    directory: Path, config: Path, settings: Mapping[str, Value], accuracies: dict[str, float], seconds: float = 0.0
+) -> None:
     """Write the result of a run, so that `run_trial` does not repeat it.
 
     Args:
@@ -117,9 +121,11 @@ def record(directory: Path, config: Path, settings: Mapping[str, Value], accurac
         config: Configuration of the run.
         settings: What differs from it.
         accuracies: What `run_trial` returns for these settings.
+        seconds: How long it took.
     """
+    result = {"settings": _plain(config, settings), "accuracies": accuracies, "seconds": seconds}
     with replacing(directory / RESULT) as file:
-        file.write_text(json.dumps({"settings": _plain(config, settings), "accuracies": accuracies}, indent=1))
+        file.write_text(json.dumps(result, indent=1))
 
 
 class Trials(Pool):
@@ -139,7 +145,7 @@ class Trials(Pool):
         self.lock = RLock()
         self._out = out
         self._running: dict[Path, float] = {}
-        self._done: list[dict[str, Any]] = []
+        self._done: dict[Path, dict[str, Any]] = {}
         self._titled = False
         self._live = Live(get_renderable=self._board, refresh_per_second=1, transient=True)
 
@@ -192,8 +198,9 @@ class Trials(Pool):
         with self.lock:
             seconds = round(time.monotonic() - self._running[directory], 1)
             scores = {stage: reached.get(stage) for stage in ("val", "test")}
-            self._done.append({"directory": directory, **scores, "diverged": "diverged" in reached, "seconds": seconds})
-            write_csv(self._out / "results.csv", self._done)
+            done = {"directory": directory, **scores, "diverged": "diverged" in reached, "seconds": seconds}
+            self._done[directory] = done
+            write_csv(self._out / "results.csv", list(self._done.values()))
 
     def _board(self) -> Table:
         """Tell of what goes on now how far it is."""

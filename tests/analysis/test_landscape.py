@@ -5,7 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from knlightning.analysis.landscape import LossFunction, largest_eigenvalue, loss_rows, losses_in_ball
+from knlightning.analysis.landscape import (
+    LossFunction,
+    largest_eigenvalue,
+    loss_rows,
+    losses_in_ball,
+    use_batch_statistics,
+)
 from knlightning.analysis.variants import compute_as_published
 from knlightning.nn import KNConv2d
 
@@ -107,3 +113,17 @@ def test_batch_normalization_keeps_its_running_statistics():
     units = function.filter_norms(function.weights)
     assert units[:2].all()
     assert not units[2:].any()  # biases, and scale and shift of the norm
+
+
+def test_with_the_statistics_of_the_batch_a_filter_may_grow():
+    """Batch normalization takes the scale of its input away, if its statistics follow."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=1e-12), nn.Flatten(), nn.Linear(8, 2))
+    images, labels = torch.randn(4, 1, 2, 2), torch.tensor([0, 1, 0, 1])
+    function = LossFunction(network, images, labels)
+    larger = function.weights.clone()
+    larger[:2] *= 2
+    assert function(larger) != pytest.approx(function(function.weights), rel=1e-3)
+    use_batch_statistics(network)
+    function = LossFunction(network, images, labels)
+    assert function(larger) == pytest.approx(function(function.weights), rel=1e-5)
