@@ -1,4 +1,4 @@
-"""Draw loss and accuracy of runs by epochs, steps or hours.
+"""Draw loss and accuracy by epochs, steps or hours.
 
 knl curves --runs '[runs/quickstart/0]' --out curves.png
 knl curves --runs '{batch: [runs/a/0, runs/a/1], kernel: [runs/b/0, runs/b/1]}' --x hours

@@ -1,4 +1,4 @@
-"""List what can be named: models, norms, data, tasks, callbacks, configs.
+"""List models, norms, data, tasks, callbacks, configs.
 
 Each is a table in Markdown, so that the documentation can show it as it is.
 """

@@ -110,7 +110,7 @@ def _interrupted_at_once() -> Iterator[None]:
 
 def _choose(args: list[str]) -> str:
     parser = ArgumentParser(prog="knl", description="Train kernel normalized networks, and use them.")
-    subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="command", required=True)
     for name, (_, text) in list_commands().items():
         subparsers.add_parser(name, help=text.replace("%", "%%"), add_help=False)
     if args and (meant := get_close_matches(args[0], list_commands(), n=1)) and meant[0] != args[0]:

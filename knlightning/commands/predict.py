@@ -1,4 +1,4 @@
-"""Apply a checkpoint to images of your own; writes a table, or for segmentation pictures, and a page to look at."""
+"""Apply a checkpoint to images of your own; writes tables, pictures and a page."""
 
 from datetime import datetime
 from pathlib import Path

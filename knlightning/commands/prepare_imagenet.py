@@ -1,4 +1,4 @@
-"""Unpack the official archives of ImageNet into folders of classes.
+"""Unpack ImageNet's archives into folders of classes.
 
 knl prepare-imagenet --archives DOWNLOADS --root IMAGENET
 """

@@ -1,4 +1,4 @@
-"""List the results of the paper, or train and measure for them again, and report them beside the published ones.
+"""Train and measure for the tables and figures of the paper, or list them.
 
 knl reproduce --table 1 --backbone knresnet18 --norm kernel --batch_size 2
 knl reproduce --all --scale tiny

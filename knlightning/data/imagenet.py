@@ -57,6 +57,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             among = f", among them {abbreviated(strange)}" if strange else ""
             raise ValueError(
                 f"{where.absolute()}: ImageNet has {NUM_CLASSES} folders named by WordNet ids such as n01440764; found "
-                f"{len(folders)}{among}. For other images in folders there is ImageFolderDataModule."
+                f"{len(folders)}{among}. `knl prepare-imagenet` makes them of the official archives. For other images"
+                " in folders there is ImageFolderDataModule."
             )
         return type(self).class_names

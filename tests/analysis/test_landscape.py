@@ -80,6 +80,7 @@ def test_exact_hessian_of_a_network_with_kernel_normalization():
     """Its backward pass is written by hand, and cannot be differentiated again; that of Algorithm 1 can."""
     torch.manual_seed(0)
     network = nn.Sequential(KNConv2d(2, 3, 3), nn.Tanh(), KNConv2d(3, 2, 2), nn.Flatten(), nn.Linear(18, 3)).double()
+    network[0].eval_statistics = network[2].eval_statistics = "clean"
     images, labels = torch.rand(4, 2, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 2])
     function = LossFunction(network, images, labels, batch_size=3)
     published = copy.deepcopy(network).eval()

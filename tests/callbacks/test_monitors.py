@@ -81,7 +81,7 @@ def test_fast_dev_run_and_no_monitor():
 
 def test_the_list_of_what_is_logged_beside_is_complete():
     code = "".join(path.read_text() for path in Path(knlightning.__file__).parent.rglob("*.py"))
-    named = set(re.findall(r'\.log\("([^"]+)"', code))
+    named = set(re.findall(r'\.log\("([^"]+)"', code) + re.findall(r'"(train/\w+)": self', code))
     assert named | {"privacy/epsilon", *private_metrics.NAMES} == set(LOGGED_BESIDE) - {"epoch", "step"}  # of Lightning
 
 

@@ -183,5 +183,6 @@ def test_missing_archives_are_named(archives, tmp_path):
     (archives / ARCHIVES["devkit"].file).unlink()
     with pytest.raises(FileNotFoundError, match="devkit"):
         unpack("val", archives, tmp_path)
-    with pytest.raises(FileNotFoundError, match="prepare-imagenet"):
-        ImageNetDataModule(tmp_path).setup("fit")
+    for root in (archives, tmp_path):  # without folders, and with others than those of classes
+        with pytest.raises((FileNotFoundError, ValueError), match="prepare-imagenet"):
+            ImageNetDataModule(root).setup("fit")

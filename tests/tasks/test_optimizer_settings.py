@@ -28,7 +28,7 @@ def test_settings_that_are_not_finite(make, name):
         check_settings(make(parameters()))
 
 
-@pytest.mark.parametrize("settings", [{"dampening": -1}, {"dampening": 2**70}, {"momentum": 1.5}])
+@pytest.mark.parametrize("settings", [{"dampening": -1}, {"dampening": 2.0**70}, {"momentum": 1.5}])
 def test_settings_with_a_range(settings):
     (name,) = settings
     with pytest.raises(ArgumentError, match=f"^{name} must be a number at least 0 and at most 1"):
