@@ -174,8 +174,7 @@ def test_a_dead_process_holds_nothing_even_if_its_children_live():
     code = (
         "import os, sys, time; from pathlib import Path; from knlightning.run_directory import locked\n"
         "with locked(Path('run')):\n"
-        "    child = os.fork()\n"
-        "    if child: print(child, flush=True)\n"
+        "    if not os.fork(): print(os.getpid(), flush=True)\n"
         "    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -4,9 +4,10 @@ import pytest
 from standins import PROJECT
 
 from knlightning.analysis.paper import ROWS, rows_of
-from knlightning.commands import reproduction as module
+from knlightning.commands import reproduction
 from knlightning.commands.main import main
 from knlightning.commands.reproduction import Reproduction
+from knlightning.commands.trials import record
 
 
 @pytest.fixture
@@ -24,10 +25,10 @@ def trials(monkeypatch):
             "step,val/acc,epoch,train/loss\n" + "".join(f"{e},0.{e + len(done) % 3},{e},1\n" for e in range(1, 4))
         )
         accuracies = {"val": 0.5, "test": 0.5 + len(done) / 100}
-        module.record(directory, config, settings, accuracies, seconds=60.0)
+        record(directory, config, settings, accuracies, seconds=60.0)
         return accuracies
 
-    monkeypatch.setattr(module, "run_trial", run_trial)
+    monkeypatch.setattr("knlightning.commands.trials.run_trial", run_trial)
     return done
 
 
@@ -81,10 +82,10 @@ def test_costs_are_measured_once(tmp_path, monkeypatch):
         ]
         out.joinpath(f"{preset}.json").write_text(json.dumps({"rows": rows}))
 
-    monkeypatch.setattr(module, "benchmark", benchmark)
+    monkeypatch.setattr(reproduction, "benchmark", benchmark)
     for _ in range(2):
         main(["reproduce", "--table=8", "--scale=tiny", f"--out={tmp_path}"])
-    assert calls == [module.TINY_BENCHMARKS["table8"]]
+    assert calls == [reproduction.TINY_BENCHMARKS["table8"]]
     assert verdicts(tmp_path)["8", "1", "64x64"]["ours"] == "2.00 / 2.00"
 
 
