@@ -113,7 +113,10 @@ def _choose(args: list[str]) -> str:
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="command", required=True)
     for name, (_, text) in list_commands().items():
         subparsers.add_parser(name, help=text.replace("%", "%%"), add_help=False)
-    if args and (meant := get_close_matches(args[0], list_commands(), n=1)) and meant[0] != args[0]:
+    if not args:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if (meant := get_close_matches(args[0], list_commands(), n=1)) and meant[0] != args[0]:
         parser.error(f"there is no command {args[0]}. Did you mean {meant[0]}?")
     return str(parser.parse_args(args[:1]).command)
 

@@ -27,13 +27,11 @@ def test_reads_a_thousand_classes_by_their_english_names(root):
 
 def test_other_folders_are_refused(tmp_path):
     write_imagenet(tmp_path, classes=999)
-    with pytest.raises(ValueError, match=rf"{tmp_path / 'train'}: ImageNet has 1000 folders .*; found 999\. For other"):
-        ImageNetDataModule(tmp_path).setup("fit")
-    (tmp_path / "train" / "cat").mkdir()
-    with pytest.raises(
-        ValueError, match=r"found 1000, among them cat\. For other images in folders there is ImageFold"
-    ):
-        ImageNetDataModule(tmp_path).setup("fit")
+    for found in ("999", "1000, among them cat"):
+        said = rf"{tmp_path / 'train'}: ImageNet has 1000 folders .*; found {found}\. .* ImageFold"
+        with pytest.raises(ValueError, match=said):
+            ImageNetDataModule(tmp_path).setup("fit")
+        (tmp_path / "train" / "cat").mkdir(exist_ok=True)
 
 
 def test_exif_data_do_not_count(root):
