@@ -140,9 +140,8 @@ class KNLightningCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint to start from: 'last' or 'best' of the run (of the newest one, if run_dir is not"
-            " given), or the path of a file, which may hold weights alone, or imagenet1k_norm_torch: the published"
-            " ImageNet weights. knl fit also knows 'auto': as 'last' if there is one, else a new run.",
+            help="Checkpoint to start from: 'last' or 'best' of the run (the newest, if run_dir is not given), a file,"
+            " or the name of published weights. knl fit also knows 'auto': as 'last' if there is one, else a new run.",
         )
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
@@ -185,6 +184,7 @@ class KNLightningCLI(LightningCLI):
         self.first_step = stored["global_step"]
         self._show_differences(checkpoint, check_plain(checkpoint, RunConfig.stored_in(stored)))
         self.checkpoint = checkpoint
+        say(f"Restoring {checkpoint}, of epoch {stored['epoch']}.")
 
     def instantiate_classes(self) -> None:
         """Make what the configuration describes, and load weights alone; those of a checkpoint follow later."""

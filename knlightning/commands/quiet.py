@@ -21,7 +21,7 @@ QUIET_INFOS = (
     "PU available: ",  # the summary names the device
     "LOCAL_RANK: ",
     "Seed set to ",  # config.yaml has it
-    "Restoring states from",  # the command line names the checkpoint
+    "Restoring states from",  # the command names the checkpoint
     "Restored all states",
     "Loaded model weights",
     "`Trainer.fit` stopped: ",  # the last epoch says it

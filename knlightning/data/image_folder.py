@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
+from knlightning.data import decoding
+from knlightning.data.decoding import decoded
 from knlightning.data.folder import abbreviated, find_classes, find_images_in, is_hidden, list_folders
 from knlightning.data.image_files import ImageFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
@@ -101,7 +106,7 @@ class ImageFolderDataModule(LabelledFilesDataModule):
                 "have a suffix such as .jpg or .png."
             )
         numbers = {name: number for number, name in enumerate(classes)}
-        return ImageFiles(
+        return _FolderFiles(
             where,
             [os.path.relpath(path, where) for name in found for path in files[name]],
             torch.tensor([numbers[name] for name in found for _ in files[name]]),
@@ -110,6 +115,16 @@ class ImageFolderDataModule(LabelledFilesDataModule):
             self.upright,
             self.skip_damaged,
         )
+
+
+class _FolderFiles(ImageFiles):
+    """Files that are read by `decoded` of this module: a program can put its own decoder in its place."""
+
+    def decoded(self, index: int) -> Image.Image:
+        return decoded(self.path_of(index), self.upright)
+
+    def pixels(self, index: int) -> Tensor:
+        return super().pixels(index) if decoded is decoding.decoded else tv.pil_to_tensor(self.decoded(index))
 
 
 def has_classes(folder: Path) -> bool:

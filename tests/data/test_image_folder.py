@@ -424,6 +424,15 @@ def test_classes_may_lie_in_the_root_and_those_held_out_serve_for_testing(root):
         module(root / "train").setup("fit")
 
 
+def test_a_decoder_may_be_put_in_place_of_ours(root, monkeypatch):
+    monkeypatch.setattr(
+        "knlightning.data.image_folder.decoded", lambda path, upright: Image.new("RGB", (30, 30), "red")
+    )
+    data = fitted(root)
+    assert data.val_dataloader().dataset[0][0][:, 0, 0].tolist() == [255, 0, 0]
+    assert data.train_dataloader().dataset[SeededIndex(0, 0, 0, 0)][0][:, 0, 0].tolist() == [255, 0, 0]
+
+
 def test_damaged_images_to_predict_on_are_skipped(root, tmp_path):
     (tmp_path / "own").mkdir()
     shutil.copy(root / "val" / "cat" / "1.png", tmp_path / "own")
