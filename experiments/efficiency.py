@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def _work(rank: int, meeting: str, batch_size: int, steps: int, rounds: int, res
         idle = _seconds(lambda: _step(networks[APART], images, labels) if rank == 0 else None, steps)
         speeds = {ALONE: steps * batch_size / idle}
         for name, network in networks.items():
-            speeds[name] = 2 * steps * batch_size / _seconds(lambda n=network: _step(n, images, labels), steps)  # type: ignore[misc]
+            speeds[name] = 2 * steps * batch_size / _seconds(partial(_step, network, images, labels), steps)
         if rank == 0:
             results.put(speeds)
     dist.destroy_process_group()

@@ -114,8 +114,9 @@ class Pictures(Callback):
             missing = most - sum(len(kept) for kept, _, _ in self._page)
             step = max(1, max(labels.shape[1:]) // SCENE_SIDE)  # whole images of streets would take gigabytes
             scenes = (images[:missing], labels[:missing], predicted[:missing])
-            if missing > 0:  # mypy does not see that there are three parts
-                self._page.append(tuple(part[..., ::step, ::step].cpu() for part in scenes))  # type: ignore[arg-type]
+            if missing > 0:
+                images, labels, predicted = (part[..., ::step, ::step].cpu() for part in scenes)
+                self._page.append((images, labels, predicted))
             return
         batch = (images, labels.cpu(), outputs.float().softmax(dim=1).cpu())
         old, old_labels, old_probabilities = self._page[0] if self._page else tuple(part[:0].cpu() for part in batch)
