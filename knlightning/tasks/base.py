@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -53,13 +54,11 @@ class Task(LightningModule, ABC):
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the schedule from the optimizer; None for a constant learning rate.
         lr_scheduler_interval: Whether the schedule advances with every "epoch" or with every optimizer "step".
-        channels_last: Whether weights and images have the channels-last memory format, which often is faster on GPUs.
-        norm_weight_decay: Weight decay of the parameters of normalization layers, at least 0; None for the
-            optimizer's.
+        channels_last: Whether weights and images have the channels-last memory format, which is the faster one.
+        norm_weight_decay: Weight decay of normalization layers, at least 0; None for the optimizer's.
         bias_weight_decay: Weight decay of the biases, at least 0; None for the optimizer's. If norm_weight_decay is
             given, it applies to the biases of normalization layers instead.
-        compile: Whether the backbone is compiled by torch.compile, which takes a while at the first batches. The names
-            of the weights stay the same.
+        compile: Whether the backbone is compiled by torch.compile; the names of the weights stay the same.
         init_from: File of weights to begin with, or the name of published ones, as in
             `knlightning.models.load_weights`; None for the weights that the backbone has. A resumed run does not read
             it again.
@@ -93,7 +92,7 @@ class Task(LightningModule, ABC):
         optimizer: OptimizerCallable = lambda params: SGD(params, lr=0.05, momentum=0.9),
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
-        channels_last: bool = False,
+        channels_last: bool = True,
         norm_weight_decay: float | None = None,
         bias_weight_decay: float | None = None,
         compile: bool = False,
@@ -115,7 +114,9 @@ class Task(LightningModule, ABC):
             *("init_from", "freeze", "thaw_epoch", "layer_decay"),
         )
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
-        self.backbone = backbone.to(memory_format=self.memory_format)
+        self.backbone = backbone
+        for filters in (p for p in backbone.parameters() if not is_lazy(p) and p.dim() == 4):
+            filters.data = filters.data.to(memory_format=self.memory_format)
         self.loaded = load_weights(backbone, init_from) if init_from and not do_weights_follow() else None
         self.freezing = Freezing(backbone, freeze, thaw_epoch)
         if compile:
