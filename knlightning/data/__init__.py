@@ -7,6 +7,7 @@ from knlightning.data.digit_scenes import DigitScenesDataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
 from knlightning.data.hugging_face import HuggingFaceDataModule
+from knlightning.data.hugging_face_masks import HuggingFaceSegmentationDataModule
 from knlightning.data.image_files import ImageFiles, LabelledFiles
 from knlightning.data.image_folder import ImageFolderDataModule
 from knlightning.data.imagenet import ImageNetDataModule
@@ -15,7 +16,7 @@ from knlightning.data.in_memory import ImageDataModule
 from knlightning.data.labelled_files import LabelledFilesDataModule
 from knlightning.data.loader import ResumableLoader
 from knlightning.data.loops import batches
-from knlightning.data.masked_files import MaskedFiles
+from knlightning.data.masked_files import MaskedFiles, MaskedFilesDataModule
 from knlightning.data.photographs import PhotographsDataModule
 from knlightning.data.samplers import EvalSampler, Sampling, TrainSampler
 from knlightning.data.segmentation import SegmentationDataModule
@@ -32,6 +33,7 @@ __all__ = [
     "EvalSampler",
     "FolderImages",
     "HuggingFaceDataModule",
+    "HuggingFaceSegmentationDataModule",
     "ImageDataModule",
     "ImageFiles",
     "ImageFolderDataModule",
@@ -40,6 +42,7 @@ __all__ = [
     "LabelledFiles",
     "LabelledFilesDataModule",
     "MaskedFiles",
+    "MaskedFilesDataModule",
     "PhotographsDataModule",
     "ResumableLoader",
     "Sampling",

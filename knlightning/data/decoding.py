@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from PIL import ExifTags, Image, ImageOps
-from simplejpeg import decode_jpeg
+from simplejpeg import decode_jpeg, decode_jpeg_header
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -114,12 +114,22 @@ def pixels(path: str | os.PathLike[str], upright: bool = True, content: bytes | 
     Raises:
         UnreadableImageError: If `decoded` raises it.
     """
-    with opened(path, content) as image:
-        if image.format == "JPEG" and image.mode in ("RGB", "L") and not (upright and _turn(image)):
-            encoded = Path(path).read_bytes() if content is None else content
-            with suppress(ValueError):  # what it finds damaged, Pillow may use, or says why not
-                return torch.from_numpy(decode_jpeg(encoded)).permute(2, 0, 1)
+    with suppress(OSError, ValueError):  # Pillow may use what is not read here, or says why not
+        if content is None and stat.S_ISREG(os.stat(path).st_mode):
+            content = Path(path).read_bytes()
+        height, width, colours, _ = decode_jpeg_header(content or b"")
+        plain = int(height) * int(width) <= MAX_PIXELS and colours in ("YCbCr", "RGB", "Gray")
+        if plain and not (upright and is_turned(path, content)):
+            return torch.from_numpy(decode_jpeg(content)).permute(2, 0, 1)
     return tv.pil_to_tensor(decoded(path, upright, content))
+
+
+def is_turned(path: str | os.PathLike[str], content: bytes | None) -> bool:
+    """Say whether the EXIF data of a JPEG file turn the image; Pillow looks only if there are some."""
+    if content is None or not any(word in content for word in (b"Exif", b"rientation")):
+        return False
+    with opened(path, content) as image:
+        return _turn(image) is not None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from knlightning.checks import ArgumentError
+from knlightning.data.base import BaseDataModule
 from knlightning.data.decoding import decoded, pixels, unreadable
 from knlightning.data.folder import abbreviated
 from knlightning.data.image_files import LabelledFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
+from knlightning.data.masked_files import EncodedImages
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -26,42 +28,56 @@ SAVED = ("dataset_dict.json", "state.json")
 """Files in a folder that `save_to_disk` has written."""
 
 
+class ImageColumn(EncodedImages):
+    """Encoded images in a column of a table.
+
+    Args:
+        table: A table of `datasets`.
+        column: Name of the column.
+        source: Where the table comes from; messages name an image by it, and by its row.
+        argument: Name of the argument that says which column it is.
+
+    Raises:
+        ArgumentError: If it is no column of images.
+    """
+
+    def __init__(self, table: "Dataset", column: str, source: str, argument: str = "image_column") -> None:
+        from datasets import Image as EncodedImage
+
+        try:
+            self.table = table.select_columns([column]).cast_column(column, EncodedImage(decode=False))
+        except Exception as error:  # pyarrow and datasets have many for it
+            raise ArgumentError(argument, column, f"a column of images: {source} cannot be read ({error})") from error
+        self.column, self.source = column, source
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def path_of(self, number: int) -> str:
+        """Return the source and the row of an image, as if it were a file."""
+        return f"{self.source}/{number}"
+
+    def find(self, number: int) -> tuple[str, bytes | None]:
+        encoded = self.table[number][self.column]
+        if encoded is None or encoded["bytes"] is encoded["path"] is None:
+            raise unreadable(self.path_of(number), ValueError("the row has no image"))
+        if encoded["bytes"] is None:  # the table names a file
+            return encoded["path"], None
+        return self.path_of(number), encoded["bytes"]
+
+
 class TableImages(LabelledFiles):
     """Labelled images in rows of a table, decoded when they are asked for.
 
     Args:
-        table: A table of `datasets`.
-        column: Its column of encoded images.
-        source: Where the table comes from; messages name an image by it, and by its row.
-        labels: int64 `(N,)`.
-        augmentation: Makes a training image, uint8 `(3, H, W)`, of the pixels of a decoded one, uint8 `(3, H, W)`.
-        evaluation: Makes one for evaluation of an image of Pillow.
-        upright: Whether images are turned as their EXIF data say.
-        skip_damaged: Whether an image that cannot be decoded is skipped, see `AugmentedFiles`.
+        images: The images.
+        args: Arguments of `LabelledFiles`.
     """
 
-    def __init__(
-        self,
-        table: "Dataset",
-        column: str,
-        source: str,
-        labels: Tensor,
-        augmentation: Callable[[Tensor], Tensor],
-        evaluation: Callable[[Image.Image], Tensor],
-        upright: bool = True,
-        skip_damaged: bool = False,
-    ) -> None:
-        from datasets import Image as EncodedImage
-
-        super().__init__(labels, augmentation, evaluation, upright, skip_damaged)
-        try:
-            self.table = table.select_columns([column]).cast_column(column, EncodedImage(decode=False))
-        except Exception as error:  # pyarrow and datasets have many for it
-            raise ArgumentError(
-                "image_column", column, f"a column of images: {source} cannot be read ({error})"
-            ) from error
-        self.column, self.source = column, source
-        self.rows = np.arange(len(labels))
+    def __init__(self, images: ImageColumn, *args: Any) -> None:
+        super().__init__(*args)
+        self.images = images
+        self.rows = np.arange(len(images))
 
     def take(self, indices: Tensor) -> Self:
         subset = super().take(indices)
@@ -69,68 +85,55 @@ class TableImages(LabelledFiles):
         return subset
 
     def encoded(self, index: int) -> bytes:
-        """Return an image as it is stored, in the table or in a file that it names."""
-        row = self.table[int(self.rows[index])][self.column] or {"bytes": None, "path": ""}
-        return Path(row["path"]).read_bytes() if row["bytes"] is None else row["bytes"]
+        """Return an image as it is stored, in the table or in a file that it names.
+
+        Raises:
+            UnreadableImageError: If there is none in its row.
+        """
+        path, content = self.images.find(int(self.rows[index]))
+        return Path(path).read_bytes() if content is None else content
 
     def path_of(self, index: int) -> str:
-        """Return the source and the row of an image, as if it were a file."""
-        return f"{self.source}/{self.rows[index]}"
+        return self.images.path_of(int(self.rows[index]))
 
     def decoded(self, index: int) -> Image.Image:
-        return decoded(*self._source(index))
+        path, content = self.images.find(int(self.rows[index]))
+        return decoded(path, self.upright, content)
 
     def pixels(self, index: int) -> Tensor:
-        return pixels(*self._source(index))
-
-    def _source(self, index: int) -> tuple[str, bool, bytes | None]:
-        """Return the arguments of a decoder."""
-        encoded = self.table[int(self.rows[index])][self.column]
-        if encoded is None or encoded["bytes"] is encoded["path"] is None:
-            raise unreadable(self.path_of(index), ValueError("the row has no image"))
-        if encoded["bytes"] is None:  # the table names a file
-            return encoded["path"], self.upright, None
-        return self.path_of(index), self.upright, encoded["bytes"]
+        path, content = self.images.find(int(self.rows[index]))
+        return pixels(path, self.upright, content)
 
 
-class HuggingFaceDataModule(LabelledFilesDataModule):
-    """Labelled images of the Hugging Face Hub, or in a local folder of Parquet or Arrow files.
+class TableDataModule(BaseDataModule):
+    """Base of the datamodules that read the Hugging Face Hub, or a local folder of Parquet or Arrow files.
 
     They are read by the library `datasets` (`pip install 'knlightning[huggingface]'`). It downloads what it does not
     have yet, and copies the images into a cache of Arrow tables, from which rows are read in any order; local files
     need no network. Code that comes with a dataset is never run.
-
-    Classes are those of the feature `ClassLabel` of the labels; without it whole numbers are the labels themselves,
-    and strings are numbered in their order. How images are decoded, augmented and evaluated is the same as for
-    folders of images, see `LabelledFilesDataModule`.
 
     Args:
         path: Name of a dataset on the Hub, such as `ILSVRC/imagenet-1k`, or a local folder; the latter may be one that
             `save_to_disk` has written.
         name: Name of a configuration of the dataset, if it has several.
         image_column: Column of the images.
-        label_column: Column of the labels.
         train_name: Split to train on.
         val_name: Split to validate on; not read if `val_split` is above 0.
         test_name: Split to test on; None for `val_name`, as is usual for ImageNet, whose test images have no labels.
         revision: Branch, tag or commit of a dataset on the Hub; None for the newest.
         cache_dir: Folder of the cache; None for the library's own, by default in the home directory.
-        kwargs: Arguments of `LabelledFilesDataModule`.
-
-    Attributes:
-        class_names: Names of the classes; empty until data or a checkpoint are read.
+        kwargs: Arguments of the next base class.
 
     Raises:
-        ArgumentError: If an argument is out of range.
         ValueError: If `datasets` is not installed.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
+        *,
         name: str | None = None,
         image_column: str = "image",
-        label_column: str = "label",
         train_name: str = "train",
         val_name: str = "validation",
         test_name: str | None = None,
@@ -141,54 +144,21 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
         super().__init__(**kwargs)
         if importlib.util.find_spec("datasets") is None:
             raise ValueError(f"{type(self).__name__} needs datasets: pip install 'knlightning[huggingface]'.")
-        self.path, self.name, self.revision, self.cache_dir = os.fspath(path), name, revision, cache_dir
-        self.image_column, self.label_column = image_column, label_column
+        self.path, self.name, self.revision = os.fspath(path), name, revision
+        self.cache_dir = None if cache_dir is None else os.fspath(cache_dir)
+        self.image_column = image_column
         self.sampling = replace(self.sampling, train=train_name, val=val_name, test=test_name or val_name)
 
-    def find_class_names(self) -> tuple[str, ...]:
-        """Name the classes that the dataset states, before images are read; none if it is not there or states none."""
-        from datasets import get_dataset_config_info, load_from_disk
-
-        with suppress(OSError, ValueError):  # the same error comes when data are read, and can be told there
-            if self._is_saved():
-                train = self.sampling.train
-                return stated_names(_of_split(load_from_disk(self.path), train, train).features, self.label_column)
-            info = get_dataset_config_info(
-                self.path, self.name, revision=self.revision, cache_dir=_text(self.cache_dir)
-            )
-            return stated_names(info.features or {}, self.label_column)
-        return ()
-
-    def load(self, split: str) -> TableImages:
-        """Read the table of a split; its images are decoded later.
-
-        Raises:
-            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
-            ValueError: If it lacks the split or a column, or labels are missing or of no class.
-        """
-        table = self._table(split)
-        self.class_names = stated_names(table.features, self.label_column)
-        values = table[self.label_column][:]
-        if not self.class_names:
-            train = self.sampling.train
-            self.class_names = names_of_values(values if split == train else self._table(train)[self.label_column][:])
-        labels = numbered(values, self.class_names, f"{self.path}/{split}, column {self.label_column}")
-        return TableImages(
-            table,
-            self.image_column,
-            f"{self.path}/{split}",
-            labels,
-            self.augmentation,
-            self.evaluation,
-            self.upright,
-            self.skip_damaged,
-        )
-
-    def _is_saved(self) -> bool:
+    def is_saved(self) -> bool:
+        """Say whether `save_to_disk` has written the folder."""
         return any((Path(self.path) / file).is_file() for file in SAVED)
 
-    def _table(self, split: str) -> "Dataset":
-        """Return the table of a split, whose columns were looked for.
+    def table(self, split: str, *columns: str) -> "Dataset":
+        """Return the table of a split.
+
+        Args:
+            split: Its name.
+            columns: Names of the arguments that name its columns.
 
         Raises:
             ArgumentError: If a column is missing.
@@ -200,10 +170,8 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
         try:
             table = (
                 _of_split(load_from_disk(self.path), split, self.sampling.train)
-                if self._is_saved()
-                else load_dataset(
-                    self.path, self.name, split=split, revision=self.revision, cache_dir=_text(self.cache_dir)
-                )
+                if self.is_saved()
+                else load_dataset(self.path, self.name, split=split, revision=self.revision, cache_dir=self.cache_dir)
             )
         except ValueError as error:
             raise ValueError(
@@ -216,7 +184,7 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
                 f"There is no folder {os.path.abspath(self.path)}, and the Hub does not have {self.path} or "
                 f"cannot be reached ({error})."
             ) from error
-        for argument in ("image_column", "label_column"):
+        for argument in columns:
             if (column := getattr(self, argument)) not in table.column_names:
                 raise ArgumentError(
                     argument, column, f"one of the columns of {self.path}: {abbreviated(table.column_names)}"
@@ -226,8 +194,62 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
         return table
 
 
-def _text(path: str | os.PathLike[str] | None) -> str | None:
-    return None if path is None else os.fspath(path)
+class HuggingFaceDataModule(TableDataModule, LabelledFilesDataModule):
+    """Labelled images of the Hugging Face Hub, or in a local folder of Parquet or Arrow files, see `TableDataModule`.
+
+    Classes are those of the feature `ClassLabel` of the labels; without it whole numbers are the labels themselves,
+    and strings are numbered in their order. How images are decoded, augmented and evaluated is the same as for
+    folders of images, see `LabelledFilesDataModule`. For images with masks there is
+    `HuggingFaceSegmentationDataModule`.
+
+    Args:
+        path: Name of a dataset on the Hub, or a local folder.
+        label_column: Column of the labels.
+        kwargs: Arguments of `TableDataModule` and `LabelledFilesDataModule`.
+
+    Attributes:
+        class_names: Names of the classes; empty until data or a checkpoint are read.
+
+    Raises:
+        ArgumentError: If an argument is out of range.
+        ValueError: If `datasets` is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, label_column: str = "label", **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.label_column = label_column
+
+    def find_class_names(self) -> tuple[str, ...]:
+        """Name the classes that the dataset states, before images are read; none if it is not there or states none."""
+        from datasets import get_dataset_config_info, load_from_disk
+
+        with suppress(OSError, ValueError):  # the same error comes when data are read, and can be told there
+            if self.is_saved():
+                train = self.sampling.train
+                return stated_names(_of_split(load_from_disk(self.path), train, train).features, self.label_column)
+            info = get_dataset_config_info(self.path, self.name, revision=self.revision, cache_dir=self.cache_dir)
+            return stated_names(info.features or {}, self.label_column)
+        return ()
+
+    def load(self, split: str) -> TableImages:
+        """Read the table of a split; its images are decoded later.
+
+        Raises:
+            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
+            ValueError: If it lacks the split or a column, or labels are missing or of no class.
+        """
+        columns = ("image_column", "label_column")
+        table = self.table(split, *columns)
+        self.class_names = stated_names(table.features, self.label_column)
+        values = table[self.label_column][:]
+        if not self.class_names:
+            train = self.sampling.train
+            self.class_names = names_of_values(
+                values if split == train else self.table(train, *columns)[self.label_column][:]
+            )
+        labels = numbered(values, self.class_names, f"{self.path}/{split}, column {self.label_column}")
+        images = ImageColumn(table, self.image_column, f"{self.path}/{split}")
+        return TableImages(images, labels, self.augmentation, self.evaluation, self.upright, self.skip_damaged)
 
 
 def _of_split(saved: Any, split: str, train: str) -> "Dataset":

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -339,7 +338,7 @@ def test_a_part_of_each_city_can_be_held_out(root):
     shutil.rmtree(root / "leftImg8bit" / "val")
     data = ready(root, val_split=2 / 3)
     train, val = data.train_dataloader().dataset, data.val_dataloader().dataset
-    names = [sorted(Path(os.fsdecode(path)).name[:8] for path in part.images) for part in (train, val)]
+    names = [sorted(Path(part.path_of(place)).name[:8] for place in range(len(part))) for part in (train, val)]
     assert sorted(names[0] + names[1]) == [f"{city}_{number:06d}" for city in "ab" for number in range(3)]
     assert Counter(name[0] for name in names[0]) == {"a": 1, "b": 1}
     assert Counter(name[0] for name in names[1]) == {"a": 2, "b": 2}

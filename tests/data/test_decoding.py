@@ -90,6 +90,19 @@ def test_damage_of_a_jpeg_file_is_told_as_by_pillow(tmp_path):
         with pytest.raises(UnreadableImageError) as told:
             pixels(path)
         assert str(told.value) == str(expected.value)
+    path.unlink()
+    for make in (lambda: None, lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(UnreadableImageError, match=r"image\.jpg: .*(No such file|no regular file)"):
+            pixels(path)
+
+
+def test_too_many_pixels_of_a_jpeg_file_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    noise().save(tmp_path / "large.jpg")
+    monkeypatch.setattr("knlightning.data.decoding.MAX_PIXELS", 40 * 30 - 1)
+    monkeypatch.setattr("knlightning.data.decoding.decode_jpeg", None)
+    with pytest.raises(UnreadableImageError, match=r"large\.jpg: .*40x30 pixels; at most 1199"):
+        pixels(tmp_path / "large.jpg")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
@@ -145,6 +158,7 @@ def test_exif_that_cannot_be_read_is_ignored(tmp_path, data, turned):
     path = tmp_path / "photo.jpg"
     noise(40, 30).save(path, exif=data)
     assert decoded(path).size == ((30, 40) if turned else (40, 30))
+    assert torch.equal(pixels(path), pil_to_tensor(decoded(path)))
     assert decoded(path, upright=False).size == (40, 30)
 
 

@@ -6,9 +6,10 @@ import random
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
-from standins import assert_same_weights, knl, tiny_config, write_config
+from standins import assert_same_weights, knl, tiny_config, write_config, write_image_folder, write_parquet
 
 from knlightning.commands.main import main
 
@@ -50,3 +51,39 @@ def test_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
     for name in ("train/loss", "val/loss", "lr-SGD"):
         entries = [count for (_, key), count in logged.items() if key == name]
         assert entries == [1] * EPOCHS, f"{name} of the {EPOCHS} epochs was logged {entries} times"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ImageFolderDataModule", "StreamingDataModule"])
+def test_a_run_whose_reader_was_killed_ends_like_one_left_alone(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if kind == "ImageFolderDataModule":
+        write_image_folder(tmp_path / "data", count=200)
+    else:
+        write_parquet(tmp_path / "data")
+    config = tiny_config(max_epochs=4, limit_train_batches=20)
+    config["last_checkpoint"] = {"every_n_steps": 5}
+    sizes = {"train_size": 32, "eval_resize": 32, "eval_size": 32, "batch_size": 16, "num_workers": 1}
+    cache = {"cache_dir": "cache"} if kind == "StreamingDataModule" else {}
+    config["data"] = {"class_path": f"knlightning.data.{kind}", "init_args": {"root": "data", **sizes, **cache}}
+    write_config(tmp_path / "a.yaml", config)
+
+    process = knl("fit", "--config", "a.yaml", cwd=tmp_path)
+    last = tmp_path / "runs" / "a" / "0" / "checkpoints" / "last.ckpt"
+    while not last.exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.002)
+    threads = Path(f"/proc/{process.pid}/task").glob("*/children")
+    readers = [int(pid) for children in threads for pid in children.read_text().split()]
+    for pid in readers:
+        os.kill(pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert readers
+    assert process.returncode == 2, output
+    assert "A process that reads images has died" in output
+    assert "Traceback" not in output
+
+    main(["fit", "--config", "a.yaml", "--ckpt_path", "auto"])
+    main(["fit", "--config", "a.yaml", "--run_dir", "whole"])
+    assert os.listdir(tmp_path / "runs" / "a") == ["0"]
+    assert_same_weights(last, tmp_path / "whole" / "checkpoints" / "last.ckpt")
