@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -100,6 +100,13 @@ class RandomScenes(LightningDataModule):
     def predict_dataloader(self):
         names = [f"{number}.jpg" for number in range(len(self.images))]
         return self._loader(list(zip(self.images, names, strict=True)))
+
+
+def trainer(root, *callbacks, **settings):
+    """A trainer on one CPU that shows nothing, and writes nothing by itself."""
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    where = {"accelerator": "cpu", "devices": 1, "default_root_dir": root}
+    return Trainer(callbacks=list(callbacks), **(silent | where | settings))
 
 
 def tiny_config(**trainer):

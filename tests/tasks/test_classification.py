@@ -1,16 +1,15 @@
+from functools import partial
+
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 from torch import nn
 from torch.nn import functional as F
 
 from knlightning.tasks import ClassificationTask
 
-
-def trainer(tmp_path, **kwargs):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=tmp_path, enable_checkpointing=False, **(quiet | {"max_epochs": 1} | kwargs))
+trainer = partial(standins.trainer, max_epochs=1)
 
 
 class Table(nn.Module):
