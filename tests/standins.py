@@ -157,6 +157,17 @@ def knl(*args, cwd, **env):
     )
 
 
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+"""Options of two processes on the CPU."""
+
+
+def finished(process):
+    """Wait for the command, and return what it has printed."""
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
 def weights(checkpoint):
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
