@@ -29,11 +29,8 @@ def failed(findings):
     "settings",
     [
         {},
-        {"physical_batch_size": 2},
-        {"max_physical_batch_size": 3},
-        {"accountant": "prv"},
-        {"clipping": "automatic"},
-        {"secure_mode": True},
+        {"physical_batch_size": 2, "clipping": "automatic"},
+        {"max_physical_batch_size": 3, "accountant": "prv", "secure_mode": True},
     ],
 )
 def test_a_sound_run_passes(tmp_path, settings):

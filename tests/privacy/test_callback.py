@@ -201,21 +201,6 @@ def test_a_checkpoint_within_a_step_is_refused(tmp_path):
         trainer(tmp_path, privacy(physical_batch_size=2)).fit(task(), RandomData(SAMPLES, 5), ckpt_path=path)
 
 
-def test_steps_of_later_checkpoints_count_too(tmp_path):
-    """They were released, and so is what is trained in their place."""
-    data = RandomData(SAMPLES, 5)
-    run = trainer(tmp_path, privacy(), max_epochs=1)
-    run.fit(task(), data)
-    run.save_checkpoint(tmp_path / "early.ckpt")
-    run = trainer(tmp_path, privacy(), max_epochs=2)
-    run.fit(task(), data, ckpt_path=tmp_path / "early.ckpt")
-    run.save_checkpoint(tmp_path / "late.ckpt")
-    assert json.loads((tmp_path / "privacy.json").read_text())["history"] == [[0.8, 0.25, 8]]
-    again = privacy()
-    trainer(tmp_path, again, max_epochs=2).fit(task(), data, ckpt_path=tmp_path / "early.ckpt")
-    assert again.ledger.history == [(0.8, 0.25, 12)]
-
-
 def test_later_checkpoints_beside_the_one_a_run_begins_from_count_too(tmp_path):
     data, old = RandomData(SAMPLES, 5), tmp_path / "old"
     path = old / "checkpoints" / "early.ckpt"
@@ -226,6 +211,7 @@ def test_later_checkpoints_beside_the_one_a_run_begins_from_count_too(tmp_path):
 
 
 def test_a_budget_holds_with_steps_that_are_taken_again(tmp_path):
+    """Steps of later checkpoints were released, and so is what is trained in their place: all of them count."""
     data = RandomData(SAMPLES, 5)
     settings = {"noise_multiplier": None, "target_epsilon": 9.0}
     trainer(tmp_path, privacy(**settings), Save(tmp_path / "early.ckpt"), Save(tmp_path / "late.ckpt", step=10)).fit(

@@ -81,6 +81,7 @@ for table, known in zip(tables, before):
 """
 
 
+@pytest.mark.slow
 def test_importing_the_package_leaves_opacus_as_it_is():
     subprocess.run([sys.executable, "-c", IMPORT_ALONE], check=True, cwd=PROJECT)
 

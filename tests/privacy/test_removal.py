@@ -42,8 +42,10 @@ def random_net():
     return nn.Sequential(KNConv2d(3, 4, 3, 2, 1, dropout_p=0.3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3))
 
 
-@pytest.mark.parametrize("net", [Net, random_net])
-@pytest.mark.parametrize("settings", [{}, {"physical_batch_size": 4}, {"views": 2}])
+@pytest.mark.parametrize(
+    ("net", "settings"),
+    [(Net, {}), (random_net, {}), (random_net, {"physical_batch_size": 4}), (random_net, {"views": 2})],
+)
 def test_what_a_removal_changes_is_what_the_sample_contributes(tmp_path, net, settings):
     """With a bound that clips nothing, other samples' gradients would show if they moved."""
     torch.manual_seed(0)

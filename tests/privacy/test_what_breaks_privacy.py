@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
-from privacy.test_batch_hooks import MixingCollate, MixingHook, standardized
+from privacy.test_batch_hooks import MixingCollate, mixing_hook, standardized
 from privacy.test_private_step import Outside
 from privacy.test_probe import HomeMadeBatchNorm
 from standins import RandomData
@@ -106,9 +106,9 @@ def outlier(pixels):
     pixels[0] = 40.0
 
 
-def mixing(kind, **members):
+def mixing(kind):
     """One image differs from all others, and what reads or transfers a batch standardizes all by all."""
-    return lambda: type("Mixing", (kind,), {"mix": staticmethod(standardized), **members})(other=True)
+    return lambda: type("Standardizing", (kind,), {"mix": staticmethod(standardized)})(other=True)
 
 
 class Case(NamedTuple):
@@ -135,7 +135,7 @@ MIXES = "does not treat each sample by itself"
 WHOLE_BATCHES = ("is_batch_independent", lambda *args: True)
 CASES = {
     "1 a hook mixes": Case(
-        task, mixing(MixingHook, hook="on_after_batch_transfer"), None, ((batch_hooks, *WHOLE_BATCHES),)
+        task, mixing(mixing_hook("on_after_batch_transfer")), None, ((batch_hooks, *WHOLE_BATCHES),)
     ),
     "1 collation mixes": Case(task, mixing(MixingCollate), None, ((loader, *WHOLE_BATCHES),)),
     "2 a layer mixes": Case(lambda: task(Net(HomeMadeBatchNorm())), images, MIXES),

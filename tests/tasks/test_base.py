@@ -6,7 +6,7 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BackboneFinetuning
-from standins import RandomData, TinyNet, trainer
+from standins import RandomData, Stop, TinyNet, trainer
 from torch import nn
 from torch.optim import SGD, Adagrad, Rprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -137,28 +137,18 @@ def test_last_step_of_an_epoch_is_the_mean_of_its_batches(tmp_path, batches, acc
     torch.testing.assert_close(network.state_dict(), reference.state_dict())
 
 
-class StopAt(Callback):
-    """Tells a run to stop, in one of the hooks in which early stopping and max_time do."""
-
-    def __init__(self, hook, batch):
-        self.hook, self.batch = hook, batch
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if self.hook == "train" and batch_idx == self.batch:
-            trainer.should_stop = True
+class StopInValidation(Callback):
+    """Tells a run to stop where early stopping does; `Stop` does it where max_time does."""
 
     def on_validation_end(self, trainer, pl_module):
-        if self.hook == "val" and not trainer.sanity_checking:
-            trainer.should_stop = True
+        trainer.should_stop = not trainer.sanity_checking
 
 
-@pytest.mark.parametrize(
-    ("hook", "batch", "batches"), [("train", 0, 3), ("train", 2, 3), ("train", 6, 8), ("val", 4, 6)]
-)
-def test_run_that_is_told_to_stop_takes_its_step_first(tmp_path, hook, batch, batches):
+@pytest.mark.parametrize(("stop", "batches"), [(Stop(1), 3), (Stop(3), 3), (Stop(7), 8), (StopInValidation(), 6)])
+def test_run_that_is_told_to_stop_takes_its_step_first(tmp_path, stop, batches):
     data = Whole(3)  # 8 batches: steps after 3, 6 and 8
-    options = {"accumulate_grad_batches": 3, "max_epochs": 2, "val_check_interval": 4 if hook == "val" else 8}
-    stop = StopAt(hook, batch)
+    interval = 4 if isinstance(stop, StopInValidation) else 8
+    options = {"accumulate_grad_batches": 3, "max_epochs": 2, "val_check_interval": interval}
     run = fit(tmp_path, ClassificationTask(TinyNet(3), optimizer=FAST), data=data, callbacks=[stop], **options)
     assert run.fit_loop.total_batch_idx + 1 == batches
     assert run.global_step == -(-batches // 3)
