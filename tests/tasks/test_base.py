@@ -314,20 +314,6 @@ def test_optimizer_without_weight_decay_is_refused():
     ClassificationTask(Parts(), optimizer=Adagrad, norm_weight_decay=0.0).configure_optimizers()
 
 
-@pytest.mark.parametrize("name", ["norm_weight_decay", "bias_weight_decay"])
-def test_weight_decay_out_of_range(name):
-    with pytest.raises(
-        ValueError, match=f"^{name} must be a number at least 0 and .*, or null for the optimizer's, got -0.1"
-    ):
-        ClassificationTask(TinyNet(3), **{name: -0.1})
-
-
-@pytest.mark.parametrize("value", [None, "batch", 1])
-def test_interval_of_the_schedule_is_one_of_two(value):
-    with pytest.raises(ValueError, match=r"^lr_scheduler_interval must be one of epoch, step, got "):
-        ClassificationTask(TinyNet(3), lr_scheduler_interval=value)
-
-
 # compilation
 
 
