@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,7 @@ def list_commands() -> dict[str, tuple[str, str]]:
     Returns:
         For each command its module, and the first line of its docstring.
     """
-    found = {name.replace("_", "-"): (name, text) for name, text in _scan()}
+    found = {name.replace("_", "-"): (name, text) for name, text in _scan(tuple(commands.__path__))}
     return {name: found[name] for name in (*FIRST, *sorted(found.keys() - set(FIRST)))}
 
 
@@ -140,14 +141,17 @@ def _check_configurations(command: str, args: list[str]) -> None:
             raise SystemExit(2)
 
 
-def _scan() -> Iterator[tuple[str, str]]:
-    for module in iter_modules(commands.__path__):
+@cache
+def _scan(folders: tuple[str, ...]) -> list[tuple[str, str]]:
+    found = []
+    for module in iter_modules(folders):
         spec = find_spec(f"{commands.__name__}.{module.name}")
         if module.name == "main" or spec is None or spec.origin is None:
             continue
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            yield module.name, (ast.get_docstring(tree) or "").partition("\n")[0]
+            found.append((module.name, (ast.get_docstring(tree) or "").partition("\n")[0]))
+    return found
 
 
 if __name__ == "__main__":
