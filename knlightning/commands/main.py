@@ -30,7 +30,7 @@ def list_commands() -> dict[str, tuple[str, str]]:
     Returns:
         For each command its module, and the first line of its docstring.
     """
-    found = {name.replace("_", "-"): (name, text) for name, text in _scan(tuple(commands.__path__))}
+    found = {name.replace("_", "-"): (name, text) for name, text in _scan()}
     return {name: found[name] for name in (*FIRST, *sorted(found.keys() - set(FIRST)))}
 
 
@@ -141,17 +141,22 @@ def _check_configurations(command: str, args: list[str]) -> None:
             raise SystemExit(2)
 
 
-@cache
-def _scan(folders: tuple[str, ...]) -> list[tuple[str, str]]:
-    found = []
-    for module in iter_modules(folders):
+def _scan() -> Iterator[tuple[str, str]]:
+    for module in iter_modules(commands.__path__):
         spec = find_spec(f"{commands.__name__}.{module.name}")
         if module.name == "main" or spec is None or spec.origin is None:
             continue
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found.append((module.name, (ast.get_docstring(tree) or "").partition("\n")[0]))
-    return found
+        has_main, text = _outline(spec.origin)
+        if has_main:
+            yield module.name, text
+
+
+@cache
+def _outline(path: str) -> tuple[bool, str]:
+    """Say whether a file has a function `main`, and return the first line of its docstring, without importing it."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    return has_main, (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":
