@@ -1,4 +1,4 @@
-"""What is done to the pages of the site: formulas, links into the reference, and two pages of the repository's root."""
+"""What is done to the pages of the site: formulas, links into the reference, and pages of the repository's root."""
 
 import inspect
 import re
@@ -12,7 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
+ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")
 FORMULA = re.compile(r"^```math\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"<code>(knlightning(?:\.\w+)+)</code>")
 OPTION = re.compile(r"(?<=[>\s])--[\w.]+(?=[^<>]*</code>)")

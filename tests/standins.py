@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -102,6 +102,13 @@ class RandomScenes(LightningDataModule):
         return self._loader(list(zip(self.images, names, strict=True)))
 
 
+def trainer(root, *callbacks, **settings):
+    """A trainer on one CPU that shows nothing, and writes nothing by itself."""
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    where = {"accelerator": "cpu", "devices": 1, "default_root_dir": root}
+    return Trainer(callbacks=list(callbacks), **(silent | where | settings))
+
+
 def tiny_config(**trainer):
     """A configuration that learns the digits in seconds."""
     return {
@@ -148,6 +155,17 @@ def knl(*args, cwd, **env):
         # a shell has its background jobs ignore interrupts, and what they start ignores them too
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+"""Options of two processes on the CPU."""
+
+
+def finished(process):
+    """Wait for the command, and return what it has printed."""
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
 
 
 def weights(checkpoint):

@@ -71,7 +71,7 @@ def test_navigation_lists_every_page():
 
     pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
     listed = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    assert sorted(listed) == sorted([*pages, "CONTRIBUTING.md", "CHANGELOG.md"])
+    assert sorted(listed) == sorted([*pages, "CONTRIBUTING.md", "CHANGELOG.md", "README.md"])
 
 
 def test_reference_has_every_package_and_command():

@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -145,9 +146,17 @@ def _scan() -> Iterator[tuple[str, str]]:
         spec = find_spec(f"{commands.__name__}.{module.name}")
         if module.name == "main" or spec is None or spec.origin is None:
             continue
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            yield module.name, (ast.get_docstring(tree) or "").partition("\n")[0]
+        has_main, text = _outline(spec.origin)
+        if has_main:
+            yield module.name, text
+
+
+@cache
+def _outline(path: str) -> tuple[bool, str]:
+    """Say whether a file has a function `main`, and return the first line of its docstring, without importing it."""
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    return has_main, (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

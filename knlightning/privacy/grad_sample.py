@@ -21,7 +21,7 @@ from torchvision.models.convnext import CNBlock
 
 from knlightning.internals.opacus import passes_awaiting_gradients
 from knlightning.nn.functional import Normalization, normalization_of
-from knlightning.privacy.layer_scale import LayerScale
+from knlightning.nn.statistics import statistics_dtype
 from knlightning.privacy.rules import AFFINE, LINEAR, KNConv, LossReduction, Parts, parts_of
 
 _seen: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()
@@ -62,7 +62,7 @@ def watch_statistics(model: nn.Module, loss_reduction: LossReduction = "mean") -
             handles.append(layer.register_forward_hook(_note))
         elif isinstance(layer, CNBlock):
             _seen[layer] = []
-            handles += LayerScale(layer, partial(_note_samples, loss_reduction)).watch()
+            handles += _watch_scale(layer, loss_reduction)
     return handles
 
 
@@ -73,9 +73,35 @@ def _note(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         _seen.setdefault(layer, []).append((normalization, shown))
 
 
-def _note_samples(loss_reduction: LossReduction, layer: nn.Module, samples: Tensor) -> None:
-    if layer.training:
-        _seen.setdefault(layer, []).append(samples * (len(samples) if loss_reduction == "mean" else 1))
+def _watch_scale(block: CNBlock, loss_reduction: LossReduction) -> list[RemovableHandle]:
+    """Note the gradients of the samples at the scale of a ConvNeXt block in each backward pass.
+
+    The scale is a parameter of the block itself, between its layers and a stochastic depth. The gradient that comes
+    from there is 0 for samples whose block was skipped.
+    """
+    unscaled: list[Tensor] = []
+    return [
+        block.block.register_forward_hook(partial(_keep, unscaled)),
+        block.stochastic_depth.register_forward_pre_hook(partial(_follow, block, loss_reduction, unscaled)),
+    ]
+
+
+def _keep(unscaled: list[Tensor], layers: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    unscaled[:] = [output.detach()]
+
+
+def _follow(
+    block: CNBlock, loss_reduction: LossReduction, unscaled: list[Tensor], depth: nn.Module, args: tuple[Tensor, ...]
+) -> None:
+    if args[0].requires_grad and block.training:
+        args[0].register_hook(partial(_note_scale, block, loss_reduction, [unscaled.pop()]))
+
+
+def _note_scale(block: CNBlock, loss_reduction: LossReduction, unscaled: list[Tensor], grad: Tensor) -> None:
+    x = unscaled.pop()  # the graph may live on
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        samples = (x.to(statistics_dtype(x)) * grad).sum((2, 3))[..., None, None]
+    _seen.setdefault(block, []).append(samples * (len(samples) if loss_reduction == "mean" else 1))
 
 
 def _recall(layer: nn.Module, passes: int) -> Any:

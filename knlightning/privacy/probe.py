@@ -11,8 +11,7 @@ with a probability of 0.3 passes unseen once in a thousand times, and rarer mixi
 
 import copy
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -86,22 +85,22 @@ def check_independence(task: LightningModule, batch: Any) -> frozenset[int]:
     dense = any(labels.dim() > 1 for labels in labels_of(batch))
     left_out: set[int] = set()
     known = all(type(module).__module__.partition(".")[0] in KNOWN_PACKAGES for module in task.modules())
-    with _copied(task) as trial:
-        buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
-        for number in range(RANDOM_TRIALS):
-            if number >= (KNOWN_TRIALS if known else RANDOM_TRIALS if draws else TRIALS):
-                break
-            one, two, ignored = _trial_steps(task, trial, batch, buffers, number, num_classes)
-            _check_outputs(one, two)
-            try:
-                _check_gradients_of_outputs(one, two)
-            except ValueError:
-                if ignored is None or dense:
-                    raise
-                left_out.add(ignored)
-            arrived = arrived or any(bool(gradient.any()) for gradient in one.gradients.values())
-            if number == 0:
-                num_classes, draws = max(2, one.width), one.random
+    trial = _disturbed_copy(task)
+    buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+    for number in range(RANDOM_TRIALS):
+        if number >= (KNOWN_TRIALS if known else RANDOM_TRIALS if draws else TRIALS):
+            break
+        one, two, ignored = _trial_steps(task, trial, batch, buffers, number, num_classes)
+        _check_outputs(one, two)
+        try:
+            _check_gradients_of_outputs(one, two)
+        except ValueError:
+            if ignored is None or dense:
+                raise
+            left_out.add(ignored)
+        arrived = arrived or any(bool(gradient.any()) for gradient in one.gradients.values())
+        if number == 0:
+            num_classes, draws = max(2, one.width), one.random
     if not arrived:
         raise ValueError(
             "no gradient arrives at any layer in a trial step, so it cannot be seen whether the loss treats each sample"
@@ -119,13 +118,11 @@ def _trial_steps(
         What was seen in each, and the label that is to be ignored, if there is one.
     """
     pair, ignored = trial_pair(batch, number, num_classes, task)
-    with ExitStack() as stack:
-        if number:
-            stack.enter_context(suppress(Exception))
+    with suppress(Exception) if number else nullcontext():
         where = trial
         if ignored is not None and task.device.type != "cpu":
             # elsewhere, a label that the loss does not know would end the process
-            where = stack.enter_context(_copied(task)).cpu()
+            where = _disturbed_copy(task).cpu()
             pair = map_tensors(pair, Tensor.cpu)
         one, two = (_observed(task, where, given, buffers, number) for given in pair)
         return one, two, ignored
@@ -174,8 +171,8 @@ def loss_reduction(task: LightningModule, batch: Any) -> LossReduction:
         ValueError: If it is neither.
     """
     half = map_tensors(batch, lambda part: part[: PROBED // 2])
-    with _copied(task) as trial:
-        whole, part = (_observed(task, trial, given, train=False).gradients for given in (batch, half))
+    trial = _disturbed_copy(task)
+    whole, part = (_observed(task, trial, given, train=False).gradients for given in (batch, half))
     last = next((number for number in whole if number in part), None)
     if last is None:
         return "mean"
@@ -221,7 +218,8 @@ def check_gradients(task: LightningModule, batch: Any) -> None:
 
 def _gradients(task: LightningModule, batch: Any, weight: float | None) -> dict[str, Tensor]:
     """Take a training step on a copy; sum the gradients of samples, sample 0 with a weight, or all at once if None."""
-    with _copied(task) as trial, seeded_generators(0, task.device), torch.enable_grad():
+    trial = _disturbed_copy(task)
+    with seeded_generators(0, task.device), torch.enable_grad():
         gradients = PerSampleGradients(trial, "sum")
         if weight is not None:
             gradients.attach()
@@ -295,14 +293,13 @@ def _generator_states(device: torch.device) -> list[Any]:
     return [random.getstate(), np.asarray(keys).tobytes(), place, *(state.numpy().tobytes() for state in states)]
 
 
-@contextmanager
-def _copied(task: LightningModule) -> Iterator[LightningModule]:
+def _disturbed_copy(task: LightningModule) -> LightningModule:
     """Copy a task but for its trainer, with its log silenced and its weights disturbed."""
     trainer = task.trainer
     trial = copy.deepcopy(task, {id(trainer): trainer})  # it holds the data
     trial.trainer = trainer
     for name in ("log", "log_dict"):
-        setattr(trial, name, _silent)
+        setattr(trial, name, lambda *args, **kwargs: None)
     setattr(trial, "stop_at_nonfinite", False)  # noqa: B010 # only the package's own tasks have it
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -311,11 +308,7 @@ def _copied(task: LightningModule) -> Iterator[LightningModule]:
                 size = 0.1 * float(parameter.float().square().mean().sqrt())
                 size += 0.1 / (parameter[0].numel() if parameter.dim() > 1 else 1) ** 0.5
                 parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter))
-    yield trial
-
-
-def _silent(*args: Any, **kwargs: Any) -> None:
-    pass
+    return trial
 
 
 def _watching(seen: _Observation, name: str) -> Any:

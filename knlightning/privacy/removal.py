@@ -63,7 +63,7 @@ def remove_samples(trainer: Trainer, task: LightningModule, privacy: Differentia
     moves: list[float] = []
     empty, said = 0.0, ""
     for number, batch in enumerate(_batches(privacy, samples)):
-        with _silent(task), _other_key(privacy, number):
+        with overridden(task, "log", _silent), overridden(task, "log_dict", _silent), _other_key(privacy, number):
             stored.check()
             whole, without, move = _with_and_without_last(trainer, task, privacy, batch, number)
             rounding = _precision(trainer) * math.sqrt(len(batch))
@@ -187,15 +187,8 @@ def _other_key(privacy: DifferentialPrivacy, number: int) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _silent(task: LightningModule) -> Iterator[None]:
-    """Keep a task from logging, for no results are being collected yet."""
-    with overridden(task, "log", _nothing), overridden(task, "log_dict", _nothing):
-        yield
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    pass
+def _silent(*args: Any, **kwargs: Any) -> None:
+    """Take the place of `log`, for no results are being collected yet."""
 
 
 def _precision(trainer: Trainer) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from knlightning.privacy.accounting import Phase, epsilon, merged, total_steps
-from knlightning.privacy.ledger import read_report
+from knlightning.privacy.ledger import history_of, read_report, read_segments
 from knlightning.run_directory import NOT_PRIVATE, PRIVACY_REPORT, replacing
 
 SEARCH_REPORT = "search_privacy.json"
@@ -35,7 +35,7 @@ def search_report(directories: Sequence[Path]) -> dict[str, Any] | None:
     private = [report for report in reports.values() if report is not None]
     if not private:
         return None
-    history = merged([phase for report in private for phase in _history(report)])
+    history = merged([phase for report in private for phase in history_of(read_segments(report))])
     accountant = private[0]["accountant"]
     if accountant == "gdp" and len(history) > 1:  # which it cannot compose
         accountant = "prv"
@@ -99,11 +99,6 @@ def _read(directory: Path) -> dict[str, Any] | None:
         return read_report(directory)
     except ValueError:  # damaged
         return None
-
-
-def _history(report: dict[str, Any]) -> list[Phase]:
-    rows = [*report["history"], *(row[1:] for row in report.get("other_segments", []))]
-    return [Phase(float(noise), float(probability), int(steps)) for noise, probability, steps in rows]
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:

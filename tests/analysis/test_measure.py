@@ -43,17 +43,14 @@ def test_out_of_memory_is_told_from_other_errors(error, expected):
     assert ran_out_of_memory(error) is expected
 
 
-def test_a_killed_worker_is_reported():
+def test_a_killed_worker_is_reported_and_other_errors_are_raised():
     with closing(Worker()) as worker:
         assert worker.ask(max, 1, 2) == 2
+        with pytest.raises(ValueError, match="invalid literal"):
+            worker.ask(int, "x")
         assert worker.ask(os._exit, 9) is None
         assert worker.status == "killed: out of memory?"
         assert worker.ask(max, 1, 2) is None
-
-
-def test_other_errors_of_a_worker_are_raised():
-    with closing(Worker()) as worker, pytest.raises(ValueError, match="invalid literal"):
-        worker.ask(int, "x")
 
 
 def test_costs_of_a_network_for_segmentation():

@@ -78,7 +78,7 @@ def test_other_variants_are_resnets_with_their_norm(variant):
 
 
 @pytest.mark.parametrize("network", ["resnet18", "resnet34", "resnet50", "layers"])
-@pytest.mark.parametrize("resolution", [16, 32, 64, 96, 224])
+@pytest.mark.parametrize("resolution", [16, 64, 96])  # the stem is another one from 96 on
 @pytest.mark.parametrize("variant", ["floor", "batch"])
 def test_networks_take_images_of_any_size(network, resolution, variant):
     with torch.device("meta"):

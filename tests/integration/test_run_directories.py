@@ -115,14 +115,14 @@ def test_tilde_and_variables_in_a_configuration(folder, monkeypatch, capsys):
     "args",
     [
         ["--model.optimizer.lr", "-1"],
-        ["--model.backbone.num_classes", "3"],
+        ["--model.optimizer.lr", "-1", "--run_dir", "a/b"],
+        ["--model.backbone.num_classes", "3", "--run_dir", "a/b"],
         ["--data", "knlightning.data.ImageFolderDataModule", "--data.root", "nowhere"],
         ["--best_checkpoint.monitor", "val/no"],
     ],
 )
-@pytest.mark.parametrize("place", [[], ["--run_dir", "a/b"]])
-def test_a_failed_start_leaves_nothing(empty, capsys, args, place):
-    refused(capsys, "fit", "--config", "tiny.yaml", *place, *args)
+def test_a_failed_start_leaves_nothing(empty, capsys, args):
+    refused(capsys, "fit", "--config", "tiny.yaml", *args)
     assert [path.name for path in empty.iterdir()] == ["tiny.yaml"]
 
 
@@ -146,11 +146,9 @@ def test_nothing_left_to_train_makes_no_run(folder, capsys):
     assert [path.name for path in (folder / "runs" / "tiny").iterdir()] == ["0"]
 
 
-@pytest.mark.parametrize("link", ["runs", "runs/tiny"])
-def test_links_to_nowhere_are_named(empty, capsys, link):
-    (empty / link).parent.mkdir(exist_ok=True)
-    (empty / link).symlink_to("nowhere")
-    assert f"{link} is a link to nowhere" in refused(capsys, "fit", "--config", "tiny.yaml")
+def test_links_to_nowhere_are_named(empty, capsys):
+    (empty / "runs").symlink_to("nowhere")
+    assert "runs is a link to nowhere" in refused(capsys, "fit", "--config", "tiny.yaml")
 
 
 # ---- two processes, and signals
@@ -164,8 +162,9 @@ def test_a_run_in_use_is_refused(folder, capsys):
         main(["validate", "--config", "tiny.yaml", "--ckpt_path", "last"])  # only looks
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-@pytest.mark.parametrize(("accumulate", "written"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize(
+    ("signum", "accumulate", "written"), [(signal.SIGTERM, 1, 3), (signal.SIGHUP, 2, 2), (signal.SIGUSR1, 1, 3)]
+)
 def test_a_stopped_run_goes_on_where_it_was(empty, capsys, signum, accumulate, written):
     trainer = {"max_epochs": 2, "limit_train_batches": 6, "limit_val_batches": 1}
     config = tiny_config(**trainer, accumulate_grad_batches=accumulate)
@@ -262,11 +261,6 @@ def test_other_damage_is_named(folder, capsys, change):
     path = damaged(folder, change)
     message = refused(capsys, "fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
     assert path.name in message
-
-
-def test_a_text_is_no_checkpoint(folder, capsys):
-    message = refused(capsys, "fit", "--config", "tiny.yaml", "--ckpt_path", "runs/tiny/0/metrics.csv")
-    assert "runs/tiny/0/metrics.csv is damaged, or not a checkpoint" in message
 
 
 def test_what_a_checkpoint_says_does_not_command_the_terminal(folder, capsys):

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from standins import RandomScenes, knl, tiny_config, write_cityscapes, write_config
+from standins import TWO, RandomScenes, finished, knl, tiny_config, write_cityscapes, write_config
 
 from knlightning.commands.main import main
 from knlightning.data import CityscapesDataModule
 from knlightning.run_directory import numbered_runs
 
-TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 SAMPLES = 7
 
 
@@ -60,10 +59,7 @@ def test_a_metric_that_is_not_logged_is_told_before_the_first_epoch(config, caps
 
 
 def run(*args, cwd):
-    process = knl(*args, cwd=cwd)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    return finished(knl(*args, cwd=cwd))
 
 
 def scores(directory):

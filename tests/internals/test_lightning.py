@@ -1,9 +1,9 @@
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
 from lightning.pytorch.callbacks.progress import TQDMProgressBar
-from standins import RandomData, TinyNet
+from standins import RandomData, TinyNet, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -12,11 +12,11 @@ from knlightning.internals.lightning import counting_steps, overridden, prepared
 from knlightning.tasks import ClassificationTask
 
 MEND = "Lightning has changed: mend {} in knlightning/internals/lightning.py"
+MENDING = "a release of Lightning has changed this; mend knlightning/internals/lightning.py, or keep to 2.6: "
 
 
 def fit(tmp_path, *callbacks, ckpt_path=None, **kwargs):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    run = Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=False, **quiet, **kwargs)
+    run = trainer(tmp_path, *callbacks, **kwargs)
     run.fit(ClassificationTask(TinyNet(3)), RandomData(), ckpt_path=ckpt_path)
     return run
 
@@ -46,9 +46,7 @@ def test_is_restoring(tmp_path):
 
     run = fit(tmp_path, max_epochs=1)
     run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    again = Trainer(callbacks=[Asks()], enable_checkpointing=False, max_epochs=2, **quiet)
-    again.fit(ClassificationTask(TinyNet(3)), RandomData(), ckpt_path=tmp_path / "a.ckpt")
+    fit(tmp_path, Asks(), max_epochs=2, ckpt_path=tmp_path / "a.ckpt")
     assert seen == {"load": True, "train": False}, MEND.format("is_restoring")
 
 
@@ -80,9 +78,6 @@ def test_average_of_a_callback(tmp_path, forgotten):
     put_back = run.lightning_module.backbone.head.weight.any()
     assert put_back != forgotten, MEND.format("forget_average")
     assert forgotten or run.lightning_module.backbone.head.weight.equal(before), MEND.format("averaged_model")
-
-
-MENDING = "a release of Lightning has changed this; mend knlightning/internals/lightning.py, or keep to 2.6: "
 
 
 class Task(LightningModule):
@@ -137,21 +132,6 @@ class Entering(Callback):
         self.entered.__exit__(None, None, None)
 
 
-def trainer(tmp_path, *callbacks, **kwargs):
-    settings = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": tmp_path,
-        "max_epochs": 1,
-        "limit_val_batches": 0,
-    }
-    return Trainer(callbacks=list(callbacks), **(settings | kwargs))
-
-
 def test_a_step_that_is_set_on_a_task_is_taken(tmp_path):
     task, steps = Task(), []
     original = task.training_step
@@ -161,7 +141,7 @@ def test_a_step_that_is_set_on_a_task_is_taken(tmp_path):
         return original(batch, batch_idx)
 
     callback = Entering(lambda _: overridden(task, "training_step", training_step))
-    trainer(tmp_path, callback).fit(task, Data(8))
+    trainer(tmp_path, callback, max_epochs=1).fit(task, Data(8))
     assert steps == [0, 1], MENDING + "Lightning calls training_step of the task's class, not that of the object"
     assert "training_step" not in vars(task)
 
@@ -189,7 +169,7 @@ def test_loaders_of_any_source_are_replaced(tmp_path, source):
 
     callback = Entering(lambda run: replaced_train_loader(run, replace))
     task = Task(loader if source == "task" else None)
-    run = trainer(tmp_path, callback)
+    run = trainer(tmp_path, callback, max_epochs=1)
     if source == "datamodule":
         run.fit(task, data)
     else:
@@ -216,7 +196,7 @@ def test_users_count_steps(tmp_path, limit):
     task.validation_step = lambda batch, batch_idx: shown.append("validation")
     run = trainer(
         tmp_path, bar, Entering(lambda run: counting_steps(run, 3)), enable_progress_bar=True,
-        limit_train_batches=limit, val_check_interval=1, limit_val_batches=1, num_sanity_val_steps=0,
+        limit_train_batches=limit, val_check_interval=1, limit_val_batches=1, num_sanity_val_steps=0, max_epochs=1,
     )  # fmt: skip
     run.fit(task, DataLoader(Data(18).dataset, 3), DataLoader(Data(4).dataset, 4))
     assert run.global_step == 2, MENDING + "trainer.accumulate_grad_batches does not set the batches of a step"
@@ -245,7 +225,7 @@ def test_batches_are_prepared_as_in_training(tmp_path):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             found.append(batch)
 
-    trainer(tmp_path, Start(), precision="64-true").fit(task, loader)
+    trainer(tmp_path, Start(), precision="64-true", max_epochs=1).fit(task, loader)
     prepared, trained = found
     assert len(prepared) == len(trained) == 3, MENDING + "task._on_before_batch_transfer does not call the task's hook"
     for one, other in zip(prepared, trained, strict=True):
@@ -302,8 +282,7 @@ class Constant(ClassificationTask):
 
 def test_losses_of_a_range_test_are_those_of_the_steps(tmp_path):
     finder = LearningRateFinder(num_training_steps=6, update_attr=False)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    run = Trainer(default_root_dir=tmp_path, callbacks=[finder], max_epochs=2, log_every_n_steps=1, **quiet)
+    run = trainer(tmp_path, finder, enable_checkpointing=True, max_epochs=2, log_every_n_steps=1)
     run.fit(Constant(TinyNet(3)), RandomData())
     losses = internals.unbiased_losses(finder.optimal_lr.results["loss"])
     assert losses == pytest.approx([3.0] * len(losses)), MEND.format("unbiased_losses")

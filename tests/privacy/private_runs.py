@@ -2,8 +2,8 @@
 
 import copy
 
+import standins
 import torch
-from lightning.pytorch import Trainer
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,26 +31,13 @@ class Net(nn.Sequential):
         )
 
 
-def task(net=None, lr=0.5, **kwargs):
+def task(net=None, lr=0.5, kind=ClassificationTask, **kwargs):
     torch.manual_seed(0)
-    return ClassificationTask(
-        net or Net(), optimizer=lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9), **kwargs
-    )
+    return kind(net or Net(), optimizer=lambda params: torch.optim.SGD(params, lr=lr, momentum=0.9), **kwargs)
 
 
 def trainer(tmp_path, *callbacks, **kwargs):
-    settings = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": tmp_path,
-        "max_epochs": 3,
-        "limit_val_batches": 0,
-    }
-    return Trainer(callbacks=list(callbacks), **(settings | kwargs))
+    return standins.trainer(tmp_path, *callbacks, **({"max_epochs": 3, "limit_val_batches": 0} | kwargs))
 
 
 def privacy(**kwargs):

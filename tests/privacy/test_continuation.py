@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -158,18 +157,16 @@ def test_a_run_without_privacy_leaves_the_reports_of_others(tmp_path):
 def test_runs_from_python_do_not_meet(tmp_path, monkeypatch):
     """Each reports beside its checkpoints and its log, and a resumed one finds that."""
     monkeypatch.chdir(tmp_path)
-    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {"limit_val_batches": 0, "log_every_n_steps": 1}
-    callbacks = [quick(noise_multiplier=noise) for noise in (0.8, 3.0)]
-    for callback in callbacks:
-        run = Trainer(max_epochs=1, callbacks=[callback], logger=CSVLogger("."), **quiet)
+    for noise in (0.8, 3.0):
+        files = {"logger": CSVLogger("."), "enable_checkpointing": True, "log_every_n_steps": 1}
+        run = trainer(None, quick(noise_multiplier=noise), max_epochs=1, **files)
         run.fit(task(), RandomData(SAMPLES, 5))
     folders = [Path("lightning_logs") / f"version_{number}" for number in (0, 1)]
     assert sorted(path.parent for path in Path().rglob("privacy.json")) == folders
     assert [report(folder)["history"][0][0] for folder in folders] == [0.8, 3.0]
     again = quick(noise_multiplier=3.0)
     (first,) = (folders[0] / "checkpoints").glob("*.ckpt")
-    run = Trainer(max_epochs=2, callbacks=[again], logger=False, enable_checkpointing=False, **quiet)
+    run = trainer(None, again, max_epochs=2)
     with pytest.warns(UserWarning, match="Be aware that when using `ckpt_path`"):  # of the callback for checkpoints
         run.fit(task(), RandomData(SAMPLES, 5), ckpt_path=first)
     assert again.ledger.history == [(0.8, 0.25, 4), (3.0, 0.25, 4)]
@@ -192,12 +189,3 @@ def test_checkpoints_of_weights_alone_are_counted(tmp_path):
     assert [path.name for path in (tmp_path / "kept").glob("*.ckpt")] == ["epoch=0-step=3.ckpt"]
     assert report(tmp_path / "kept")["history"] == [[0.8, 0.25, 3]]
     assert run.save_checkpoint.__func__ is Trainer.save_checkpoint  # as it was
-
-
-def test_a_minimum_of_epochs_does_not_outlast_the_budget(tmp_path):
-    callback = quick(target_epsilon=8.0)
-    run = trainer(tmp_path, callback, max_epochs=50, min_epochs=40, min_steps=150)
-    run.fit(task(), RandomData(SAMPLES, 5))
-    assert run.global_step == callback.plan.affordable_steps < 150
-    assert (run.min_epochs, run.min_steps) == (40, 150)
-    assert torch.isfinite(torch.tensor(callback.ledger.epsilon))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from knlightning.data import ImageFiles
@@ -82,13 +82,6 @@ def test_positions_in_earlier_checkpoints():
 def test_reads_samples_by_their_numbers():
     numbers, _ = loader().batch_of([3, 1])
     assert numbers.tolist() == [3, 1]
-
-
-def test_cannot_go_on_within_a_step():
-    second = loader()
-    second.load_state_dict({"num_steps": 1, "micro_batch": 2})
-    with pytest.raises(ValueError, match="written within a step, after 2 of its 3 micro-batches"):
-        next(iter(second))
 
 
 def test_views_follow_one_another():
@@ -170,6 +163,7 @@ def test_what_cannot_be_taken_over():
         (DataLoader(Stream()), "with __getitem__ and __len__"),
         (DataLoader(range(4), batch_sampler=[[0, 1], [2, 3]]), "a batch_sampler in place of a batch_size"),
         (DataLoader(range(4), batch_size=None), "give it a batch_size"),
+        (DataLoader(range(4), sampler=WeightedRandomSampler([1, 1], 2)), "a sampler of its own, WeightedRandomSampler"),
     ):
         with pytest.raises(ValueError, match=message):
             private(given)

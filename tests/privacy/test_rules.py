@@ -31,9 +31,10 @@ def test_layers_without_a_rule(layer, problem):
     assert check_rules(nn.Sequential(layer.requires_grad_(False))) == []
 
 
-@pytest.mark.parametrize("model", list_models(), ids=lambda model: model.name)
-def test_networks_have_rules(model):
-    for norm in ("kernel", "layer", "instance", "positional", "none") if model.norm else (None,):
-        with torch.device("meta"):  # without values
-            net = model.make(norm=norm) if norm else model.make()
-        assert check_rules(net) == []
+def test_networks_and_norms_have_rules():
+    for model in list_models():
+        norms = ("kernel", "layer", "instance", "positional", "none") if model.name == "resnet8" else ("kernel",)
+        for norm in norms if model.norm else (None,):
+            with torch.device("meta"):  # without values
+                net = model.make(norm=norm) if norm else model.make()
+            assert check_rules(net) == [], (model.name, norm)

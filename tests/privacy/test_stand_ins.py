@@ -9,7 +9,7 @@ from standins import RandomData
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
-from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.convnext import CNBlock, CNBlockConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 from knlightning.privacy import PerSampleGradients
@@ -64,6 +64,21 @@ def test_networks_train_privately(make, tmp_path):
     expected = naive(module, data.dataset, 5, 4)
     trainer(tmp_path, privacy(physical_batch_size=2), max_epochs=1).fit(module, data)
     torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_a_sample_whose_block_is_skipped_has_no_gradient():
+    """The masks of stochastic depth are those of the forward pass."""
+    block, x = CNBlock(4, 0.3, 0.5).double(), torch.randn(6, 4, 5, 5, dtype=torch.float64)
+    torch.manual_seed(1)
+    block(x).square().sum().backward()
+    gradients = PerSampleGradients(block, "sum")
+    gradients.attach()
+    torch.manual_seed(1)
+    block(x).square().sum().backward()
+    assert 0 < (gradients.norms() == 0).sum() < 6
+    gradients.accumulate(torch.ones(6))
+    for parameter in block.parameters():
+        torch.testing.assert_close(parameter.summed_grad, parameter.grad)
 
 
 class Bare(nn.Module):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
-from privacy.test_batch_hooks import MixingCollate, MixingHook, standardized
+from privacy.test_batch_hooks import MixingCollate, mixing_hook, standardized
 from privacy.test_private_step import Outside
+from privacy.test_probe import HomeMadeBatchNorm
 from standins import RandomData
 from torch import nn
 from torch.nn import functional as F
@@ -80,16 +81,14 @@ def wide_net():
     return nn.Sequential(KNConv2d(3, 64, 4, 4, dropout_p=0.0), nn.Mish(), nn.Flatten(), nn.Linear(256, 3))
 
 
-def of_class(kind, zero_head=False):
-    module = task()
-    module.__class__ = kind
-    if zero_head:
-        nn.init.zeros_(module.backbone[-1].weight)
+def zero_head():
+    module = task(kind=Weighted)
+    nn.init.zeros_(module.backbone[-1].weight)
     return module
 
 
 def outside():
-    module = of_class(Outside)
+    module = task(kind=Outside)
     module.kept = [nn.Parameter(torch.ones(3))]
     return module
 
@@ -107,9 +106,9 @@ def outlier(pixels):
     pixels[0] = 40.0
 
 
-def mixing(kind, **members):
+def mixing(kind):
     """One image differs from all others, and what reads or transfers a batch standardizes all by all."""
-    return lambda: type("Mixing", (kind,), {"mix": staticmethod(standardized), **members})(other=True)
+    return lambda: type("Standardizing", (kind,), {"mix": staticmethod(standardized)})(other=True)
 
 
 class Case(NamedTuple):
@@ -136,14 +135,17 @@ MIXES = "does not treat each sample by itself"
 WHOLE_BATCHES = ("is_batch_independent", lambda *args: True)
 CASES = {
     "1 a hook mixes": Case(
-        task, mixing(MixingHook, hook="on_after_batch_transfer"), None, ((batch_hooks, *WHOLE_BATCHES),)
+        task, mixing(mixing_hook("on_after_batch_transfer")), None, ((batch_hooks, *WHOLE_BATCHES),)
     ),
     "1 collation mixes": Case(task, mixing(MixingCollate), None, ((loader, *WHOLE_BATCHES),)),
-    "2 classes have weights": Case(lambda: of_class(Weighted), images, MIXES),
-    "2 a label is ignored": Case(lambda: of_class(Ignoring), images, MIXES),
-    "3 the head starts at zero": Case(lambda: of_class(Weighted, zero_head=True), images, MIXES),
-    "4 samples mix by chance": Case(lambda: of_class(Seldom), lambda: images(outlier), MIXES),
-    "5 a parameter nobody watches": Case(outside, images, "neither clipped nor noised", found=None),
+    "2 a layer mixes": Case(lambda: task(Net(HomeMadeBatchNorm())), images, MIXES),
+    "2 classes have weights": Case(lambda: task(kind=Weighted), images, MIXES),
+    "2 a label is ignored": Case(lambda: task(kind=Ignoring), images, MIXES),
+    "3 the head starts at zero": Case(zero_head, images, MIXES),
+    "4 samples mix by chance": Case(lambda: task(kind=Seldom), lambda: images(outlier), MIXES),
+    "5 a parameter nobody watches": Case(
+        outside, images, r"a parameter of the shape \(3,\) that is not one .* neither clipped nor noised", found=None
+    ),
     "7 a stop by a training metric": Case(
         task, images, "a value of the training samples", found=None, callback=EarlyStopping("train/loss")
     ),

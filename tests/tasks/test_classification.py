@@ -1,16 +1,16 @@
+import math
+from functools import partial
+
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 from torch import nn
 from torch.nn import functional as F
 
 from knlightning.tasks import ClassificationTask
 
-
-def trainer(tmp_path, **kwargs):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=tmp_path, enable_checkpointing=False, **(quiet | {"max_epochs": 1} | kwargs))
+trainer = partial(standins.trainer, max_epochs=1)
 
 
 class Table(nn.Module):
@@ -188,17 +188,25 @@ def test_mixed_labels_in_other_precisions(tmp_path, precision):
     assert run.global_step == 2
 
 
-@pytest.mark.parametrize("name", ["mixup_alpha", "cutmix_alpha"])
-@pytest.mark.parametrize("value", [-0.1, 1e308, float("inf"), float("nan"), None])
-def test_alpha_out_of_range(name, value):
-    with pytest.raises(ValueError, match=f"^{name} must be a number at least 0 and at most 1000, got"):
+DECAY = "a number at least 0 and .*, or null for the optimizer's, got -0.1"
+OUT_OF_RANGE = [
+    *((f"{kind}_weight_decay", -0.1, DECAY) for kind in ("norm", "bias")),
+    ("layer_decay", 0.0, "a number above 0 and at most 1, got 0.0"),
+    *(("lr_scheduler_interval", value, "one of epoch, step, got ") for value in (None, "batch", 1)),
+    *(("label_smoothing", value, "a number at least 0 and at most 1, got") for value in (-0.1, 1.1)),
+    *(
+        (f"{kind}_alpha", value, "a number at least 0 and at most 1000, got")
+        for kind in ("mixup", "cutmix")
+        for value in (-0.1, 1e308, math.inf, math.nan, None)
+    ),
+    ("focal_gamma", -1.0, "a number at least 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), OUT_OF_RANGE)
+def test_arguments_out_of_range(name, value, allowed):
+    with pytest.raises(ValueError, match=f"^{name} must be {allowed}"):
         ClassificationTask(TinyNet(3), **{name: value})
-
-
-@pytest.mark.parametrize("value", [-0.1, 1.1])
-def test_label_smoothing_out_of_range(value):
-    with pytest.raises(ValueError, match=r"^label_smoothing must be a number at least 0 and at most 1, got"):
-        ClassificationTask(TinyNet(3), label_smoothing=value)
 
 
 @pytest.mark.parametrize(
@@ -252,8 +260,6 @@ def test_class_weights_that_do_not_fit():
         task._loss(torch.zeros(1, 3), torch.tensor([0]), None)
     with pytest.raises(ValueError, match=r"class_weights\[1\] must be a number at least 0"):
         ClassificationTask(TinyNet(3), class_weights=[1.0, -2.0])
-    with pytest.raises(ValueError, match="focal_gamma must be a number at least 0"):
-        ClassificationTask(TinyNet(3), focal_gamma=-1.0)
 
 
 def test_mirrored_images_count_in_evaluation_alone():

@@ -2,8 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from standins import RandomData, RandomScenes, TinyFCN, TinyNet
+from standins import RandomData, RandomScenes, TinyFCN, TinyNet, trainer
 from torch.nn import functional as F
 
 from knlightning.callbacks import LastCheckpoint
@@ -67,28 +66,19 @@ def test_labels_that_are_no_classes_are_named_and_harmless_until_then(arrival, w
     checks.look(wait=True)
 
 
-@pytest.mark.parametrize("wrong", ["loss", "label"])
+@pytest.mark.parametrize(
+    ("error", "said"), [(FloatingPointError, "loss is nan at epoch 0, batch 0"), (ValueError, "label 77")]
+)
 @pytest.mark.parametrize(("data", "task"), [(RandomData, ClassificationTask), (RandomScenes, SegmentationTask)])
-def test_a_run_ends_before_its_checkpoint(tmp_path, arrival, monkeypatch, data, task, wrong):
+def test_a_run_ends_before_its_checkpoint(tmp_path, arrival, monkeypatch, data, task, error, said):
     data, task = data(), task(TinyNet(3) if data is RandomData else TinyFCN(3))
     labels = data.dataset.tensors[1]
-    if wrong == "label":
+    if error is ValueError:
         labels[2] = 77
     else:
         monkeypatch.setattr(F, "cross_entropy", lambda logits, *_, **__: logits.sum(1) * torch.nan)
-    run = Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        callbacks=[LastCheckpoint(every_n_steps=2)],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        max_epochs=1,
-    )
-    error, said = {"loss": (FloatingPointError, "loss is nan at epoch 0, batch 0"), "label": (ValueError, "label 77")}[
-        wrong
-    ]
+    settings = {"enable_checkpointing": True, "num_sanity_val_steps": 0, "max_epochs": 1}
+    run = trainer(tmp_path, LastCheckpoint(every_n_steps=2), **settings)
     with pytest.raises(error, match=said):
         run.fit(task, data)
     assert run.global_step == 2  # no step has waited

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from standins import RandomData, TinyNet, tiny_config, write_config
+from standins import RandomData, TinyNet, tiny_config, trainer, write_config
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
@@ -47,16 +46,7 @@ def changed(before, after):
 def test_frozen_parts_stay_as_they_are(tmp_path, freeze, trained):
     task = ClassificationTask(Net(3), freeze=freeze)
     before = {name: tensor.clone() for name, tensor in task.backbone.state_dict().items()}
-    trainer = Trainer(
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=2,
-    )
-    trainer.fit(task, RandomData())
+    trainer(tmp_path, max_epochs=2).fit(task, RandomData())
     assert changed(before, task.backbone.state_dict()) == trained  # statistics of batch normalization, too
 
 
@@ -84,13 +74,12 @@ def test_wrong_arguments():
 
 def test_devices_that_wait_for_frozen_layers_are_refused(monkeypatch):
     task = ClassificationTask(Net(), freeze="all", thaw_epoch=1)
-    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
-    task.trainer = trainer
+    task.trainer = trainer(None)
     wrapped = DistributedDataParallel.__new__(DistributedDataParallel)
     for unused in (True, False):
         nn.Module.__init__(wrapped)
         wrapped.find_unused_parameters = unused
-        monkeypatch.setattr(trainer.strategy, "_model", wrapped)
+        monkeypatch.setattr(task.trainer.strategy, "_model", wrapped)
         if unused:
             task.freezing.begin(task)
     with pytest.raises(ValueError, match="must be ddp_find_unused_parameters_true"):

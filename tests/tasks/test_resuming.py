@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from standins import RandomData, TinyNet
+from standins import RandomData, TinyNet, trainer
 from torch.optim import SGD, Adam, AdamW, RMSprop
-from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, MultiStepLR, OneCycleLR, SequentialLR, StepLR
 
 from knlightning.tasks import ClassificationTask, CosineLR, PolyLR
 
@@ -27,10 +26,9 @@ class Rates(ClassificationTask):
         self.momenta.append(group.get("momentum"))
 
 
-def fit(tmp_path, task, batch_size=4, ckpt_path=None, **kwargs):
+def fit(tmp_path, task, batch_size=4, ckpt_path=None, callbacks=(), **kwargs):
     """Train on 12 images; 3 steps an epoch unless the batch size says otherwise."""
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    run = Trainer(default_root_dir=tmp_path, enable_checkpointing=False, **quiet, **kwargs)
+    run = trainer(tmp_path, *callbacks, **kwargs)
     run.fit(task, RandomData(samples=12, batch_size=batch_size), ckpt_path=ckpt_path)
     return run
 
@@ -82,12 +80,19 @@ def test_length_that_was_counted_at_a_resume_stays(tmp_path):
     assert run.lr_scheduler_configs[0].scheduler.total == 12
 
 
-@pytest.mark.parametrize("stopped", [4, 6, 7])
-def test_unchanged_run_keeps_length_and_schedule_wherever_it_was_stopped(tmp_path, stopped):
-    whole = Rates(PolyLR)
+@pytest.mark.parametrize(
+    ("before", "schedule", "stopped"),
+    [
+        *((lambda o: PolyLR(o, total=12), PolyLR, stopped) for stopped in (4, 6, 7)),
+        (lambda o: StepLR(o, 5, 0.3), lambda o: StepLR(o, 5, 0.3), 7),
+        (lambda o: MultiStepLR(o, [2, 9]), lambda o: MultiStepLR(o, [2, 9]), 6),
+    ],
+)
+def test_unchanged_run_keeps_length_and_schedule_wherever_it_was_stopped(tmp_path, before, schedule, stopped):
+    whole = Rates(schedule)
     fit(tmp_path, whole, max_epochs=4)
-    path = begun(tmp_path, Rates(lambda o: PolyLR(o, total=12)), max_epochs=4, max_steps=stopped)
-    resumed = Rates(PolyLR)
+    path = begun(tmp_path, Rates(before), max_epochs=4, max_steps=stopped)
+    resumed = Rates(schedule)
     fit(tmp_path, resumed, ckpt_path=path, max_epochs=4)
     assert resumed.rates == whole.rates[stopped:]
 
@@ -107,7 +112,12 @@ def test_another_interval_keeps_the_place(tmp_path, schedule, intervals):
     [
         (one_cycle(6), one_cycle(12)),
         (PolyLR, CosineLR),
+        (lambda o: PolyLR(o, power=1.0), lambda o: PolyLR(o, power=2.0)),
+        (lambda o: CosineLR(o, warmup=1), lambda o: CosineLR(o, warmup=8, warmup_start=0.5)),
+        (lambda o: CosineLR(o, total=2), CosineLR),
         (lambda o: CosineAnnealingLR(o, 6), PolyLR),
+        (lambda o: CosineAnnealingLR(o, 6), lambda o: CosineAnnealingLR(o, 12)),
+        (lambda o: MultiStepLR(o, [2, 9]), lambda o: MultiStepLR(o, [2, 9], gamma=0.5)),
         (PolyLR, lambda o: SequentialLR(o, [ConstantLR(o, 0.1, 4), StepLR(o, 3)], [4])),
         (lambda o: SequentialLR(o, [ConstantLR(o, 0.1, 4), StepLR(o, 3)], [4]), one_cycle(12)),
         (None, PolyLR),
