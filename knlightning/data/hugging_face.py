@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from knlightning.data.image_files import LabelledFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files in a folder that `save_to_disk` has written."""
@@ -113,6 +113,7 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
         train_name: Split to train on.
         val_name: Split to validate on; not read if `val_split` is above 0.
         test_name: Split to test on; None for `val_name`, as is usual for ImageNet, whose test images have no labels.
+            With `val_split` and no split of that name it is `test`, and without that the images held out.
         revision: Branch, tag or commit of a dataset on the Hub; None for the newest.
         cache_dir: Folder of the cache; None for the library's own, by default in the home directory.
         kwargs: Arguments of `LabelledFilesDataModule`.
@@ -143,21 +144,34 @@ class HuggingFaceDataModule(LabelledFilesDataModule):
             raise ValueError(f"{type(self).__name__} needs datasets: pip install 'knlightning[huggingface]'.")
         self.path, self.name, self.revision, self.cache_dir = os.fspath(path), name, revision, cache_dir
         self.image_column, self.label_column = image_column, label_column
+        self.test_name = test_name
         self.sampling = replace(self.sampling, train=train_name, val=val_name, test=test_name or val_name)
 
     def find_class_names(self) -> tuple[str, ...]:
         """Name the classes that the dataset states, before images are read; none if it is not there or states none."""
+        return stated_names(self._stated()[1], self.label_column)
+
+    def setup(self, stage: str) -> None:
+        """Read what a stage needs, and settle before which images to test on; see `BaseDataModule.setup`."""
+        if stage == "test" and self.val_split > 0 and self.test_name is None:
+            splits = self._stated()[0]
+            there = [split for split in (self.sampling.val, "test") if split in splits]
+            self.sampling = replace(self.sampling, test=[*there, self._validation][0])
+        super().setup(stage)
+
+    def _stated(self) -> tuple[Collection[str], Mapping[str, Any]]:
+        """Return names of the splits and features of the columns, before images are read; none if there are none."""
         from datasets import get_dataset_config_info, load_from_disk
 
         with suppress(OSError, ValueError):  # the same error comes when data are read, and can be told there
             if self._is_saved():
-                train = self.sampling.train
-                return stated_names(_of_split(load_from_disk(self.path), train, train).features, self.label_column)
+                saved, train = load_from_disk(self.path), self.sampling.train
+                return saved if isinstance(saved, dict) else [train], _of_split(saved, train, train).features
             info = get_dataset_config_info(
                 self.path, self.name, revision=self.revision, cache_dir=_text(self.cache_dir)
             )
-            return stated_names(info.features or {}, self.label_column)
-        return ()
+            return info.splits or (), info.features or {}
+        return (), {}
 
     def load(self, split: str) -> TableImages:
         """Read the table of a split; its images are decoded later.
@@ -238,7 +252,7 @@ def _of_split(saved: Any, split: str, train: str) -> "Dataset":
     return tables[split]
 
 
-def stated_names(features: "Features", column: str) -> tuple[str, ...]:
+def stated_names(features: Mapping[str, Any], column: str) -> tuple[str, ...]:
     """Return the names of the classes that the feature of a column states; none if it does not.
 
     Args:
