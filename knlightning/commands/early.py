@@ -47,14 +47,17 @@ def check_early(command: str, args: list[str]) -> None:
         SystemExit: If there is one, with status 2. What is not told here is told when the command line is parsed.
     """
     for path in _configurations(args):
-        if not path.exists():
+        if not path.exists() or path.is_dir():
             there = {file.name: str(file) for folder in (Path(), Path("configs")) for file in folder.glob("*.yaml")}
             meant = get_close_matches(path.name, there, n=1)
             hint = f" Did you mean {there[meant[0]]}?" if meant else ""
-            _end(command, f"--config {path}: there is no such file.{hint}")
+            _end(command, f"--config {path}: {'this is a folder' if path.is_dir() else 'there is no such file'}.{hint}")
         for key in _keys(path) if command in USAGES else ():
             if wrong := unknown(key):
                 _end(command, f"{path}: {wrong}")
+    if command in USAGES and (not args or not args[0].startswith("-")):
+        what = f"--config stands before {args[0]}" if args else "there is no configuration"
+        _end(command, f"{what}: knl {command} {USAGES[command]}")
     for name in [arg.partition("=")[0] for arg in args if arg[:2] == "--" != arg] if command in USAGES else ():
         if wrong := unknown(name[2:].rstrip("+")):
             _end(command, wrong)
@@ -131,7 +134,7 @@ def _configurations(args: list[str]) -> Iterator[Path]:
     for place, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         path = value if equals else "".join(args[place + 1 : place + 2])
-        if name in ("--config", "-c") and path.endswith((".yaml", ".yml")) and "$" not in path:
+        if name in ("--config", "-c") and path and not set("${:\n") & set(path):  # it may be YAML itself
             yield Path(os.path.expanduser(path))
 
 
@@ -139,7 +142,8 @@ def _keys(path: Path) -> Iterator[str]:
     """List the keys of a configuration file, and those of the trainer in it; none of one that cannot be read."""
     content = None
     with suppress(OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError):  # told when the command line is parsed
-        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if path.is_file():  # a pipe can be read only once
+            content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for prefix, part in (("", content), ("trainer.", content.get("trainer") if isinstance(content, dict) else None)):
         if isinstance(part, dict):
             yield from (f"{prefix}{key}".rstrip("+") for key in part)

@@ -42,7 +42,11 @@ def test_the_arguments_of_the_trainer_are_those_of_the_class():
             "there is no option batch_size. Arguments of model, data and trainer are named as in data.batch_size.",
         ),
         (["--config", "tinny.yaml"], "--config tinny.yaml: there is no such file. Did you mean tiny.yaml?"),
+        (["--config=tiny"], "--config tiny: there is no such file. Did you mean tiny.yaml?"),
         (["--config=elsewhere.yaml"], "--config elsewhere.yaml: there is no such file."),
+        (["--config", "."], "--config .: this is a folder."),
+        (["tiny.yaml"], "--config stands before tiny.yaml: knl fit --config FILE [--key value ...]"),
+        ([], "there is no configuration: knl fit --config FILE [--key value ...]"),
     ],
 )
 def test_what_does_not_exist_is_told(empty, capsys, args, said):
@@ -60,6 +64,7 @@ def test_keys_of_files_are_looked_at(tmp_path, capsys, text, name):
 @pytest.mark.parametrize("text", ["", "3", "[", "a: &a [*a]", "[" * 3000, "trainer: null\n", "trainer.max_epochs: 3"])
 def test_what_may_be_right_is_left_to_the_parser(tmp_path, capsys, text):
     (tmp_path / "a.yaml").write_text(text if text != "a: &a [*a]" else "model: &a [*a]")
+    check_early("fit", ["--config", "{}", "-c", "$HERE/a.yaml", "-c", "/dev/null"])
     parts = [
         "--trainer.callbacks+=EMA",
         "--model.a.b",
