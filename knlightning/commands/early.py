@@ -49,8 +49,9 @@ def check_early(command: str, args: list[str]) -> None:
     for path in _configurations(args):
         if not path.exists() or path.is_dir():
             there = {file.name: str(file) for folder in (Path(), Path("configs")) for file in folder.glob("*.yaml")}
-            meant = get_close_matches(path.name, there, n=1)
-            hint = f" Did you mean {there[meant[0]]}?" if meant else ""
+            meant = [there[name] for name in get_close_matches(path.name, there, n=1)]
+            meant = [str(run) for run in (path / "config.yaml",) if run.is_file()] or meant
+            hint = f" Did you mean {meant[0]}?" if meant else ""
             _end(command, f"--config {path}: {'this is a folder' if path.is_dir() else 'there is no such file'}.{hint}")
         for key in _keys(path) if command in USAGES else ():
             if wrong := unknown(key):

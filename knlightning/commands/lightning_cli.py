@@ -126,7 +126,7 @@ class KNLightningCLI(LightningCLI):
         Args:
             launched: Whether Lightning has started this process for a further device.
         """
-        say("No --ckpt_path: the weights are those the model is made with, before any training.")
+        say("No --ckpt_path (such as best): the weights are those the model is made with, before any training.")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments in the order of their importance: the trainer's many come last."""

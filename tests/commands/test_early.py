@@ -45,11 +45,14 @@ def test_the_arguments_of_the_trainer_are_those_of_the_class():
         (["--config=tiny"], "--config tiny: there is no such file. Did you mean tiny.yaml?"),
         (["--config=elsewhere.yaml"], "--config elsewhere.yaml: there is no such file."),
         (["--config", "."], "--config .: this is a folder."),
+        (["--config", "run"], "--config run: this is a folder. Did you mean run/config.yaml?"),
         (["tiny.yaml"], "--config stands before tiny.yaml: knl fit --config FILE [--key value ...]"),
         ([], "there is no configuration: knl fit --config FILE [--key value ...]"),
     ],
 )
 def test_what_does_not_exist_is_told(empty, capsys, args, said):
+    (empty / "run").mkdir()
+    (empty / "run" / "config.yaml").touch()
     assert refused(capsys, *args) == said
 
 
