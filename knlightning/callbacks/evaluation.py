@@ -25,7 +25,7 @@ from knlightning.callbacks.scores import scores_of_classes
 from knlightning.pages import page
 from knlightning.protocols import DataDescription, IgnoresLabel, NamesFiles, data_of
 from knlightning.run_directory import replacing_folder
-from knlightning.tasks.segmentation import class_scores
+from knlightning.tasks.segmentation import class_scores, is_of_pixels
 from knlightning.text import cell
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ class EvaluationFiles(Callback):
     | `predictions.csv` | label and most probable classes of each image; for segmentation its scores |
     | `mistakes.html` | the images that the network is most wrong about |
 
-    The step of the task must return the logits (N, classes), or for segmentation (N, classes, H, W), and batches must
-    be (images, labels). Otherwise there are the scores alone. Of several loaders, the first counts. No table of
-    classes, and no confusion matrix, is made of more than 2000 classes. A value that is not defined, such as the
-    precision of a class that is never predicted, is an empty cell. `predictions.csv` names the file of an image if the
-    dataset has `path` (`knlightning.protocols.NamesFiles`), otherwise its place in the dataset; rows are in the order
-    of the dataset.
+    The step of the task must return the logits (N, classes), or for segmentation
+    `knlightning.tasks.segmentation.PixelPredictions`, and batches must be (images, labels). Otherwise there are the
+    scores alone. Of several loaders, the first counts. No table of classes, and no confusion matrix, is made of more
+    than 2000 classes. A value that is not defined, such as the precision of a class that is never predicted, is an
+    empty cell. `predictions.csv` names the file of an image if the dataset has `path`
+    (`knlightning.protocols.NamesFiles`), otherwise its place in the dataset; rows are in the order of the dataset.
 
     Args:
         directory: The folder.
@@ -91,30 +91,32 @@ class EvaluationFiles(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the predictions of a batch, and keep the worst."""
-        if dataloader_idx or not isinstance(outputs, Tensor) or outputs.ndim not in (2, 4):
+        of_pixels = is_of_pixels(outputs)
+        if dataloader_idx or not (of_pixels or (isinstance(outputs, Tensor) and outputs.ndim == 2)):
             return
         images, labels = batch  # also a batch of none, which a device has that gets no images: the sums need each
         data = data_of(trainer)
-        self._num_classes = outputs.shape[1]
+        self._num_classes = outputs["num_classes"] if of_pixels else outputs.shape[1]
         if self._confusion is None and self._num_classes <= MOST_CLASSES:
             ignored = pl_module.ignore_index if isinstance(pl_module, IgnoresLabel) else None
             # not validated: the task checks the labels
             made = MulticlassConfusionMatrix(self._num_classes, ignore_index=ignored, validate_args=False)
-            self._confusion = made.to(outputs.device)
-        logits = outputs.float()
-        top = logits.topk(min(self.top_k, self._num_classes) if logits.ndim == 2 else 1, dim=1)
-        normalizer = logits.logsumexp(dim=1, keepdim=True)
-        if self._confusion is not None:
-            self._confusion.update(top.indices[:, 0], labels)
+            self._confusion = made.to(labels.device)
         counted = (labels >= 0) & (labels < self._num_classes)
-        right = top.indices[:, 0] == labels
-        self._reliability.to(outputs.device)
-        self._reliability.update((top.values - normalizer).exp()[:, 0][counted], right[counted])
-        if logits.ndim == 2:
-            of_label = (logits.gather(1, labels[:, None]) - normalizer).exp()[:, 0]
-            self._add_images(images, labels, top.indices, (top.values - normalizer).exp(), of_label, data)
+        if of_pixels:
+            predicted, confidence = outputs["classes"], outputs["probabilities"]
+            self._add_scenes(images, labels, predicted, counted, data)
         else:
-            self._add_scenes(images, labels, top.indices[:, 0], counted, data)
+            logits = outputs.float()
+            top, normalizer = logits.topk(min(self.top_k, self._num_classes)), logits.logsumexp(dim=1, keepdim=True)
+            probabilities = (top.values - normalizer).exp()
+            predicted, confidence = top.indices[:, 0], probabilities[:, 0]
+            of_label = (logits.gather(1, labels[:, None]) - normalizer).exp()[:, 0]
+            self._add_images(images, labels, top.indices, probabilities, of_label, data)
+        if self._confusion is not None:
+            self._confusion.update(predicted, labels)
+        self._reliability.to(labels.device)
+        self._reliability.update(confidence[counted], (predicted == labels)[counted])
 
     on_test_batch_end = on_validation_batch_end
 

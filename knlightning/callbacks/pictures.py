@@ -17,7 +17,7 @@ from knlightning.callbacks.scores import confused_pairs
 from knlightning.checks import check_number
 from knlightning.internals.lightning import is_fitting
 from knlightning.protocols import DataDescription, IgnoresLabel, data_of
-from knlightning.tasks.segmentation import class_scores
+from knlightning.tasks.segmentation import class_scores, is_of_pixels
 from knlightning.text import printable
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ SCENE_SIDE = 512
 class Pictures(Callback):
     """Draw the confusion matrix and a page of predictions after validation, for TensorBoard.
 
-    The validation step of the task must return the logits (N, classes), and batches must be (images, labels). For
-    segmentation the logits are (N, classes, H, W) and the labels (N, H, W); labels that are the task's `ignore_index`
-    do not count. Then each image is shown with its true and its predicted classes in colours, and the intersection
-    over union of each class is drawn too; the images are the first ones. In classification they come from all classes,
-    from each equally many, with those first that are wrong. What is known of the data
-    (`knlightning.protocols.DescribedScenes`: names and colours of the classes, how to undo the scaling) comes from the
-    datamodule.
+    The validation step of the task must return the logits (N, classes), or for segmentation
+    `knlightning.tasks.segmentation.PixelPredictions`, and batches must be (images, labels). Labels of pixels that are
+    the task's `ignore_index` do not count. For segmentation each image is shown with its true and its
+    predicted classes in colours, and the intersection over union of each class is drawn too; the images are the first
+    ones. In classification they come from all classes, from each equally many, with those first that are wrong. What is
+    known of the data (`knlightning.protocols.DescribedScenes`: names and colours of the classes, how to undo the
+    scaling) comes from the datamodule.
 
     What cannot be drawn never ends a run: it is left out, with a warning. With more than 2000 classes there is no
     confusion matrix.
@@ -88,25 +88,26 @@ class Pictures(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Count the predictions, and keep some images."""
-        if not self._due(trainer) or not isinstance(outputs, Tensor) or outputs.ndim not in (2, 4):
+        of_pixels = is_of_pixels(outputs)
+        if not self._due(trainer) or not (of_pixels or (isinstance(outputs, Tensor) and outputs.ndim == 2)):
             return
-        num_classes = outputs.shape[1]
+        num_classes = outputs["num_classes"] if of_pixels else outputs.shape[1]
         if num_classes > MOST_CLASSES:
             self._harmless.warn("the confusion matrix", f"{num_classes} classes, at most {MOST_CLASSES} are drawn")
         elif self._confusion is None:  # before anything that may fail: it is computed by all devices together
             ignored = pl_module.ignore_index if isinstance(pl_module, IgnoresLabel) else None
             # not validated: the task checks the labels
             made = MulticlassConfusionMatrix(num_classes, ignore_index=ignored, validate_args=False)
-            self._confusion = made.to(outputs.device)
+            self._confusion = made.to(pl_module.device)
         with self._harmless("pictures of a batch"):
             images, labels = batch
-            self._of_pixels = outputs.ndim == 4
-            predicted = outputs.argmax(dim=1)
+            self._of_pixels = of_pixels
+            predicted = outputs["classes"] if of_pixels else outputs.argmax(dim=1)
             if self._confusion is not None:
                 self._confusion.update(predicted, labels)
             self._keep(images, labels, predicted, outputs)
 
-    def _keep(self, images: Tensor, labels: Tensor, predicted: Tensor, outputs: Tensor) -> None:
+    def _keep(self, images: Tensor, labels: Tensor, predicted: Tensor, outputs: Any) -> None:
         most = min(self.images, MOST_SCENES) if self._of_pixels else self.images
         if not most or not len(labels):
             return

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from knlightning.callbacks.evaluation import EvaluationFiles
+from knlightning.commands.early import USAGES
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
 
@@ -14,7 +15,7 @@ from knlightning.commands.output import say
 class EvaluationCLI(KNLightningCLI):
     """A command that evaluates; its name is that of the trainer's method, and of the folder that it writes in a run."""
 
-    usage = "--config FILE --ckpt_path best [--out DIRECTORY] [--key value ...]"
+    usage = USAGES["test"]
     own_arguments = ("out",)
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:

@@ -5,15 +5,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 from knlightning.callbacks import CONFIGURED
+from knlightning.commands.early import OPTIONS
 from knlightning.commands.names import short_names
 from knlightning.internals.jsonargparse import set_choices, set_titles
-
-TITLES = {
-    "model": "Task and network (knl fit --model.help ClassificationTask, or SegmentationTask)",
-    "data": "Data (knl fit --data.help DigitsDataModule)",
-    "trainer": "Lightning's trainer",
-    **{key: title for key, (_, title) in CONFIGURED.items()},
-}
 
 
 def explain(parser: ArgumentParser) -> None:
@@ -22,7 +16,8 @@ def explain(parser: ArgumentParser) -> None:
     Args:
         parser: Of the configuration of a run. Without this its help names every class that is imported.
     """
-    set_titles(parser, TITLES)
+    titles = {key: OPTIONS[key] for key in ("model", "data", "trainer")}
+    set_titles(parser, titles | {key: title for key, (_, title) in CONFIGURED.items()})
     kinds = {nn.Module: "models", LightningModule: "tasks", LightningDataModule: "data"}
     texts: dict[type, str] = {}
     for kind, package in kinds.items():

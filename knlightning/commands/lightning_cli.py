@@ -28,6 +28,7 @@ from knlightning.callbacks.signals import Stopped, stopped_by_signals
 from knlightning.checkpoint_files import check_checkpoint, check_plain, holds_weights_alone, read_checkpoint
 from knlightning.commands.arguments import as_list, flatten
 from knlightning.commands.claim import Claim
+from knlightning.commands.early import OPTIONS, USAGES
 from knlightning.commands.errors import locate
 from knlightning.commands.help import explain
 from knlightning.commands.names import complete_names
@@ -74,7 +75,7 @@ class KNLightningCLI(LightningCLI):
     """
 
     command: ClassVar[str]
-    usage: ClassVar[str] = "--config FILE [--key value ...]"
+    usage: ClassVar[str] = USAGES["fit"]
     starts_runs: bool = False
     trains: ClassVar[bool] = False
     own_arguments: ClassVar[tuple[str, ...]] = ()
@@ -125,7 +126,7 @@ class KNLightningCLI(LightningCLI):
         Args:
             launched: Whether Lightning has started this process for a further device.
         """
-        say("No --ckpt_path: the weights are those the model is made with, before any training.")
+        say("No --ckpt_path (such as best): the weights are those the model is made with, before any training.")
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments in the order of their importance: the trainer's many come last."""
@@ -134,14 +135,13 @@ class KNLightningCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help="Directory of the run; null for runs/<name of the config file>/<number>.",
+            help=OPTIONS["run_dir"],
         )
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint to start from: 'last' or 'best' of the run (the newest, if run_dir is not given), a file,"
-            " or the name of published weights. knl fit also knows 'auto': as 'last' if there is one, else a new run.",
+            help=OPTIONS["ckpt_path"],
         )
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)

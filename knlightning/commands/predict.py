@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 
 from knlightning.callbacks import PredictionWriter
+from knlightning.commands.early import USAGES
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
 
@@ -16,7 +17,7 @@ class PredictCLI(KNLightningCLI):
     """`knl predict`."""
 
     command = "predict"
-    usage = "--config FILE --ckpt_path best --data.predict_dir FOLDER_OR_IMAGE [--out DIRECTORY] [--key value ...]"
+    usage = USAGES["predict"]
     starts_runs = True
     own_arguments = ("out",)
 

@@ -121,8 +121,9 @@ def find_classes(folder: Path) -> list[str]:
         ValueError: If there are no folders in it.
     """
     if not folder.is_dir():
+        missing = folder if folder.parent.is_dir() else folder.parent
         raise FileNotFoundError(
-            f"There is no folder {folder.absolute()}. Images are looked for in ROOT/train/CLASS and ROOT/val/CLASS; "
+            f"There is no folder {missing.absolute()}. Images are looked for in ROOT/train/CLASS and ROOT/val/CLASS; "
             "give another root, or other names of folders. With val_split above 0 there need be no folder val, and "
             "classes may lie in ROOT/CLASS."
         )

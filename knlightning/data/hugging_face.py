@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from knlightning.data.labelled_files import LabelledFilesDataModule
 from knlightning.data.masked_files import EncodedImages
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 SAVED = ("dataset_dict.json", "state.json")
 """Files in a folder that `save_to_disk` has written."""
@@ -120,6 +120,7 @@ class TableDataModule(BaseDataModule):
         train_name: Split to train on.
         val_name: Split to validate on; not read if `val_split` is above 0.
         test_name: Split to test on; None for `val_name`, as is usual for ImageNet, whose test images have no labels.
+            With `val_split` and no split of that name it is `test`, and without that the images held out.
         revision: Branch, tag or commit of a dataset on the Hub; None for the newest.
         cache_dir: Folder of the cache; None for the library's own, by default in the home directory.
         kwargs: Arguments of the next base class.
@@ -146,8 +147,28 @@ class TableDataModule(BaseDataModule):
             raise ValueError(f"{type(self).__name__} needs datasets: pip install 'knlightning[huggingface]'.")
         self.path, self.name, self.revision = os.fspath(path), name, revision
         self.cache_dir = None if cache_dir is None else os.fspath(cache_dir)
-        self.image_column = image_column
+        self.image_column, self.test_name = image_column, test_name
         self.sampling = replace(self.sampling, train=train_name, val=val_name, test=test_name or val_name)
+
+    def setup(self, stage: str) -> None:
+        """Read what a stage needs, and settle before which images to test on; see `BaseDataModule.setup`."""
+        if stage == "test" and self.val_split > 0 and self.test_name is None:
+            splits = self.stated()[0]
+            there = [split for split in (self.sampling.val, "test") if split in splits]
+            self.sampling = replace(self.sampling, test=[*there, self._validation][0])
+        super().setup(stage)
+
+    def stated(self) -> tuple[Collection[str], Mapping[str, Any]]:
+        """Return names of the splits and features of the columns, before images are read; none if there are none."""
+        from datasets import get_dataset_config_info, load_from_disk
+
+        with suppress(OSError, ValueError):  # the same error comes when data are read, and can be told there
+            if self.is_saved():
+                saved, train = load_from_disk(self.path), self.sampling.train
+                return saved if isinstance(saved, dict) else [train], _of_split(saved, train, train).features
+            info = get_dataset_config_info(self.path, self.name, revision=self.revision, cache_dir=self.cache_dir)
+            return info.splits or (), info.features or {}
+        return (), {}
 
     def is_saved(self) -> bool:
         """Say whether `save_to_disk` has written the folder."""
@@ -221,15 +242,7 @@ class HuggingFaceDataModule(TableDataModule, LabelledFilesDataModule):
 
     def find_class_names(self) -> tuple[str, ...]:
         """Name the classes that the dataset states, before images are read; none if it is not there or states none."""
-        from datasets import get_dataset_config_info, load_from_disk
-
-        with suppress(OSError, ValueError):  # the same error comes when data are read, and can be told there
-            if self.is_saved():
-                train = self.sampling.train
-                return stated_names(_of_split(load_from_disk(self.path), train, train).features, self.label_column)
-            info = get_dataset_config_info(self.path, self.name, revision=self.revision, cache_dir=self.cache_dir)
-            return stated_names(info.features or {}, self.label_column)
-        return ()
+        return stated_names(self.stated()[1], self.label_column)
 
     def load(self, split: str) -> TableImages:
         """Read the table of a split; its images are decoded later.
@@ -260,7 +273,7 @@ def _of_split(saved: Any, split: str, train: str) -> "Dataset":
     return tables[split]
 
 
-def stated_names(features: "Features", column: str) -> tuple[str, ...]:
+def stated_names(features: Mapping[str, Any], column: str) -> tuple[str, ...]:
     """Return the names of the classes that the feature of a column states; none if it does not.
 
     Args:

@@ -200,8 +200,8 @@ class Task(LightningModule, ABC):
         """Compute the loss of a batch, and add the batch to `train_metrics`."""
 
     @abstractmethod
-    def evaluate(self, images: Tensor, labels: Tensor, metrics: Any) -> Tensor:
-        """Compute the logits of a batch, and add the batch to the metrics of an evaluation."""
+    def evaluate(self, images: Tensor, labels: Tensor, metrics: Any) -> Any:
+        """Add a batch to the metrics of an evaluation, and return its logits, or what else the callbacks take."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of a batch.
@@ -240,16 +240,16 @@ class Task(LightningModule, ABC):
         for logger in self.loggers:
             logger.log_metrics({**numbers, "epoch": self.current_epoch}, step=self.global_step - 1)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the logits of a batch, for the callbacks."""
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        """Return what the callbacks see of a batch, from `evaluate`."""
         return self.evaluate(*batch, self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of the validation."""
         self._log_evaluation("val", self.val_metrics)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the logits of a batch, for the callbacks."""
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
+        """Return what the callbacks see of a batch, from `evaluate`."""
         return self.evaluate(*batch, self.test_metrics)
 
     def on_test_epoch_end(self) -> None:

@@ -91,37 +91,40 @@ def grid_of_windows(
     return rows, columns
 
 
-def by_tiles(function: Callable[[Tensor], Tensor], images: Tensor, tile: int = TILE, margin: int = MARGIN) -> Tensor:
+def by_tiles(
+    function: Callable[..., tuple[Tensor, ...]], *images: Tensor, tile: int = TILE, margin: int = MARGIN
+) -> tuple[Tensor, ...]:
     """Apply a function to large images part by part, so that it needs less memory.
 
     The images are divided into squares of tile - 2 * margin pixels, from the top left; the last ones may be smaller.
     The function is applied to each square together with the margin around it, as far as the image reaches, and its
-    result is kept in the square alone. Nothing is blended.
+    results are kept in the square alone. Nothing is blended.
 
-    So the result is that of the whole images, up to rounding, if a pixel of the result depends on no pixel further than
-    the margin, and if height, width, tile and margin are multiples of all strides of the function. Otherwise every
+    So the results are those of the whole images, up to rounding, if a pixel of a result depends on no pixel further
+    than the margin, and if height, width, tile and margin are multiples of all strides of the function. Otherwise every
     square is what the function makes of an image that ends at its margin.
 
     Args:
-        function: From images (N, C, h, w) of any size to a tensor (N, ..., h, w).
-        images: Images (N, C, H, W).
+        function: From tensors (N, ..., h, w) of any size, as many as there are images, to tensors (N, ..., h, w).
+        *images: Tensors (N, ..., H, W), such as images and the labels of their pixels.
         tile: Largest height and width the function is applied to, above twice the margin.
         margin: Pixels around a square.
 
     Returns:
-        Tensor (N, ..., H, W).
+        Tensors (N, ..., H, W).
     """
-    height, width = images.shape[-2:]
-    side, result = tile - 2 * margin, None
+    height, width = images[0].shape[-2:]
+    side = tile - 2 * margin
+    results: tuple[Tensor, ...] = ()
     for row, column in product(range(0, height, side), range(0, width, side)):
         top, left = max(row - margin, 0), max(column - margin, 0)
-        part = function(images[..., top : row + side + margin, left : column + side + margin])
-        part = part[..., row - top : row - top + side, column - left : column - left + side]
-        if result is None:
-            result = part.new_empty((*part.shape[:-2], height, width))
-        result[..., row : row + side, column : column + side] = part
-    assert result is not None
-    return result
+        seen = (..., slice(top, row + side + margin), slice(left, column + side + margin))
+        parts = function(*(each[seen] for each in images))
+        results = results or tuple(part.new_empty((*part.shape[:-2], height, width)) for part in parts)
+        for result, part in zip(results, parts, strict=True):
+            square = part[..., row - top : row - top + side, column - left : column - left + side]
+            result[..., row : row + side, column : column + side] = square
+    return results
 
 
 def _resized_images(images: Tensor, scale: float) -> Tensor:

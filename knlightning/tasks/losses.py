@@ -20,7 +20,32 @@ def pixel_cross_entropy(
     ohem_threshold: float | None = None,
     ohem_min_kept: int = 131_072,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the cross-entropy of the labelled pixels as a sum and its divisor.
+    """Compute the cross-entropy of the labelled pixels as a sum and its divisor, see `mean_of_pixels`.
+
+    Args:
+        logits: Logits (N, classes, H, W).
+        labels: Classes (N, H, W), integers; 255 for pixels that are ignored.
+        class_weights: As in `mean_of_pixels`, as all that follows.
+        mean: Likewise.
+        ohem_threshold: Likewise.
+        ohem_min_kept: Likewise.
+
+    Returns:
+        Two scalars.
+    """
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")  # 0 where ignored
+    return mean_of_pixels(losses, labels, class_weights, mean, ohem_threshold, ohem_min_kept)
+
+
+def mean_of_pixels(
+    losses: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    mean: LossMean = "batch",
+    ohem_threshold: float | None = None,
+    ohem_min_kept: int = 131_072,
+) -> tuple[Tensor, Tensor]:
+    """Compute the mean loss of the labelled pixels as a sum and its divisor.
 
     With mean "batch", these are the sum of weight * loss and the sum of the weights over all labelled pixels of the
     batch; their quotient is the mean of torch's cross_entropy. With "image", this quotient is computed for each image
@@ -32,7 +57,7 @@ def pixel_cross_entropy(
     pixels; of the whole batch, or with "image" of each image.
 
     Args:
-        logits: Logits (N, classes, H, W).
+        losses: Cross-entropy of each pixel (N, H, W); 0 where it is ignored.
         labels: Classes (N, H, W), integers; 255 for pixels that are ignored.
         class_weights: Weights (classes,) of the pixels by their label; None for 1 each.
         mean: Whether the mean is over the pixels of the "batch", or of each "image" first.
@@ -43,7 +68,6 @@ def pixel_cross_entropy(
         Two scalars, a sum and its divisor. With mean "batch" and no labelled pixels, both are 0.
     """
     labelled = labels != IGNORED
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")  # 0 where ignored
     weights = labelled.to(losses.dtype)
     if class_weights is not None:
         weights = weights * class_weights.to(losses.dtype)[labels.where(labelled, 0)]

@@ -1,10 +1,11 @@
 """Semantic segmentation."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import SumMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -13,7 +14,7 @@ from knlightning.protocols import data_of
 from knlightning.tasks.base import Metrics, Task
 from knlightning.tasks.deferred import labels_within
 from knlightning.tasks.inference import averaged_logits, by_tiles, grid_of_windows
-from knlightning.tasks.losses import IGNORED, LossMean, pixel_cross_entropy, quotient
+from knlightning.tasks.losses import IGNORED, LossMean, mean_of_pixels, pixel_cross_entropy, quotient
 
 CLASS_WEIGHTS = {
     # the public HRNet segmentation code's, which trained the networks of Nasirigerdeh et al. (TMLR 2024), Table 3
@@ -56,6 +57,25 @@ def class_scores(confusion: Tensor) -> dict[str, Tensor]:
     }
 
 
+class PixelPredictions(TypedDict):
+    """What a step of validation or test tells the callbacks of each pixel.
+
+    Attributes:
+        classes: Predicted classes (N, H, W).
+        probabilities: Their probabilities (N, H, W).
+        num_classes: Number of all classes.
+    """
+
+    classes: Tensor
+    probabilities: Tensor
+    num_classes: int
+
+
+def is_of_pixels(outputs: object) -> TypeGuard[PixelPredictions]:
+    """Say whether the outputs of a step are `PixelPredictions`."""
+    return isinstance(outputs, dict) and outputs.keys() >= PixelPredictions.__required_keys__
+
+
 class SegmentationMetrics(Metrics):
     """The loss, and the scores of one confusion matrix of all pixels of an epoch, over all devices.
 
@@ -88,21 +108,19 @@ class SegmentationMetrics(Metrics):
         self.names = names
 
     @torch.no_grad()
-    def update(self, loss_sum: Tensor, divisor: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def update(self, loss_sum: Tensor, divisor: Tensor, predicted: Tensor, labels: Tensor) -> None:
         """Add a batch.
 
         Args:
-            loss_sum: Sum of the losses, from `knlightning.tasks.losses.pixel_cross_entropy`.
+            loss_sum: Sum of the losses, from `knlightning.tasks.losses.mean_of_pixels`.
             divisor: Its divisor, from there too.
-            logits: Logits (N, classes, H, W).
+            predicted: Predicted classes (N, H, W).
             labels: Classes (N, H, W).
         """
+        assert self.confusion is not None
         self.loss_sum.update(loss_sum)
         self.loss_divisor.update(divisor)
-        if self.confusion is None:
-            self.prepare([str(number) for number in range(logits.shape[1])], logits.device)
-        assert self.confusion is not None
-        self.confusion.update(logits.argmax(dim=1), labels)
+        self.confusion.update(predicted, labels)
 
     def compute(self) -> dict[str, Tensor]:
         """Compute loss and scores by name; the score of a class without pixels is NaN."""
@@ -210,28 +228,45 @@ class SegmentationTask(Task):
     def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of a batch, images (N, C, H, W) and labels (N, H, W)."""
         logits = self(images)
-        return self._count(logits, labels, self.train_metrics, self.ohem_threshold)
+        logits, labels = self._checked(logits, labels, self.train_metrics)
+        loss, divisor = pixel_cross_entropy(
+            logits, labels, self.class_weights, self.loss_mean, self.ohem_threshold, self.ohem_min_kept
+        )
+        self.train_metrics.update(loss.detach(), divisor, logits.argmax(dim=1), labels)
+        return quotient(loss, divisor)
 
-    def evaluate(self, images: Tensor, labels: Tensor, metrics: SegmentationMetrics) -> Tensor:
-        """Compute the logits (N, classes, H, W) of a batch, images (N, C, H, W) and labels (N, H, W)."""
-        logits = self._in_parts(self.averaged_logits, images)
-        self._count(logits, labels, metrics, None)
-        return logits
+    def evaluate(self, images: Tensor, labels: Tensor, metrics: SegmentationMetrics) -> PixelPredictions:
+        """Predict the classes of the pixels of a batch, images (N, C, H, W) and labels (N, H, W).
+
+        No more than a tile of the logits is held.
+        """
+
+        def of_part(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            logits, labels = self._checked(self.averaged_logits(images), labels, metrics)
+            losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+            highest, predicted = logits.max(dim=1)
+            return losses, predicted, (highest - logits.logsumexp(dim=1)).exp(), labels
+
+        losses, predicted, probabilities, labels = self._in_parts(of_part, images, labels)
+        metrics.update(*mean_of_pixels(losses, labels, self.class_weights, self.loss_mean), predicted, labels)
+        assert metrics.confusion is not None
+        return {"classes": predicted, "probabilities": probabilities, "num_classes": metrics.confusion.num_classes}
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
         """Predict the classes (N, H, W) of a batch."""
-        return self._in_parts(self._predicted, batch[0])
 
-    def _predicted(self, images: Tensor) -> Tensor:
-        logits = self.averaged_logits(images)
-        self.check_width(logits)
-        return logits.argmax(dim=1)
+        def of_part(images: Tensor) -> tuple[Tensor]:
+            logits = self.averaged_logits(images)
+            self.check_width(logits)
+            return (logits.argmax(dim=1),)
 
-    def _in_parts(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Apply a function to images, part by part if they are large."""
-        height, width = (side * max(self.eval_scales) for side in images.shape[-2:])
+        return self._in_parts(of_part, batch[0])[0]
+
+    def _in_parts(self, function: Callable[..., tuple[Tensor, ...]], *images: Tensor) -> tuple[Tensor, ...]:
+        """Apply a function to images, and to what belongs to them, part by part if they are large."""
+        height, width = (side * max(self.eval_scales) for side in images[0].shape[-2:])
         tiled = self.eval_window is None and height * width > LARGEST_WHOLE
-        return by_tiles(function, images) if tiled else function(images)
+        return by_tiles(function, *images) if tiled else function(*images)
 
     def averaged_logits(self, images: Tensor) -> Tensor:
         """Compute the logits (N, classes, H, W) of images as evaluation does.
@@ -250,23 +285,16 @@ class SegmentationTask(Task):
             check(few, "eval_window", self.eval_window, allowed)
         return averaged_logits(self, images, self.eval_window, self.eval_stride, self.eval_flip, self.eval_scales)
 
-    def _count(
-        self, logits: Tensor, labels: Tensor, metrics: SegmentationMetrics, ohem_threshold: float | None
-    ) -> Tensor:
-        """Compute the loss of a batch, and add the batch to the metrics."""
-        self.check_width(logits)
-        labels = self._checked(logits, labels)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        loss, divisor = pixel_cross_entropy(
-            logits, labels, self.class_weights, self.loss_mean, ohem_threshold, self.ohem_min_kept
-        )
-        metrics.update(loss.detach(), divisor, logits.detach(), labels)
-        return quotient(loss, divisor)
+    def _checked(self, logits: Tensor, labels: Tensor, metrics: SegmentationMetrics) -> tuple[Tensor, Tensor]:
+        """Compare network, weights and labels: the errors of the loss itself are hard to understand.
 
-    def _checked(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compare network, weights and labels: the errors of the loss itself are hard to understand."""
+        Returns:
+            The logits, in float32 at least, and the labels.
+        """
+        self.check_width(logits)
         num_classes = logits.shape[1]
+        if metrics.confusion is None:
+            metrics.prepare([str(number) for number in range(num_classes)], logits.device)
         if logits.shape[:1] + logits.shape[2:] != labels.shape:
             raise ValueError(
                 f"labels of the shape {tuple(labels.shape)} do not fit logits (N, classes, H, W) of the shape"
@@ -282,7 +310,8 @@ class SegmentationTask(Task):
             f"a pixel has the label {{label}}, and the network has {num_classes} classes: labels must be 0 to"
             f" {num_classes - 1}, or {IGNORED} for pixels to be ignored"
         )
-        return labels_within(self.checks, labels, num_classes, message, IGNORED)
+        labels = labels_within(self.checks, labels, num_classes, message, IGNORED)
+        return (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits), labels
 
 
 def _checked_weights(class_weights: list[float] | str | None) -> Tensor | None:

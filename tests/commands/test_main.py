@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import subprocess
@@ -53,7 +54,7 @@ def test_the_list_of_commands_imports_none_of_them():
 
 
 def test_an_interrupt_in_the_first_seconds_is_a_line(tmp_path):
-    process = knl("fit", "--help", cwd=tmp_path, PYTHONUNBUFFERED="1")
+    process = knl("fit", "--help", "all", cwd=tmp_path, PYTHONUNBUFFERED="1")
     time.sleep(0.7)  # libraries are being imported
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
@@ -73,14 +74,23 @@ def test_a_closed_pipe_is_a_line(tmp_path):
     assert process.stderr == "The output is read by nobody any more: ended.\n"
 
 
-@pytest.mark.parametrize(
-    ("args", "hint"),
-    [(["--config", "tinny.yaml"], " Did you mean tiny.yaml?"), (["--config=elsewhere.yaml"], "")],
-)
-def test_a_configuration_that_is_not_there_is_told_at_once(empty, capsys, monkeypatch, args, hint):
-    monkeypatch.setattr("knlightning.commands.main.run", None)
-    with pytest.raises(SystemExit) as stop:
-        main(["fit", *args])
-    assert stop.value.code == 2
-    path = args[-1].removeprefix("--config=")
-    assert capsys.readouterr().err == f"knl fit: error: --config {path}: there is no such file.{hint}\n"
+def test_what_a_command_imports_is_left_alone_by_the_collector(tmp_path, monkeypatch):
+    (tmp_path / "collect.py").write_text("import gc\non = gc.isenabled()\ndef main(args):\n    assert not on\n")
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
+    for _ in range(2):
+        main(["collect"])
+        assert gc.isenabled()
+    assert frozen == [1]
+
+
+@pytest.mark.parametrize("args", [["test", "--help"], ["predict", "-h"]])
+def test_the_short_help_is_there_at_once(args):
+    code = (
+        f"import sys; from knlightning.commands.main import main; main({args});"
+        " assert not {'torch', 'lightning', 'jsonargparse'} & sys.modules.keys()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert f"usage: knl {args[0]} --config FILE" in process.stdout
+    assert max(map(len, process.stdout.splitlines())) <= 99

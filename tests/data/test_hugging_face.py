@@ -1,6 +1,7 @@
 import copy
 import io
 import pickle
+import shutil
 import socket
 
 import pytest
@@ -92,6 +93,20 @@ def test_a_held_out_part_keeps_images_and_labels_together(digits):
         row = int(held_out.path_of(number).removeprefix(f"{digits}/train/"))
         assert torch.equal(held_out[number][0], images[row])
         assert held_out[number][1] == labels[row]
+
+
+@pytest.mark.parametrize(
+    ("splits", "tested"),
+    [(("train", "validation"), "validation"), (("train", "test"), "test"), (("train", "more"), "held out of train")],
+)
+def test_with_images_held_out_the_test_is_on_the_split_that_is_there(digits, tmp_path, splits, tested):
+    tmp_path.joinpath("d").mkdir()
+    for name, file in zip(splits, sorted(digits.iterdir()), strict=True):
+        shutil.copy(file, tmp_path / "d" / f"{name}-00000-of-00001.parquet")
+    data = module(tmp_path / "d", val_split=0.1)
+    data.setup("test")
+    assert data.sampling.test == tested
+    assert len(data.test_dataloader().dataset) == (144 if tested.startswith("held") else 360)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,8 @@ def test_unusable_folders_are_named(root):
         return str(caught.value)
 
     assert "There is no folder" in error(FileNotFoundError, train_folder="nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"There is no folder {root / 'none'}\. "):
+        module(root / "none").setup("fit")
     assert str(root / "nowhere") in error(FileNotFoundError, train_folder="nowhere")
     assert f"no folders in {root / 'train' / 'cat'}" in error(ValueError, train_folder="train/cat")
     for part, stage in (("train", "fit"), ("val", "test")):

@@ -111,15 +111,16 @@ def test_tiles_with_enough_margin_equal_the_whole_image(size):
 
     def watched(part):
         seen.append(part.shape[-1])
-        return network(part)
+        return (network(part),)
 
     with torch.no_grad():
         whole = network(images)
-        torch.testing.assert_close(by_tiles(watched, images, tile=64, margin=8), whole)
+        torch.testing.assert_close(by_tiles(watched, images, tile=64, margin=8), (whole,))
         assert max(seen) <= 64
-        assert not torch.allclose(by_tiles(network, images, tile=48, margin=4), whole)  # 5 would do
-        label_maps = by_tiles(lambda part: network(part).argmax(1), images, tile=64, margin=8)
+        assert not torch.allclose(by_tiles(watched, images, tile=48, margin=4)[0], whole)  # 5 would do
+        label_maps, red = by_tiles(lambda a, b: (network(a).argmax(1), b[:, 0]), images, images, tile=64, margin=8)
     assert torch.equal(label_maps, whole.argmax(1))
+    assert torch.equal(red, images[:, 0])
 
 
 def test_tiles_of_a_network_with_strides_equal_the_whole_image():
@@ -127,7 +128,8 @@ def test_tiles_of_a_network_with_strides_equal_the_whole_image():
     network = fcn_knresnet8(num_classes=4).eval()
     images = torch.rand(1, 3, 128, 192)
     with torch.no_grad():
-        torch.testing.assert_close(by_tiles(network, images, tile=160, margin=64), network(images))
+        (tiled,) = by_tiles(lambda part: (network(part),), images, tile=160, margin=64)
+        torch.testing.assert_close(tiled, network(images))
 
 
 @pytest.mark.parametrize("options", [{}, {"window": (4, 6)}, {"flip": True, "scales": (0.5, 1.0)}])

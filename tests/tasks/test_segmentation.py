@@ -134,7 +134,7 @@ def test_evaluation_and_prediction_see_images_as_the_options_say(tmp_path):
     assert torch.equal(torch.cat(run.predict(task, data)), logits.argmax(dim=1))
 
 
-def test_validation_step_gives_logits_to_the_callbacks(tmp_path):
+def test_validation_step_gives_predictions_to_the_callbacks(tmp_path):
     seen = []
 
     class Spy(SegmentationTask):
@@ -143,7 +143,10 @@ def test_validation_step_gives_logits_to_the_callbacks(tmp_path):
 
     data, net = RandomScenes(), network()
     trainer(tmp_path).validate(Spy(net), data, verbose=False)
-    torch.testing.assert_close(torch.cat(seen), net(data.images))
+    probabilities, classes = net(data.images).softmax(dim=1).max(dim=1)
+    torch.testing.assert_close(torch.cat([each["probabilities"] for each in seen]), probabilities)
+    assert torch.equal(torch.cat([each["classes"] for each in seen]), classes)
+    assert {each["num_classes"] for each in seen} == {3}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
@@ -265,5 +268,5 @@ def test_large_images_are_predicted_and_evaluated_by_tiles(tmp_path, monkeypatch
     monkeypatch.setattr("knlightning.tasks.segmentation.LARGEST_WHOLE", 32 * 48 * max(scales) ** 2 - 1)
     monkeypatch.setattr("knlightning.tasks.segmentation.by_tiles", partial(by_tiles, tile=32, margin=8))
     assert torch.equal(torch.cat(run.predict(task, data)), whole)
-    assert run.test(task, data, verbose=False) == [pytest.approx(scores[0])]
+    assert run.test(task, data, verbose=False) == scores
     assert max(widths) == 32 * max(scales)
