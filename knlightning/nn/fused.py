@@ -22,12 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knlightning.nn import cpu_passes
+from knlightning.nn import cpu_passes, pointwise
 from knlightning.nn.autograd import (
     CHANNELS_LAST,
     Settings,
     composite_gradients,
     convolve,
+    filter_sums,
     is_channels_last,
     pad_unevenly,
 )
@@ -136,6 +137,8 @@ def fused_kn_conv(
         passes: What `find_passes` returns.
     """
     tensors = input, weight, bias, residual, seed
+    if passes is cpu_passes and pointwise.is_faster(input, weight, residual, settings):
+        return pointwise.Pointwise.apply(*tensors, settings) if torch.is_grad_enabled() else pointwise.forward(*tensors, settings)[0]
     if not torch.is_grad_enabled():
         return _forward(*tensors, keep_output, settings, passes)[0]
     if not torch.compiler.is_compiling():
@@ -167,15 +170,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return output, convolution's result (empty with `keep_output`), mean and rstd of the windows, sums of filters."""
     memory_format = _format(input, weight)
-    window, relu = settings.window, settings.relu_input
-    mean, rstd, rectified = passes.moments(
-        input, seed, settings.dropout_p, relu, window, settings.inflation, settings.eps
-    )
+    mean, rstd, sums, rectified = passes.moments(input, weight, seed, settings)
     convolved = convolve(input if rectified is None else rectified, weight, settings)
     convolved = convolved.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
-    sums = passes.filter_sums(weight)
     output = passes.normalize(convolved, mean, rstd, sums, bias, residual, settings.relu_output, keep_output)
     return output, output.new_empty(0) if keep_output else convolved, mean, rstd, sums
 
@@ -249,7 +248,7 @@ def _backward(
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p
-    sums = passes.filter_sums(weight) if sums is None else sums
+    sums = filter_sums(weight, torch.float32) if sums is None else sums
     scaled, maps, over_positions = passes.scale_gradient(
         grad, kept, residual, mean, rstd, sums, bias,
         inflation=settings.inflation, share=share, window_size=input.shape[1] * math.prod(window.kernel_size),
@@ -260,14 +259,13 @@ def _backward(
         scaled, padded, weight, None, window.stride, padding, window.dilation,
         False, (0,) * len(padding), settings.groups, (needs[0], needs[1], False),
     )  # fmt: skip
-    if maps is not None:
+    if needs[0]:
         if padded.shape != input.shape:
             d_input = F.pad(d_input, [-p for p in window.pads])
         d_input = d_input.contiguous(memory_format=_format(input))
-        passes.finish_gradient(d_input, input, maps, seed, settings.dropout_p, window, settings.relu_input)
     if needs[1]:
         d_weight = d_weight.contiguous(memory_format=_format(weight))
-        d_weight -= over_positions[1].to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
+    passes.finish_gradient(d_input, d_weight, input, weight, maps, over_positions, seed, settings)
     d_bias = over_positions[0].to(bias.dtype) if needs[2] and bias is not None else None
     gradients = (d_input, d_weight, d_bias)
     return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
