@@ -228,10 +228,10 @@ void knl_normalize(
 
 // Scale the gradient, behind the ReLU if there is one, and take all sums of it: maps [samples, 2, positions] (null if
 // they are not wanted) of what each pixel of a window gets through its moments, a constant and a slope of its value;
-// and over_rows [2, channels], of the gradient and of the scaled one times the mean.
+// and for each channel d_bias, of the gradient, and d_sums, of the scaled one times the mean.
 void knl_scale_gradient(
     const float* grad, const float* kept, const float* residual, const float* mean, const float* rstd,
-    const float* sums, const float* bias, float* scaled, float* maps, float* over_rows, float inflation,
+    const float* sums, const float* bias, float* scaled, float* maps, float* d_bias, float* d_sums, float inflation,
     float constant_scale, float slope_scale, bool kept_output, bool relu, int64_t samples, int64_t positions, int64_t channels
 ) {
     const int64_t rows = samples * positions, blocks = (rows + BLOCK - 1) / BLOCK;
@@ -270,14 +270,14 @@ void knl_scale_gradient(
     for (int64_t i = 0; i < 2 * channels; ++i) {  // in the order of the threads: as exact and the same each time
         double sum = 0;
         for (int64_t t = 0; t < threads; ++t) sum += totals[t * 2 * channels + i];
-        over_rows[i] = sum;
+        (i < channels ? d_bias[i] : d_sums[i - channels]) = sum;
     }
 }
 
-// Add the gradients through the statistics to those through the convolution, in place: to d_weight over_rows[1] of
-// knl_scale_gradient, and to d_input its maps, and pass the ReLU of the input. Either may be null.
+// Add the gradients through the statistics to those through the convolution, in place: -d_sums of knl_scale_gradient to
+// d_weight, and what its maps say to d_input, and pass the ReLU of the input. Either may be null.
 void knl_finish_gradient(
-    const Plan* plan, float* d_input, float* d_weight, const float* input, const float* maps, const float* over_rows,
+    const Plan* plan, float* d_input, float* d_weight, const float* input, const float* maps, const float* d_sums,
     const uint64_t* seed
 ) {
     const Plan p = *plan;
@@ -290,8 +290,7 @@ void knl_finish_gradient(
             if (d_weight) {
 #pragma omp for schedule(static) nowait
                 for (int64_t f = 0; f < p.filters; ++f)
-                    for (int64_t i = 0; i < p.filter_size; ++i)
-                        d_weight[f * p.filter_size + i] -= over_rows[p.filters + f];
+                    for (int64_t i = 0; i < p.filter_size; ++i) d_weight[f * p.filter_size + i] -= d_sums[f];
             }
             if (d_input) {
 #pragma omp for schedule(static)

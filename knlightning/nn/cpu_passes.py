@@ -28,7 +28,7 @@ _ARGUMENTS = {
     "knl_mask": (c_void_p, c_void_p, c_uint32, c_int64, c_int64),
     "knl_moments": (c_void_p,) * 8,
     "knl_normalize": (*(c_void_p,) * 7, c_bool, c_int64, c_int64),
-    "knl_scale_gradient": (*(c_void_p,) * 10, *(c_float,) * 3, c_bool, c_bool, *(c_int64,) * 3),
+    "knl_scale_gradient": (*(c_void_p,) * 11, *(c_float,) * 3, c_bool, c_bool, *(c_int64,) * 3),
     "knl_finish_gradient": (c_void_p,) * 7,
     "knl_standardize": (*(c_void_p,) * 6, c_bool),
     "knl_standardize_backward": (c_void_p,) * 6,
@@ -137,18 +137,18 @@ def scale_gradient(
     kept_output: bool,
     relu: bool,
     needs_maps: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """See `knlightning.nn.fused_passes.scale_gradient`."""
-    scaled = torch.empty_like(grad)
-    maps = mean.new_empty((mean.shape[0], 2, *mean.shape[2:])) if needs_maps else None
-    over_rows = mean.new_empty((2, sums.shape[0]))
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """See `knlightning.nn.fused_passes.scale_gradient`. The maps are flat."""
+    scaled, d_bias, d_sums = torch.empty_like(grad), torch.empty_like(sums), torch.empty_like(sums)
+    maps = mean.new_empty(2 * mean.numel()) if needs_maps else None
+    samples = mean.shape[0]
     _library().knl_scale_gradient(
         grad.data_ptr(), kept.data_ptr(), _pointer(residual), mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
-        _pointer(bias), scaled.data_ptr(), _pointer(maps), over_rows.data_ptr(),
+        _pointer(bias), scaled.data_ptr(), _pointer(maps), d_bias.data_ptr(), d_sums.data_ptr(),
         inflation, 1.0 / (window_size * share), 1.0 / (window_size * share**2),
-        kept_output, relu, mean.shape[0], math.prod(mean.shape[2:]), sums.shape[0],
+        kept_output, relu, samples, mean.numel() // max(samples, 1), sums.shape[0],
     )  # fmt: skip
-    return scaled, maps, over_rows
+    return scaled, maps, d_bias, d_sums
 
 
 def finish_gradient(
@@ -157,14 +157,14 @@ def finish_gradient(
     input: Tensor,
     weight: Tensor,
     maps: Tensor | None,
-    over_rows: Tensor,
+    d_sums: Tensor,
     seed: Tensor | None,
     settings: Settings,
 ) -> None:
     """See `knlightning.nn.fused_passes.finish_gradient`."""
     _library().knl_finish_gradient(
         _plan(settings, input.shape, weight.shape)[0], _pointer(d_input), _pointer(d_weight),
-        input.data_ptr(), _pointer(maps), over_rows.data_ptr(), _pointer(seed),
+        input.data_ptr(), _pointer(maps), d_sums.data_ptr(), _pointer(seed),
     )  # fmt: skip
 
 

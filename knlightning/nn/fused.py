@@ -88,12 +88,12 @@ def find_passes(input: Tensor, weight: Tensor) -> ModuleType | None:
         `knlightning.nn.fused_passes`, `knlightning.nn.cpu_passes`, or None for plain operations.
     """
     if _choice is None and not input.is_cuda:
-        compiling = torch.compiler.is_compiling()  # compilers must see the operations
-        float32 = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
-        fits = float32 and is_channels_last(input) and _format(input, weight) != torch.contiguous_format
-        fits = fits and (weight.is_contiguous() or is_channels_last(weight))
-        plain = compiling or not fits or type(input) is not Tensor
-        return None if plain or cpu_passes.library() is None else cpu_passes
+        fits = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu" and type(input) is Tensor
+        fits = fits and is_channels_last(input) and (weight.is_contiguous() or is_channels_last(weight))
+        fits = fits and _format(input, weight) != torch.contiguous_format
+        if not fits or torch.compiler.is_compiling():  # compilers must see the operations
+            return None
+        return None if cpu_passes.library() is None else cpu_passes
     if not (input.is_cuda if _choice is None else _choice):
         return None
     if not _HAS_TRITON:
@@ -197,8 +197,10 @@ def _fake_forward(
 
 def _format(*tensors: Tensor) -> torch.memory_format:
     """Choose the format that torch's convolutions give their result: channels-last if one of the tensors has it."""
-    last = any(is_channels_last(tensor) and not tensor.is_contiguous() for tensor in tensors)
-    return CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
+    for tensor in tensors:
+        if not tensor.is_contiguous() and is_channels_last(tensor):
+            return CHANNELS_LAST[tensor.dim()]
+    return torch.contiguous_format
 
 
 def _dense(input: Tensor) -> Tensor:
@@ -244,12 +246,12 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
     window, memory_format = settings.window, _format(input, weight)
-    grad, kept = (t.contiguous(memory_format=memory_format) for t in (grad.to(kept.dtype), kept))
+    grad, kept = grad.to(kept.dtype).contiguous(memory_format=memory_format), kept.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p
     sums = filter_sums(weight, torch.float32) if sums is None else sums
-    scaled, maps, over_positions = passes.scale_gradient(
+    scaled, maps, d_bias, d_sums = passes.scale_gradient(
         grad, kept, residual, mean, rstd, sums, bias,
         inflation=settings.inflation, share=share, window_size=input.shape[1] * math.prod(window.kernel_size),
         kept_output=keep_output, relu=settings.relu_output, needs_maps=needs[0],
@@ -265,9 +267,8 @@ def _backward(
         d_input = d_input.contiguous(memory_format=_format(input))
     if needs[1]:
         d_weight = d_weight.contiguous(memory_format=_format(weight))
-    passes.finish_gradient(d_input, d_weight, input, weight, maps, over_positions, seed, settings)
-    d_bias = over_positions[0].to(bias.dtype) if needs[2] and bias is not None else None
-    gradients = (d_input, d_weight, d_bias)
+    passes.finish_gradient(d_input, d_weight, input, weight, maps, d_sums, seed, settings)
+    gradients = (d_input, d_weight, d_bias.to(bias.dtype) if needs[2] and bias is not None else None)
     return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
 
 

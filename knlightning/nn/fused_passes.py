@@ -110,7 +110,7 @@ def scale_gradient(
     kept_output: bool,
     relu: bool,
     needs_maps: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Scale the gradient by rstd, behind the ReLU if there is one, and take all sums of it, in one pass.
 
     Args:
@@ -129,8 +129,8 @@ def scale_gradient(
         needs_maps: Whether the gradient through the statistics is wanted.
 
     Returns:
-        The scaled gradient; float32 maps [N, 2, *positions] or None; and sums over positions [2, O], of the gradient
-        and of the scaled one times the mean.
+        The scaled gradient; float32 maps [N, 2, *positions] or None; and sums over positions [O], of the gradient and
+        of the scaled one times the mean.
     """
     scaled = torch.empty_like(grad)
     maps = mean.new_empty((len(mean), 2, *mean.shape[2:])) if needs_maps else None
@@ -141,7 +141,7 @@ def scale_gradient(
     _over_images(
         kernels.scale_gradient_kernel, grad, tensors, numbers, blocks=blocks, kept_output=kept_output, relu=relu
     )
-    return scaled, maps, partial.sum(0)
+    return scaled, maps, *partial.sum(0)
 
 
 def finish_gradient(
@@ -150,7 +150,7 @@ def finish_gradient(
     input: Tensor,
     weight: Tensor,
     maps: Tensor | None,
-    over_rows: Tensor,
+    d_sums: Tensor,
     seed: Tensor | None,
     settings: Settings,
 ) -> None:
@@ -161,13 +161,13 @@ def finish_gradient(
         d_weight: Gradient of the filters through it, or None.
         input: Tensor [N, C, *spatial].
         weight: Filters [O, C / groups, *kernel].
-        maps: What `scale_gradient` returns, as the next argument.
-        over_rows: Sums over positions [2, O].
+        maps: What `scale_gradient` returns.
+        d_sums: The last sums that `scale_gradient` returns.
         seed: Int64 tensor [1] from which the mask is drawn, or None.
         settings: The settings.
     """
     if d_weight is not None:
-        d_weight -= over_rows[1].to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
+        d_weight -= d_sums.to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
     if d_input is None or maps is None:
         return
     size, positions = input.shape[2:], maps.shape[2:]
