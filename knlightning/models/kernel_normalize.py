@@ -84,12 +84,13 @@ def kernel_normalize(
     Normalizations over the batch that are in no pair, such as the last one of pre-activated networks, become what
     `rest` says. Other normalizations without a pair stay, such as the layer normalizations of transformers.
 
-    The flow of data is found by `torch.fx`, in training and in evaluation, with the defaults of optional
-    arguments. A ReLU behind a new layer becomes a part of it (`relu_output`). If a module cannot be traced, the pairs inside its children are still found, and the layers between them
-    are left and reported. Where a removed normalization came before its convolution, the activations behind it no
-    longer work in place, because they would change the normalization's input. Layer normalizations over the channels
-    are those with "2d" in the name of their class (torchvision, timm), those over several dimensions, and those behind
-    a permutation that moves the channels last.
+    The flow of data is found by `torch.fx`, in training and in evaluation, with the defaults of optional arguments. A
+    ReLU behind a new layer becomes a part of it (`relu_output`), and an identity takes its place. If a module cannot be
+    traced, the pairs inside its children are still found, and the layers between them are left and reported; then ReLUs
+    stay as they are. Where a removed normalization came before its convolution, the activations behind it no longer
+    work in place if that would change what others read. Layer normalizations over the channels are those with "2d" in
+    the name of their class (torchvision, timm), those over several dimensions, and those behind a permutation that
+    moves the channels last.
 
     Args:
         model: Network of convolutions, such as those of torchvision and timm; it is not changed.
@@ -127,9 +128,9 @@ def kernel_normalize(
     settings: dict[str, Any] = {"dropout_p": dropout_p, "eps": eps, "eval_statistics": eval_statistics}
     for name, module in result.named_modules():
         if name in converted and isinstance(module, AnyConv):
-            new[module] = knconv_of(module, **settings, group_statistics=group_statistics)
-            if name in rectified:
-                new[module].relu_output = True  # type: ignore[union-attr] # no transposed one
+            new[module] = knconv_of(
+                module, **settings, group_statistics=group_statistics, relu_output=name in rectified
+            )
             report.convolutions.append(name)
         elif name in relus and isinstance(module, nn.ReLU):
             new[module] = nn.Identity() if relus[name] else OtherReLU(module.inplace)

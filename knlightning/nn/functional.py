@@ -235,7 +235,7 @@ def _plan(
 
 
 def _hashable(value: int | Sequence[int] | str) -> Any:
-    return value if isinstance(value, (int, str, tuple)) else tuple(value)  # noqa: UP038 # faster than a union
+    return value if isinstance(value, (int, str, tuple)) else tuple(value)
 
 
 def _dropout(size: int, p: float, training: bool, eval_statistics: str) -> tuple[bool, float]:

@@ -1,7 +1,8 @@
 """The kernel normalized convolution by fused kernels: torch's convolutions, and as few passes as possible around them.
 
 The passes are those of `knlightning.nn.fused_passes` on GPUs, and of `knlightning.nn.cpu_passes` on CPUs. Forward, one
-pass reads the input for its statistics and one turns the convolution's result into the output. Backward, one pass
+pass reads the input for its statistics and one turns the convolution's result into the output; or on CPUs, where it is
+less work, one standardizes the input (`knlightning.nn.pointwise`). Backward, one pass
 scales the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in each of
 them from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
 
@@ -137,10 +138,13 @@ def fused_kn_conv(
         passes: What `find_passes` returns.
     """
     tensors = input, weight, bias, residual, seed
-    if passes is cpu_passes and pointwise.is_faster(input, weight, residual, settings):
-        return pointwise.Pointwise.apply(*tensors, settings) if torch.is_grad_enabled() else pointwise.forward(*tensors, settings)[0]
+    standardizes = passes is cpu_passes and pointwise.is_faster(input, weight, residual, settings)
     if not torch.is_grad_enabled():
+        if standardizes:
+            return pointwise.forward(*tensors, settings)[0]
         return _forward(*tensors, keep_output, settings, passes)[0]
+    if standardizes:
+        return pointwise.Pointwise.apply(*tensors, settings)
     if not torch.compiler.is_compiling():
         # without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
         return _Eager.apply(*tensors, keep_output, settings, passes)
@@ -246,7 +250,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
     window, memory_format = settings.window, _format(input, weight)
-    grad, kept = grad.to(kept.dtype).contiguous(memory_format=memory_format), kept.contiguous(memory_format=memory_format)
+    grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
+    kept = kept.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p

@@ -1,7 +1,7 @@
 """The kernel normalized convolution of single pixels: each pixel is standardized, and convolved in the usual way.
 
-Where windows are larger, they overlap, and their results are normalized instead; see `knlightning.nn.fused`. Here
-nothing of the size of the output is kept for backward, unless there is a ReLU behind it, and the filters are not summed.
+Larger windows overlap, and their results are normalized instead; see `knlightning.nn.fused`. Here nothing of the size
+of the output is kept for backward, unless there is a ReLU behind it, and the filters are not summed.
 """
 
 import math
