@@ -166,8 +166,7 @@ def kn_conv(
         input = input.to(dtype)
     if not sampled and groups == 1 and (input.itemsize < 4 or input.is_cuda):
         weight = _centre(weight)
-    if weight.dtype != dtype:
-        weight = weight.to(dtype)
+    weight = weight if weight.dtype == dtype else weight.to(dtype)
     transformed = function_transforms_active()
     passes = find_passes(input, weight) if mask is None and not transformed else None
     if transformed or (compiling and (torch.compiler.is_exporting() or passes is None)):
