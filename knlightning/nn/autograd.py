@@ -312,9 +312,9 @@ def convolve(input: Tensor, weight: Tensor, settings: Settings, bias: Tensor | N
 
 def pad_unevenly(input: Tensor, window: Window) -> tuple[Tensor, tuple[int, ...]]:
     """Leave symmetric padding to the convolution; pad the input for what it cannot express."""
-    if window.symmetric is None:
-        return F.pad(input, window.pads), (0,) * len(window.padding)
-    return input, window.symmetric
+    if all(before == after for before, after in window.padding):
+        return input, tuple(before for before, _ in window.padding)
+    return F.pad(input, window.pads), (0,) * len(window.padding)
 
 
 def filter_sums(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal, get_args
 
 import torch.nn.functional as F
@@ -75,13 +74,7 @@ class Window:
         """Number of elements from the first to the last one of a window, with those between that are left out."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
 
-    @cached_property
-    def symmetric(self) -> tuple[int, ...] | None:
-        """The padding on each side in each dimension; None if the sides differ."""
-        same = all(before == after for before, after in self.padding)
-        return tuple(before for before, _ in self.padding) if same else None
-
-    @cached_property
+    @property
     def pads(self) -> tuple[int, ...]:
         """The padding in the order of `torch.nn.functional.pad`: the last dimension first."""
         return tuple(p for pair in reversed(self.padding) for p in pair)
