@@ -28,7 +28,8 @@ class OtherReLU(nn.ReLU):
     """ReLU that several layers share, of which some have taken it in: with a gradient it leaves their results alone."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return super().forward(input)
-        settings = getattr(input.grad_fn, "settings", None)  # of a function written in Python this is the context
+        # of a function written in Python this is the context, which compilers cannot see
+        settings = None if torch.compiler.is_compiling() else getattr(input.grad_fn, "settings", None)
         return input if isinstance(settings, Settings) and settings.relu_output else F.relu(input)
