@@ -23,6 +23,7 @@ from knlightning.commands.arguments import as_list
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
 from knlightning.data.decoding import FORMATS
+from knlightning.nn import cpu_passes
 
 PACKAGES = ("knlightning", "torch", "torchvision", "lightning", "torchmetrics", "opacus", "jsonargparse", "pillow")
 GIB = 2**30
@@ -64,12 +65,14 @@ def machine() -> str:
     ]
     free = shutil.disk_usage(os.getcwd()).free / GIB
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    passes = "C++ passes" if cpu_passes.library() else "no C++ compiler: plain operations of torch"
     return "\n".join(
         [
             f"Python   {platform.python_version()} on {platform.system()}, {sys.executable}",
             f"Packages {', '.join(f'{name} {version(name)}' for name in PACKAGES)}",
             f"GPUs     {', '.join(devices) or 'none that torch can use'}",
             f"CPU      {cores} cores, {torch.get_num_threads()} threads of torch",
+            f"KNConv   {passes} on CPUs",
             f"Images   {', '.join(FORMATS)}",
             f"Disk     {free:.0f} GiB free in {os.getcwd()}",
         ]

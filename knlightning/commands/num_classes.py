@@ -26,7 +26,10 @@ def take_from_data(parser: ArgumentParser, config: Namespace) -> None:
     default = None
     with suppress(ImportError, AttributeError, ValueError, KeyError):  # of a class path that is wrong, the parser tells
         made = resolve_name(":".join(model.class_path.rsplit(".", 1)))  # a module may have the name of its function
-        default = inspect.signature(made).parameters["num_classes"].default
+        signature = ArgumentParser()  # follows **kwargs, too: networks of torchvision have the argument only there
+        add = signature.add_class_arguments if inspect.isclass(made) else signature.add_function_arguments
+        add(made, fail_untyped=False)
+        default = signature.get_defaults().get("num_classes")
     if arguments.num_classes != default:
         return
     data = parser.instantiate(Namespace(data=config.data)).data

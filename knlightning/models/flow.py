@@ -6,8 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from types import UnionType
 
+import torch
 from torch import fx, nn
 
+from knlightning.internals.torch import has_hooks
 from knlightning.models.replaceable import AnyConv, conv_obstacle
 from knlightning.nn.normalization import NORM_TYPES
 
@@ -127,6 +129,32 @@ class Flow:
                     return f"its result is changed in place by the function {self._label(node)}"
         return convs or "its result goes nowhere"
 
+    def is_fresh(self, norm: str) -> bool:
+        """Whether what a normalization is given is made for it alone, so that it may be changed in place."""
+        sources = [call.all_input_nodes[0] for call in self.calls[norm]]
+        return all(len(s.users) == 1 and (s.target is torch.cat or self._layer(s, AnyConv)) for s in sources)
+
+    def relus(self, convs: set[str], norms: set[str]) -> tuple[set[str], dict[str, bool]]:
+        """Find the ReLUs that convolutions can take in.
+
+        Args:
+            convs: Names of the convolutions that are asked.
+            norms: Names of normalizations that are removed.
+
+        Returns:
+            Names of those whose results all go to a ReLU alone, and names of the ReLUs, each with whether it gets
+            nothing else. There are none if some part of the network cannot be traced.
+        """
+        taken: set[fx.Node] = set()
+        taking: set[str] = set()
+        for conv in convs if not self.untraced else ():
+            ends = [_follow(call, lambda node: self._is_removed(node, norms))[1] for call in self.calls[conv]]
+            if all(len(end) == 1 and self._is_relu(end[0]) for end in ends):
+                taking.add(conv)
+                taken.update(end for (end,) in ends)
+        relus = {self.names[self.modules[node]] for node in taken}
+        return taking, {name: taken.issuperset(self.calls[name]) for name in relus}
+
     def activations(self, norm: str) -> list[str]:
         """Names of the layers between a normalization and the convolutions behind it."""
         passed = [node for call in self.calls[norm] for node in _follow(call, self._is_activation)[0]]
@@ -155,6 +183,15 @@ class Flow:
 
     def _is_identity(self, node: fx.Node) -> bool:
         return isinstance(self.modules.get(node), nn.Identity)
+
+    def _is_removed(self, node: fx.Node, norms: set[str]) -> bool:
+        """Whether nothing is computed at a node once some normalizations are removed."""
+        norm = self._layer(node, NORM_TYPES)
+        return self._is_identity(node) or (norm in norms and not any(self.layers[norm].children()))
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        relu = self.modules.get(node)
+        return type(relu) is nn.ReLU and not has_hooks(relu)
 
     def _is_activation(self, node: fx.Node) -> bool:
         name = type(self.modules[node]).__name__ if node in self.modules else self._label(node)

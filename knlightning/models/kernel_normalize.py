@@ -12,6 +12,7 @@ from knlightning.models.calibrated import calibrate as fit_to_original
 from knlightning.models.flow import Flow
 from knlightning.models.replaceable import (
     AnyConv,
+    Conv,
     GroupStatistics,
     Rest,
     activation_in,
@@ -19,6 +20,7 @@ from knlightning.models.replaceable import (
     norm_obstacle,
     without_batch,
 )
+from knlightning.nn.activations import OtherReLU
 from knlightning.nn.functional import EvalStatistics
 from knlightning.nn.normalization import mixes_samples
 
@@ -82,12 +84,13 @@ def kernel_normalize(
     Normalizations over the batch that are in no pair, such as the last one of pre-activated networks, become what
     `rest` says. Other normalizations without a pair stay, such as the layer normalizations of transformers.
 
-    The flow of data is found by `torch.fx`, in training and in evaluation, with the defaults of optional
-    arguments. If a module cannot be traced, the pairs inside its children are still found, and the layers between them
-    are left and reported. Where a removed normalization came before its convolution, the activations behind it no
-    longer work in place, because they would change the normalization's input. Layer normalizations over the channels
-    are those with "2d" in the name of their class (torchvision, timm), those over several dimensions, and those behind
-    a permutation that moves the channels last.
+    The flow of data is found by `torch.fx`, in training and in evaluation, with the defaults of optional arguments. A
+    ReLU behind a new layer becomes a part of it (`relu_output`), and an identity takes its place. If a module cannot be
+    traced, the pairs inside its children are still found, and the layers between them are left and reported; then ReLUs
+    stay as they are. Where a removed normalization came before its convolution, the activations behind it no longer
+    work in place if that would change what others read. Layer normalizations over the channels are those with "2d" in
+    the name of their class (torchvision, timm), those over several dimensions, and those behind a permutation that
+    moves the channels last.
 
     Args:
         model: Network of convolutions, such as those of torchvision and timm; it is not changed.
@@ -119,13 +122,18 @@ def kernel_normalize(
         for module in result.get_submodule(name).modules():
             if hasattr(module, "inplace"):
                 module.inplace = False  # type: ignore[assignment] # a bool
+    rectified, relus = flow.relus({name for name in converted if isinstance(flow.layers[name], Conv)}, removed)
     report = Report()
     new: dict[nn.Module, nn.Module] = {}
     settings: dict[str, Any] = {"dropout_p": dropout_p, "eps": eps, "eval_statistics": eval_statistics}
     for name, module in result.named_modules():
         if name in converted and isinstance(module, AnyConv):
-            new[module] = knconv_of(module, **settings, group_statistics=group_statistics)
+            new[module] = knconv_of(
+                module, **settings, group_statistics=group_statistics, relu_output=name in rectified
+            )
             report.convolutions.append(name)
+        elif name in relus and isinstance(module, nn.ReLU):
+            new[module] = nn.Identity() if relus[name] else OtherReLU(module.inplace)
         elif name in removed:
             new[module] = activation_in(module)
             report.norms.append(name)
@@ -167,7 +175,8 @@ def _pairs(flow: Flow) -> tuple[set[str], set[str], set[str], dict[str, str]]:
         elif not isinstance(after, str):
             converted.update(after)
             removed.add(name)
-            copying.update((name, *flow.activations(name)))
+            if not flow.is_fresh(name):
+                copying.update((name, *flow.activations(name)))
         elif not isinstance(before, str):
             removed.add(name)  # its convolution has one more in front
         else:

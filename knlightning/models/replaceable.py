@@ -62,6 +62,7 @@ def knconv_of(
     eps: float = 1e-5,
     eval_statistics: EvalStatistics = "expected",
     group_statistics: GroupStatistics = "all",
+    relu_output: bool = False,
 ) -> KNConv:
     """Make a KNConv of the parameters of a convolution, with a bias of zeros if that has none.
 
@@ -71,6 +72,7 @@ def knconv_of(
         eps: Added to the variance.
         eval_statistics: Evaluation statistics of the new layer, as in `knlightning.nn.KNConv2d`.
         group_statistics: As in `knlightning.models.kernel_normalize`.
+        relu_output: Whether the new layer takes the ReLU of its output; not of a transposed convolution.
 
     Returns:
         The new layer, with the very parameters of the convolution.
@@ -82,6 +84,8 @@ def knconv_of(
         raise ValueError(f"{conv} cannot be kernel normalized: {problem}")
     names = (*_GEOMETRY, "output_padding" if isinstance(conv, TransposedConv) else "padding_mode")
     geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    if relu_output:
+        geometry["relu_output"] = True
     by_group = group_statistics == "own" and conv.groups > 1 and conv.weight[0].numel() > 1
     kinds = _KN_CONVS | _BY_GROUP if by_group else _KN_CONVS
     with torch.device("meta"):  # the parameters are those of the convolution

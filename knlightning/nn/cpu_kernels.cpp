@@ -61,6 +61,17 @@ struct Windows {  // of one to three dimensions; absent ones come first and have
     }
 };
 
+struct Plan {  // what a convolution computes, whatever its tensors hold; as _Plan of cpu_passes.py
+    Windows windows;
+    int64_t samples, channels, filters, filter_size;
+    float scale, inflation, eps;  // scale: 1 / (1 - dropout_p)
+    uint32_t threshold;
+    bool relu_input;
+
+    int64_t pixels() const { return samples * windows.pixels(); }
+    int64_t positions() const { return windows.lines() * windows.positions[2]; }
+};
+
 template <bool V> using Flag = std::integral_constant<bool, V>;
 
 template <class F> void with(bool a, F f) { a ? f(Flag<true>{}) : f(Flag<false>{}); }
@@ -68,21 +79,33 @@ template <class F> void with(bool a, bool b, F f) {
     with(a, [&](auto x) { with(b, [&](auto y) { f(x, y); }); });
 }
 
-// Sum of a dropped out row, which is copied.
-template <bool DROP>
-float copy_row(const float* __restrict x, float* __restrict copy, Dropout::Row row, float scale, int64_t channels) {
+void rectify_row(const float* __restrict x, float* __restrict y, int64_t channels) {
+    for (int64_t c = 0; c < channels; ++c) y[c] = x[c] < 0 ? 0 : x[c];
+}
+
+float sum_row(const float* x, int64_t size) {
     float sum = 0;
-    for (int64_t c = 0; c < channels; ++c) {
-        copy[c] = DROP ? x[c] * (row.keeps(c) ? scale : 0.0f) : x[c];
-        sum += copy[c];
-    }
+    for (int64_t i = 0; i < size; ++i) sum += x[i];
     return sum;
 }
 
-float squares(const float* __restrict x, float mean, int64_t channels) {
-    float sum = 0;
-    for (int64_t c = 0; c < channels; ++c) sum += (x[c] - mean) * (x[c] - mean);
-    return sum;
+struct MeanVar { float mean, var; };
+
+// Of a row after dropout; copy has the space of a row.
+MeanVar moments_of_row(const float* x, float* __restrict copy, Dropout dropout, float scale, int64_t r, int64_t channels) {
+    if (dropout.seed) {
+        const Dropout::Row row = dropout.row(r, channels);
+        for (int64_t c = 0; c < channels; ++c) copy[c] = x[c] * (row.keeps(c) ? scale : 0.0f);
+        x = copy;
+    }
+    const float mean = sum_row(x, channels) / channels;
+    float var = 0;
+    for (int64_t c = 0; c < channels; ++c) var += (x[c] - mean) * (x[c] - mean);
+    return {mean, var / channels};
+}
+
+float rstd_of(MeanVar m, const Plan& p) {
+    return 1 / std::sqrt(p.inflation * m.var + (p.inflation - 1) * m.mean * m.mean + p.eps);
 }
 
 struct Moments { float with_kept, with_sums; };
@@ -107,13 +130,14 @@ Moments scale_row(
 
 template <bool DROP, bool RELU>
 void finish_row(
-    float* __restrict d, const float* __restrict x, Dropout::Row row, float constant, float slope, int64_t channels
+    float* __restrict d, const float* __restrict x, Dropout::Row row, float scale, float constant, float slope,
+    int64_t channels
 ) {
     for (int64_t c = 0; c < channels; ++c) {
         const float value = RELU && x[c] < 0 ? 0 : x[c];
         float change = constant + slope * value;
         if (DROP) change *= row.keeps(c) ? 1.0f : 0.0f;
-        d[c] = RELU && value <= 0 ? 0 : d[c] + change;
+        d[c] = RELU && value <= 0 ? 0 : d[c] * scale + change;
     }
 }
 
@@ -128,37 +152,31 @@ void knl_mask(bool* mask, const uint64_t* seed, uint32_t threshold, int64_t rows
     }
 }
 
-// The sum of each row.
-void knl_sums(const float* rows, float* sums, int64_t count, int64_t size) {
-#pragma omp parallel for schedule(static) if (count * size > GRAIN)
-    for (int64_t r = 0; r < count; ++r) {
-        float sum = 0;
-        for (int64_t i = 0; i < size; ++i) sum += rows[r * size + i];
-        sums[r] = sum;
-    }
-}
-
-// mean and 1 / sqrt(var + eps) of the windows over all channels after dropout, and the ReLU of the input if wanted.
+// The sum of each filter; mean and 1 / sqrt(var + eps) of the windows over all channels after dropout; and the ReLU of
+// the input if wanted.
 void knl_moments(
-    const float* input, float* rectified, float* mean, float* rstd, const uint64_t* seed, uint32_t threshold,
-    float scale, const Windows* windows, float inflation, float eps, int64_t samples, int64_t channels
+    const Plan* plan, const float* input, const float* weight, const uint64_t* seed, float* rectified, float* mean,
+    float* rstd, float* sums
 ) {
-    const Windows w = *windows;
-    const int64_t rows = samples * w.pixels(), lines = samples * w.lines(), width = w.positions[2];
+    const Plan p = *plan;
+    const Windows w = p.windows;
+    const int64_t rows = p.pixels(), channels = p.channels, lines = p.samples * w.lines(), width = w.positions[2];
     std::vector<float> means(rows), vars(rows);
-#pragma omp parallel if (rows * channels > GRAIN)
+#pragma omp parallel if (std::max(rows * channels, p.filters * p.filter_size) > GRAIN)
     {
-        std::vector<float> copy(channels);
+#pragma omp for schedule(static) nowait
+        for (int64_t f = 0; f < p.filters; ++f) sums[f] = sum_row(weight + f * p.filter_size, p.filter_size);
+        std::vector<float> copy(seed ? channels : 0);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; ++r) {
             const float* x = input + r * channels;
             if (rectified) {
-                for (int64_t c = 0; c < channels; ++c) rectified[r * channels + c] = x[c] < 0 ? 0 : x[c];
+                rectify_row(x, rectified + r * channels, channels);
                 x = rectified + r * channels;
             }
-            const Dropout::Row row = Dropout{seed, threshold}.row(r, channels);
-            means[r] = (seed ? copy_row<true> : copy_row<false>)(x, copy.data(), row, scale, channels) / channels;
-            vars[r] = squares(copy.data(), means[r], channels) / channels;
+            const MeanVar m = moments_of_row(x, copy.data(), {seed, p.threshold}, p.scale, r, channels);
+            means[r] = m.mean;
+            vars[r] = m.var;
         }
         std::vector<float> there(width);
 #pragma omp for schedule(static)
@@ -181,10 +199,7 @@ void knl_moments(
                     there[i] += share;
                 }
             });
-            for (int64_t i = 0; i < width; ++i) {
-                const float var = v[i] * share + (1 - there[i]) * m[i] * m[i];
-                v[i] = 1 / std::sqrt(inflation * var + (inflation - 1) * m[i] * m[i] + eps);
-            }
+            for (int64_t i = 0; i < width; ++i) v[i] = rstd_of({m[i], v[i] * share + (1 - there[i]) * m[i] * m[i]}, p);
         }
     }
 }
@@ -213,10 +228,10 @@ void knl_normalize(
 
 // Scale the gradient, behind the ReLU if there is one, and take all sums of it: maps [samples, 2, positions] (null if
 // they are not wanted) of what each pixel of a window gets through its moments, a constant and a slope of its value;
-// and over_rows [2, channels], of the gradient and of the scaled one times the mean.
+// and for each channel d_bias, of the gradient, and d_sums, of the scaled one times the mean.
 void knl_scale_gradient(
     const float* grad, const float* kept, const float* residual, const float* mean, const float* rstd,
-    const float* sums, const float* bias, float* scaled, float* maps, float* over_rows, float inflation,
+    const float* sums, const float* bias, float* scaled, float* maps, float* d_bias, float* d_sums, float inflation,
     float constant_scale, float slope_scale, bool kept_output, bool relu, int64_t samples, int64_t positions, int64_t channels
 ) {
     const int64_t rows = samples * positions, blocks = (rows + BLOCK - 1) / BLOCK;
@@ -255,37 +270,104 @@ void knl_scale_gradient(
     for (int64_t i = 0; i < 2 * channels; ++i) {  // in the order of the threads: as exact and the same each time
         double sum = 0;
         for (int64_t t = 0; t < threads; ++t) sum += totals[t * 2 * channels + i];
-        over_rows[i] = sum;
+        (i < channels ? d_bias[i] : d_sums[i - channels]) = sum;
     }
 }
 
-// Add the gradient through the statistics to that through the convolution, in place; then pass the ReLU of the input.
+// Add the gradients through the statistics to those through the convolution, in place: -d_sums of knl_scale_gradient to
+// d_weight, and what its maps say to d_input, and pass the ReLU of the input. Either may be null.
 void knl_finish_gradient(
-    float* d_input, const float* input, const float* maps, const uint64_t* seed, uint32_t threshold, bool relu,
-    const Windows* windows, int64_t samples, int64_t channels
+    const Plan* plan, float* d_input, float* d_weight, const float* input, const float* maps, const float* d_sums,
+    const uint64_t* seed
 ) {
-    const Windows w = *windows;
-    const int64_t pixels = w.pixels(), positions = w.lines() * w.positions[2];
-    std::vector<float> pixel_maps(samples * 2 * pixels);
-    with(seed, relu, [&](auto DROP, auto RELU) {
-#pragma omp parallel if (samples * pixels * channels > GRAIN)
+    const Plan p = *plan;
+    const Windows w = p.windows;
+    const int64_t pixels = w.pixels(), positions = p.positions(), channels = p.channels;
+    std::vector<float> pixel_maps(d_input ? 2 * p.pixels() : 0);
+    with(seed, p.relu_input, [&](auto DROP, auto RELU) {
+#pragma omp parallel if (std::max(p.pixels() * channels, p.filters * p.filter_size) > GRAIN)
         {
-#pragma omp for schedule(static)
-            for (int64_t m = 0; m < 2 * samples; ++m)
-                for (int64_t l = 0; l < w.lines(); ++l)
-                    w.of_line(l, [&](int64_t pixel, int64_t first, int64_t last) {
-                        const float* from = maps + m * positions + l * w.positions[2];
-                        float* to = pixel_maps.data() + m * pixels + pixel;
-                        for (int64_t i = first; i < last; ++i) to[i * w.stride[2]] += from[i];
-                    });
-#pragma omp for schedule(static)
-            for (int64_t r = 0; r < samples * pixels; ++r) {
-                const float* map = pixel_maps.data() + r / pixels * 2 * pixels + r % pixels;
-                finish_row<DROP.value, RELU.value>(
-                    d_input + r * channels, input + r * channels, Dropout{seed, threshold}.row(r, channels), map[0],
-                    map[pixels], channels
-                );
+            if (d_weight) {
+#pragma omp for schedule(static) nowait
+                for (int64_t f = 0; f < p.filters; ++f)
+                    for (int64_t i = 0; i < p.filter_size; ++i) d_weight[f * p.filter_size + i] -= d_sums[f];
             }
+            if (d_input) {
+#pragma omp for schedule(static)
+                for (int64_t m = 0; m < 2 * p.samples; ++m)
+                    for (int64_t l = 0; l < w.lines(); ++l)
+                        w.of_line(l, [&](int64_t pixel, int64_t first, int64_t last) {
+                            const float* from = maps + m * positions + l * w.positions[2];
+                            float* to = pixel_maps.data() + m * pixels + pixel;
+                            for (int64_t i = first; i < last; ++i) to[i * w.stride[2]] += from[i];
+                        });
+#pragma omp for schedule(static)
+                for (int64_t r = 0; r < p.pixels(); ++r) {
+                    const float* map = pixel_maps.data() + r / pixels * 2 * pixels + r % pixels;
+                    finish_row<DROP.value, RELU.value>(
+                        d_input + r * channels, input + r * channels, Dropout{seed, p.threshold}.row(r, channels), 1,
+                        map[0], map[pixels], channels
+                    );
+                }
+            }
+        }
+    });
+}
+
+// ---- where a window is a pixel: what is convolved is (x - mean) * rstd
+
+// Standardize each pixel, after the ReLU if there is one; with its moments after dropout, or those that are given.
+void knl_standardize(
+    const Plan* plan, const float* input, float* output, float* mean, float* rstd, const uint64_t* seed, bool given
+) {
+    const Plan p = *plan;
+    const int64_t rows = p.pixels(), channels = p.channels;
+#pragma omp parallel if (rows * channels > GRAIN)
+    {
+        std::vector<float> copy(seed ? channels : 0);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; ++r) {
+            const float* x = input + r * channels;
+            float* y = output + r * channels;
+            if (p.relu_input) {
+                rectify_row(x, y, channels);
+                x = y;
+            }
+            if (!given) {
+                const MeanVar m = moments_of_row(x, copy.data(), {seed, p.threshold}, p.scale, r, channels);
+                mean[r] = m.mean;
+                rstd[r] = rstd_of(m, p);
+            }
+            const float mu = mean[r], scale = rstd[r];
+#pragma GCC ivdep
+            for (int64_t c = 0; c < channels; ++c) y[c] = (x[c] - mu) * scale;
+        }
+    }
+}
+
+// Turn the gradient at what knl_standardize returns into that at its input, in place.
+void knl_standardize_backward(
+    const Plan* plan, float* grad, const float* input, const float* mean, const float* rstd, const uint64_t* seed
+) {
+    const Plan p = *plan;
+    const int64_t rows = p.pixels(), channels = p.channels;
+    const float scale = seed ? p.scale : 1;
+    with(seed, p.relu_input, [&](auto DROP, auto RELU) {
+#pragma omp parallel for schedule(static) if (rows * channels > GRAIN)
+        for (int64_t r = 0; r < rows; ++r) {
+            float* d = grad + r * channels;
+            const float *x = input + r * channels, mu = mean[r], s = rstd[r];
+            float d_mean = 0, d_rstd = 0;
+            for (int64_t c = 0; c < channels; ++c) {
+                d_mean += d[c];
+                d_rstd += d[c] * ((RELU.value && x[c] < 0 ? 0 : x[c]) - mu);
+            }
+            const float d_var = -0.5f * s * s * s * d_rstd;
+            const float constant = -s * d_mean - 2 * d_var * mu, slope = 2 * p.inflation * d_var;
+            finish_row<DROP.value, RELU.value>(
+                d, x, Dropout{seed, p.threshold}.row(r, channels), s, constant * scale / channels,
+                slope * scale * scale / channels, channels
+            );
         }
     });
 }

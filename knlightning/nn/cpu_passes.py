@@ -13,25 +13,38 @@ import subprocess
 import tempfile
 from ctypes import c_bool, c_float, c_int64, c_uint32, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from knlightning.nn.windows import Window
+from knlightning.nn.autograd import Settings
 
 _SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 _FLAGS = "-O3 -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math"
 _TARGETS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 """What the processor understands, as torch knows it, as flags of the compiler."""
-_DROPOUT, _IMAGES = (c_void_p, c_uint32), (c_int64, c_int64)
 _ARGUMENTS = {
-    "knl_mask": (c_void_p, *_DROPOUT, *_IMAGES),
-    "knl_moments": (*(c_void_p,) * 4, *_DROPOUT, c_float, c_void_p, c_float, c_float, *_IMAGES),
-    "knl_sums": (c_void_p, c_void_p, *_IMAGES),
-    "knl_normalize": (*(c_void_p,) * 7, c_bool, *_IMAGES),
-    "knl_scale_gradient": (*(c_void_p,) * 10, *(c_float,) * 3, c_bool, c_bool, c_int64, *_IMAGES),
-    "knl_finish_gradient": (*(c_void_p,) * 3, *_DROPOUT, c_bool, c_void_p, *_IMAGES),
+    "knl_mask": (c_void_p, c_void_p, c_uint32, c_int64, c_int64),
+    "knl_moments": (c_void_p,) * 8,
+    "knl_normalize": (*(c_void_p,) * 7, c_bool, c_int64, c_int64),
+    "knl_scale_gradient": (*(c_void_p,) * 11, *(c_float,) * 3, c_bool, c_bool, *(c_int64,) * 3),
+    "knl_finish_gradient": (c_void_p,) * 7,
+    "knl_standardize": (*(c_void_p,) * 6, c_bool),
+    "knl_standardize_backward": (c_void_p,) * 6,
 }
+
+
+class _Plan(ctypes.Structure):
+    """`Plan` of the kernels."""
+
+    _fields_ = (
+        ("windows", c_int64 * 18),
+        *((name, c_int64) for name in ("samples", "channels", "filters", "filter_size")),
+        *((name, c_float) for name in ("scale", "inflation", "eps")),
+        ("threshold", c_uint32),
+        ("relu_input", c_bool),
+    )
 
 
 @functools.cache
@@ -78,26 +91,17 @@ def mask_of_seed(seed: Tensor, input: Tensor, dropout_p: float) -> Tensor:
 
 
 def moments(
-    input: Tensor, seed: Tensor | None, dropout_p: float, relu: bool, window: Window, inflation: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """See `knlightning.nn.fused_passes.moments`."""
-    geometry, positions = _geometry(window, input.shape[2:])
-    mean = input.new_empty((input.shape[0], 1, *positions))
-    rstd = torch.empty_like(mean)
-    rectified = torch.empty_like(input) if relu else None
+    input: Tensor, weight: Tensor, seed: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """See `knlightning.nn.fused_passes.moments`. Filters are dense in memory, in the usual or channels-last format."""
+    plan, shape = _plan(settings, input.shape, weight.shape)
+    mean, rstd, sums = input.new_empty(shape), input.new_empty(shape), input.new_empty(weight.shape[0])
+    rectified = torch.empty_like(input) if settings.relu_input else None
     _library().knl_moments(
-        input.data_ptr(), _pointer(rectified), mean.data_ptr(), rstd.data_ptr(),
-        _pointer(seed), _threshold(dropout_p), 1.0 / (1.0 - dropout_p),
-        geometry, inflation, eps, input.shape[0], input.shape[1],
+        plan, input.data_ptr(), weight.data_ptr(), _pointer(seed), _pointer(rectified),
+        mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
     )  # fmt: skip
-    return mean, rstd, rectified
-
-
-def filter_sums(weight: Tensor) -> Tensor:
-    """Sum each filter; shape [O]. Filters are dense in memory in the usual and in the channels-last format."""
-    sums = weight.new_empty(weight.shape[0])
-    _library().knl_sums(weight.data_ptr(), sums.data_ptr(), weight.shape[0], weight.numel() // max(weight.shape[0], 1))
-    return sums
+    return mean, rstd, sums, rectified
 
 
 def normalize(
@@ -133,37 +137,84 @@ def scale_gradient(
     kept_output: bool,
     relu: bool,
     needs_maps: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """See `knlightning.nn.fused_passes.scale_gradient`."""
-    scaled = torch.empty_like(grad)
-    maps = mean.new_empty((mean.shape[0], 2, *mean.shape[2:])) if needs_maps else None
-    over_rows = mean.new_empty((2, sums.shape[0]))
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """See `knlightning.nn.fused_passes.scale_gradient`. The maps are flat."""
+    scaled, d_bias, d_sums = torch.empty_like(grad), torch.empty_like(sums), torch.empty_like(sums)
+    maps = mean.new_empty(2 * mean.numel()) if needs_maps else None
+    samples = mean.shape[0]
     _library().knl_scale_gradient(
         grad.data_ptr(), kept.data_ptr(), _pointer(residual), mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
-        _pointer(bias), scaled.data_ptr(), _pointer(maps), over_rows.data_ptr(),
+        _pointer(bias), scaled.data_ptr(), _pointer(maps), d_bias.data_ptr(), d_sums.data_ptr(),
         inflation, 1.0 / (window_size * share), 1.0 / (window_size * share**2),
-        kept_output, relu, mean.shape[0], math.prod(mean.shape[2:]), sums.shape[0],
+        kept_output, relu, samples, mean.numel() // max(samples, 1), sums.shape[0],
     )  # fmt: skip
-    return scaled, maps, over_rows
+    return scaled, maps, d_bias, d_sums
 
 
 def finish_gradient(
-    d_input: Tensor, input: Tensor, maps: Tensor, seed: Tensor | None, dropout_p: float, window: Window, relu: bool
+    d_input: Tensor | None,
+    d_weight: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    maps: Tensor | None,
+    d_sums: Tensor,
+    seed: Tensor | None,
+    settings: Settings,
 ) -> None:
     """See `knlightning.nn.fused_passes.finish_gradient`."""
     _library().knl_finish_gradient(
-        d_input.data_ptr(), input.data_ptr(), maps.data_ptr(), _pointer(seed), _threshold(dropout_p), relu,
-        _geometry(window, input.shape[2:])[0], input.shape[0], input.shape[1],
+        _plan(settings, input.shape, weight.shape)[0], _pointer(d_input), _pointer(d_weight),
+        input.data_ptr(), _pointer(maps), d_sums.data_ptr(), _pointer(seed),
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=1024)
-def _geometry(window: Window, size: torch.Size) -> tuple["ctypes.Array[c_int64]", tuple[int, ...]]:
-    """Lay windows out as the kernels read them, in three dimensions each; return the positions too."""
-    positions, before = window.positions(size), [before for before, _ in window.padding]
-    values = (window.kernel_size, window.stride, before, window.dilation, size, positions)
-    numbers = [n for v in values for n in (*(0 if v is before else 1,) * (3 - len(size)), *v)]
-    return (c_int64 * len(numbers))(*numbers), positions
+def standardize(
+    input: Tensor, weight: Tensor, seed: Tensor | None, settings: Settings, moments: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize each pixel of the ReLU of the input, if wanted, or of the input.
+
+    Args:
+        input: Tensor [N, C, *spatial].
+        weight: Filters of a single pixel.
+        seed: Int64 tensor [1] from which the mask is drawn, or None.
+        settings: The settings.
+        moments: What was returned before, if it is known.
+
+    Returns:
+        The normalized input, and mean and 1 / sqrt(var + eps) of the dropped out pixels [N, 1, *spatial].
+    """
+    plan, shape = _plan(settings, input.shape, weight.shape)
+    output = torch.empty_like(input)
+    mean, rstd = moments or (input.new_empty(shape), input.new_empty(shape))
+    _library().knl_standardize(
+        plan, input.data_ptr(), output.data_ptr(), mean.data_ptr(), rstd.data_ptr(), _pointer(seed), moments is not None
+    )
+    return output, mean, rstd
+
+
+def standardize_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, seed: Tensor | None, settings: Settings
+) -> None:
+    """Turn the gradient at the result of `standardize` into that at its input, in place."""
+    _library().knl_standardize_backward(
+        _plan(settings, input.shape, weight.shape)[0], grad.data_ptr(), input.data_ptr(),
+        mean.data_ptr(), rstd.data_ptr(), _pointer(seed),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(settings: Settings, size: torch.Size, filters: torch.Size) -> tuple[Any, tuple[int, ...]]:
+    """Lay out for the kernels what a convolution computes; return the shape of its moments, too."""
+    window, before = settings.window, [before for before, _ in settings.window.padding]
+    positions = window.positions(size[2:])
+    each = (window.kernel_size, window.stride, before, window.dilation, size[2:], positions)
+    windows = [n for v in each for n in (*(0 if v is before else 1,) * (5 - len(size)), *v)]
+    p = settings.dropout_p
+    plan = ctypes.byref(_Plan(
+        (c_int64 * 18)(*windows), size[0], size[1], filters[0], math.prod(filters[1:]),
+        1.0 / (1.0 - p), settings.inflation, settings.eps, _threshold(p), settings.relu_input,
+    ))  # fmt: skip
+    return plan, (size[0], 1, *positions)
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

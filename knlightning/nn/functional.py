@@ -7,7 +7,7 @@ unit U is normalized as (U - mean(U')) / sqrt(var(U') + eps).
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -153,20 +153,20 @@ def kn_conv(
     check_input(input, weight.dim() - 2)
     compiling = torch.compiler.is_compiling()
     window, settings, sampled = (_plan.__wrapped__ if compiling else _plan)(
-        input.shape, weight.shape, *(v if isinstance(v, int | str) else tuple(v) for v in (stride, padding, dilation)),
-        padding_mode, groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output,
+        input.shape, weight.shape, _hashable(stride), _hashable(padding), _hashable(dilation), padding_mode,
+        groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output,
     )  # fmt: skip
     if settings.window is not window:
         input = F.pad(input, window.pads, padding_mode)
     _check_mask(mask, input)
     _check_residual(residual, input, weight, settings)
-    dtype = weight.dtype
-    if not input.is_meta and torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(input.device.type)
+    dtype, device = weight.dtype, input.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
         input = input.to(dtype)
     if not sampled and groups == 1 and (input.itemsize < 4 or input.is_cuda):
         weight = _centre(weight)
-    weight = weight.to(dtype)
+    weight = weight if weight.dtype == dtype else weight.to(dtype)
     transformed = function_transforms_active()
     passes = find_passes(input, weight) if mask is None and not transformed else None
     if transformed or (compiling and (torch.compiler.is_exporting() or passes is None)):
@@ -183,7 +183,7 @@ def kn_conv(
         return fused_kn_conv(input, weight, bias, residual, seed, keep_output, settings, passes)
     dropped = None
     if sampled and mask is None:
-        if input.device.type == "cpu":
+        if device == "cpu":
             dropped = draw_dropped(input.numel(), dropout_p)
         else:
             mask = draw_mask(input, dropout_p)
@@ -231,6 +231,10 @@ def _plan(
     sampled, inflation = _dropout(shape[1] * math.prod(window.kernel_size), dropout_p, training, eval_statistics)
     inner = window if padding_mode == "zeros" or not any(window.pads) else window.without_padding()
     return window, Settings(inner, groups, dropout_p, inflation, eps, relu_input, relu_output), sampled
+
+
+def _hashable(value: int | Sequence[int] | str) -> Any:
+    return value if isinstance(value, (int, str, tuple)) else tuple(value)
 
 
 def _dropout(size: int, p: float, training: bool, eval_statistics: str) -> tuple[bool, float]:

@@ -1,7 +1,8 @@
 """The kernel normalized convolution by fused kernels: torch's convolutions, and as few passes as possible around them.
 
 The passes are those of `knlightning.nn.fused_passes` on GPUs, and of `knlightning.nn.cpu_passes` on CPUs. Forward, one
-pass reads the input for its statistics and one turns the convolution's result into the output. Backward, one pass
+pass reads the input for its statistics and one turns the convolution's result into the output; or on CPUs, where it is
+less work, one standardizes the input (`knlightning.nn.pointwise`). Backward, one pass
 scales the gradient and sums it up, and one finishes the gradient of the input. The mask of dropout is drawn in each of
 them from a seed, and never stored. The formulas are those of `knlightning.nn.autograd.KNConvFunction`.
 
@@ -22,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from knlightning.nn import cpu_passes
+from knlightning.nn import cpu_passes, pointwise
 from knlightning.nn.autograd import (
     CHANNELS_LAST,
     Settings,
     composite_gradients,
     convolve,
+    filter_sums,
     is_channels_last,
     pad_unevenly,
 )
@@ -87,12 +89,12 @@ def find_passes(input: Tensor, weight: Tensor) -> ModuleType | None:
         `knlightning.nn.fused_passes`, `knlightning.nn.cpu_passes`, or None for plain operations.
     """
     if _choice is None and not input.is_cuda:
-        compiling = torch.compiler.is_compiling()  # compilers must see the operations
-        float32 = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
-        fits = float32 and is_channels_last(input) and _format(input, weight) != torch.contiguous_format
-        fits = fits and (weight.is_contiguous() or is_channels_last(weight))
-        plain = compiling or not fits or type(input) is not Tensor
-        return None if plain or cpu_passes.library() is None else cpu_passes
+        fits = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu" and type(input) is Tensor
+        fits = fits and is_channels_last(input) and (weight.is_contiguous() or is_channels_last(weight))
+        fits = fits and _format(input, weight) != torch.contiguous_format
+        if not fits or torch.compiler.is_compiling():  # compilers must see the operations
+            return None
+        return None if cpu_passes.library() is None else cpu_passes
     if not (input.is_cuda if _choice is None else _choice):
         return None
     if not _HAS_TRITON:
@@ -136,8 +138,13 @@ def fused_kn_conv(
         passes: What `find_passes` returns.
     """
     tensors = input, weight, bias, residual, seed
+    standardizes = passes is cpu_passes and pointwise.is_faster(input, weight, residual, settings)
     if not torch.is_grad_enabled():
+        if standardizes:
+            return pointwise.forward(*tensors, settings)[0]
         return _forward(*tensors, keep_output, settings, passes)[0]
+    if standardizes:
+        return pointwise.Pointwise.apply(*tensors, settings)
     if not torch.compiler.is_compiling():
         # without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
         return _Eager.apply(*tensors, keep_output, settings, passes)
@@ -167,15 +174,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return output, convolution's result (empty with `keep_output`), mean and rstd of the windows, sums of filters."""
     memory_format = _format(input, weight)
-    window, relu = settings.window, settings.relu_input
-    mean, rstd, rectified = passes.moments(
-        input, seed, settings.dropout_p, relu, window, settings.inflation, settings.eps
-    )
+    mean, rstd, sums, rectified = passes.moments(input, weight, seed, settings)
     convolved = convolve(input if rectified is None else rectified, weight, settings)
     convolved = convolved.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
-    sums = passes.filter_sums(weight)
     output = passes.normalize(convolved, mean, rstd, sums, bias, residual, settings.relu_output, keep_output)
     return output, output.new_empty(0) if keep_output else convolved, mean, rstd, sums
 
@@ -198,8 +201,10 @@ def _fake_forward(
 
 def _format(*tensors: Tensor) -> torch.memory_format:
     """Choose the format that torch's convolutions give their result: channels-last if one of the tensors has it."""
-    last = any(is_channels_last(tensor) and not tensor.is_contiguous() for tensor in tensors)
-    return CHANNELS_LAST[tensors[0].dim()] if last else torch.contiguous_format
+    for tensor in tensors:
+        if not tensor.is_contiguous() and is_channels_last(tensor):
+            return CHANNELS_LAST[tensor.dim()]
+    return torch.contiguous_format
 
 
 def _dense(input: Tensor) -> Tensor:
@@ -245,12 +250,13 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
     window, memory_format = settings.window, _format(input, weight)
-    grad, kept = (t.contiguous(memory_format=memory_format) for t in (grad.to(kept.dtype), kept))
+    grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
+    kept = kept.contiguous(memory_format=memory_format)
     if residual is not None:
         residual = residual.contiguous(memory_format=memory_format)
     share = 1.0 if seed is None else 1.0 - settings.dropout_p
-    sums = passes.filter_sums(weight) if sums is None else sums
-    scaled, maps, over_positions = passes.scale_gradient(
+    sums = filter_sums(weight, torch.float32) if sums is None else sums
+    scaled, maps, d_bias, d_sums = passes.scale_gradient(
         grad, kept, residual, mean, rstd, sums, bias,
         inflation=settings.inflation, share=share, window_size=input.shape[1] * math.prod(window.kernel_size),
         kept_output=keep_output, relu=settings.relu_output, needs_maps=needs[0],
@@ -260,16 +266,14 @@ def _backward(
         scaled, padded, weight, None, window.stride, padding, window.dilation,
         False, (0,) * len(padding), settings.groups, (needs[0], needs[1], False),
     )  # fmt: skip
-    if maps is not None:
+    if needs[0]:
         if padded.shape != input.shape:
             d_input = F.pad(d_input, [-p for p in window.pads])
         d_input = d_input.contiguous(memory_format=_format(input))
-        passes.finish_gradient(d_input, input, maps, seed, settings.dropout_p, window, settings.relu_input)
     if needs[1]:
         d_weight = d_weight.contiguous(memory_format=_format(weight))
-        d_weight -= over_positions[1].to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
-    d_bias = over_positions[0].to(bias.dtype) if needs[2] and bias is not None else None
-    gradients = (d_input, d_weight, d_bias)
+    passes.finish_gradient(d_input, d_weight, input, weight, maps, d_sums, seed, settings)
+    gradients = (d_input, d_weight, d_bias.to(bias.dtype) if needs[2] and bias is not None else None)
     return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
 
 

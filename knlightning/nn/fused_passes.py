@@ -11,6 +11,7 @@ from torch import Tensor
 
 from knlightning.nn import autograd
 from knlightning.nn import triton_kernels as kernels
+from knlightning.nn.autograd import Settings
 from knlightning.nn.windows import Window
 
 _TILE, _MOST_CHANNELS, _MOST_PIXELS = 4096, 128, 1024
@@ -60,16 +61,22 @@ def window_moments(mean: Tensor, var: Tensor, window: Window, inflation: float, 
 
 
 def moments(
-    input: Tensor, seed: Tensor | None, dropout_p: float, relu: bool, window: Window, inflation: float, eps: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute mean and 1 / sqrt(var + eps) of dropped out windows [N, 1, *positions], and the ReLU if it is wanted."""
-    mean, var, rectified = pixel_moments(input, seed, dropout_p, relu)
-    return *window_moments(mean, var, window, inflation, eps), rectified
+    input: Tensor, weight: Tensor, seed: Tensor | None, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Compute mean and 1 / sqrt(var + eps) of dropped out windows [N, 1, *positions], and sum each filter.
 
+    Args:
+        input: Tensor [N, C, *spatial].
+        weight: Filters [O, C / groups, *kernel].
+        seed: Int64 tensor [1] from which the mask is drawn, or None.
+        settings: The settings.
 
-def filter_sums(weight: Tensor) -> Tensor:
-    """Sum each filter; float32, of shape [O]."""
-    return autograd.filter_sums(weight, torch.float32)
+    Returns:
+        Means, 1 / sqrt(var + eps), the sums [O], and the ReLU of the input if it is wanted.
+    """
+    mean, var, rectified = pixel_moments(input, seed, settings.dropout_p, settings.relu_input)
+    moments = window_moments(mean, var, settings.window, settings.inflation, settings.eps)
+    return *moments, autograd.filter_sums(weight, torch.float32), rectified
 
 
 def normalize(
@@ -103,7 +110,7 @@ def scale_gradient(
     kept_output: bool,
     relu: bool,
     needs_maps: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Scale the gradient by rstd, behind the ReLU if there is one, and take all sums of it, in one pass.
 
     Args:
@@ -122,8 +129,8 @@ def scale_gradient(
         needs_maps: Whether the gradient through the statistics is wanted.
 
     Returns:
-        The scaled gradient; float32 maps [N, 2, *positions] or None; and sums over positions [2, O], of the gradient
-        and of the scaled one times the mean.
+        The scaled gradient; float32 maps [N, 2, *positions] or None; and sums over positions [O], of the gradient and
+        of the scaled one times the mean.
     """
     scaled = torch.empty_like(grad)
     maps = mean.new_empty((len(mean), 2, *mean.shape[2:])) if needs_maps else None
@@ -134,18 +141,41 @@ def scale_gradient(
     _over_images(
         kernels.scale_gradient_kernel, grad, tensors, numbers, blocks=blocks, kept_output=kept_output, relu=relu
     )
-    return scaled, maps, partial.sum(0)
+    return scaled, maps, *partial.sum(0)
 
 
 def finish_gradient(
-    d_input: Tensor, input: Tensor, maps: Tensor, seed: Tensor | None, dropout_p: float, window: Window, relu: bool
+    d_input: Tensor | None,
+    d_weight: Tensor | None,
+    input: Tensor,
+    weight: Tensor,
+    maps: Tensor | None,
+    d_sums: Tensor,
+    seed: Tensor | None,
+    settings: Settings,
 ) -> None:
-    """Add the gradient through the statistics to that through the convolution, in place; then pass the ReLU."""
+    """Add the gradients through the statistics to those through the convolution, in place; then pass the ReLU.
+
+    Args:
+        d_input: Gradient of the input through the convolution, or None.
+        d_weight: Gradient of the filters through it, or None.
+        input: Tensor [N, C, *spatial].
+        weight: Filters [O, C / groups, *kernel].
+        maps: What `scale_gradient` returns.
+        d_sums: The last sums that `scale_gradient` returns.
+        seed: Int64 tensor [1] from which the mask is drawn, or None.
+        settings: The settings.
+    """
+    if d_weight is not None:
+        d_weight -= d_sums.to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
+    if d_input is None or maps is None:
+        return
     size, positions = input.shape[2:], maps.shape[2:]
     pixel_maps = maps.new_empty((len(input), 2, *size))
-    _over_windows(kernels.windows_transposed_kernel, pixel_maps, (maps, pixel_maps), size, positions, (), window)
-    tensors = (d_input, input, pixel_maps, seed)
-    _over_images(kernels.finish_gradient_kernel, input, tensors, (), threshold=_threshold(dropout_p), relu=relu)
+    kernel, window = kernels.windows_transposed_kernel, settings.window
+    _over_windows(kernel, pixel_maps, (maps, pixel_maps), size, positions, (), window)
+    constants = {"threshold": _threshold(settings.dropout_p), "relu": settings.relu_input}
+    _over_images(kernels.finish_gradient_kernel, input, (d_input, input, pixel_maps, seed), (), **constants)
 
 
 def _over_images(

@@ -32,11 +32,13 @@ RESNET = "--model.backbone=knlightning.models.resnet18"
 
 def test_they_follow_from_the_data(parser):
     assert classes(parser, RESNET, DIGITS) == 10
+    assert classes(parser, "--model.backbone=torchvision.models.resnet18", DIGITS) == 10
     assert classes(parser, "--model.backbone=knlightning.models.converted", "--model.backbone.name=a.b", DIGITS) == 10
 
 
 def test_a_number_that_is_given_stays(parser):
-    assert classes(parser, RESNET, "--model.backbone.num_classes=7", DIGITS) == 7
+    for backbone in (RESNET, "--model.backbone=torchvision.models.resnet18"):
+        assert classes(parser, backbone, "--model.backbone.num_classes=7", DIGITS) == 7
 
 
 def test_without_data_the_default_stays(parser):

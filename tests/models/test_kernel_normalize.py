@@ -7,9 +7,11 @@ import torchvision
 from nn import naive
 from torch import nn
 
+from knlightning.analysis.measure import bytes_kept
 from knlightning.models import is_batch_independent, kernel_normalize, knresnet8
 from knlightning.models.kernel_normalize import Report
 from knlightning.nn import GroupKNConv2d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, make_norm
+from knlightning.nn.activations import OtherReLU
 
 KN_CONVS = KNConv1d | KNConv2d | KNConv3d
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
@@ -28,6 +30,11 @@ TORCHVISION = {
 def conv_bn(in_channels, out_channels, **geometry):
     conv = nn.Conv2d(in_channels, out_channels, 3, bias=False, **geometry)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda *_: None)
+    return layer
 
 
 class Network(nn.Module):
@@ -282,11 +289,6 @@ def test_each_convolution_makes_do_with_one_normalization():
     assert kernel_normalize(model)[1] == Report(["2"], ["0", "3"])
 
 
-def hooked(layer):
-    layer.register_forward_hook(lambda *_: None)
-    return layer
-
-
 class OtherConv(nn.Conv2d):
     def forward(self, input):
         return super().forward(input * 2)
@@ -379,6 +381,76 @@ def test_a_pair_in_one_mode_alone_is_none():
     layers = {"stem": conv_bn(3, 3), "conv": nn.Conv2d(3, 3, 1), "norm": nn.BatchNorm2d(3)}
     _, report = kernel_normalize(Network(lambda self, x: call(self, self.stem(x)), **layers), rest="keep")
     assert reason(report, "norm") == "the result of conv goes to norm and add; its result goes to the output"
+
+
+class Residual(nn.Module):
+    """A block as in ResNets, whose ReLU in place is called behind a convolution, and behind a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2 = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x
+        return self.relu(out)
+
+
+def test_a_relu_behind_a_layer_becomes_a_part_of_it():
+    """Outputs and gradients are those of the layers with ReLUs behind them; one tensor less is kept for each."""
+    model = nn.Sequential(*conv_bn(4, 4, padding=1), Residual())
+    network, _ = kernel_normalize(model, dropout_p=0.0)
+    assert isinstance(network[2], nn.Identity)
+    assert isinstance(network[3].relu, OtherReLU)
+    assert [m.relu_output for m in network.modules() if isinstance(m, KNConv2d)] == [True, True, False]
+    plain, kept = copy.deepcopy(network), []
+    plain[0].relu_output = plain[3].conv1.relu_output = False
+    plain[2], plain[3].relu = nn.ReLU(), nn.ReLU()
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    for net in (network, plain):
+        output = net(x)
+        kept.append(bytes_kept(net, x))
+        kept.append((output, *torch.autograd.grad(output.square().sum(), (x, *net.parameters()))))
+    for ours, expected in zip(kept[1], kept[3], strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert kept[2] - kept[0] == 2 * output.nbytes
+    with torch.no_grad():
+        assert torch.equal(network(x), kept[1][0])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda self, x: self.act(self.norm(self.conv(x))) + self.conv(x),
+        lambda self, x: self.norm(self.conv(x)) * self.act(x),
+        lambda self, x: F.max_pool2d(self.norm(self.conv(x)), 2).relu() + self.act(x)[..., ::2, ::2],
+    ],
+)
+def test_a_relu_that_is_not_alone_behind_a_layer_stays(call):
+    layers = {"conv": nn.Conv2d(3, 3, 1), "norm": nn.BatchNorm2d(3), "act": nn.ReLU()}
+    stem = conv_bn(3, 3, padding=1)
+    network, _ = kernel_normalize(Network(lambda self, x: call(self, self.stem(x)), stem=stem, **layers), rest="keep")
+    assert isinstance(network.stem[2], nn.Identity)
+    assert type(network.act) is nn.ReLU
+    assert not getattr(network.conv, "relu_output", False)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU6(inplace=True), nn.SiLU(), hooked(nn.ReLU())])
+def test_other_activations_stay(act):
+    network, _ = kernel_normalize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), act))
+    assert type(network[2]) is type(act)
+    assert not network[0].relu_output
+
+
+def test_activations_stay_in_place_where_their_input_is_made_for_them():
+    """As behind the concatenations of DenseNet, but not behind what a skip connection reads too."""
+    layers = {"norm": nn.BatchNorm2d(6), "act": nn.ReLU(inplace=True), "conv": nn.Conv2d(6, 2, 1)}
+    model = Network(lambda self, x: self.conv(self.act(self.norm(torch.cat((x, x), 1)))), **layers)
+    assert kernel_normalize(model)[0].act.inplace
+    model.call = lambda self, x: self.conv(self.act(self.norm(y := torch.cat((x, x), 1)))) + y[:, :2]
+    assert not kernel_normalize(model)[0].act.inplace
 
 
 def test_parameters_are_those_of_the_convolution():

@@ -10,6 +10,7 @@ from nn.cases import cases, compare
 from torch.utils.checkpoint import checkpoint
 
 from knlightning.nn import KNConv2d, cpu_passes, fused_kernels, kn_conv
+from knlightning.nn.autograd import Settings
 from knlightning.nn.cpu_passes import library, mask_of_seed
 from knlightning.nn.functional import normalization_of
 from knlightning.nn.fused import draw_seed, find_passes
@@ -27,7 +28,7 @@ def drawn_mask(input, p):
 
 
 def is_compiled(output):
-    return output.grad_fn.name() == "_EagerBackward"
+    return output.grad_fn.name() in ("_EagerBackward", "PointwiseBackward")
 
 
 def images(*shape):
@@ -106,13 +107,16 @@ def test_threads_change_nothing_but_the_order_of_sums(monkeypatch):
 def test_moments_are_exact_where_the_mean_is_far_above_the_spread():
     torch.manual_seed(0)
     x = 1e4 + images(2, 130, 4, 9)
-    window = Window.of(2, 1)
-    mean, rstd, rectified = cpu_passes.moments(x, None, 0.0, True, window, 1.0, 0.0)
+    weight, window = images(5, 130, 1, 1), Window.of(2, 1)
+    settings = Settings(window, 1, 0.0, 1.0, 0.0, True, False)
+    mean, rstd, sums, rectified = cpu_passes.moments(x, weight, None, settings)
     exact_mean, exact_var = pixel_moments(x.double(), None, 0.0)
     assert torch.equal(rectified, x)
+    torch.testing.assert_close(sums, weight.sum((1, 2, 3)))
     torch.testing.assert_close(mean.double(), exact_mean, rtol=2e-7, atol=0)
     torch.testing.assert_close(rstd.double(), exact_var.rsqrt(), rtol=1e-3, atol=0)
-    dropped_mean, dropped_rstd, _ = cpu_passes.moments(x, SEED, 0.3, False, window, 1.0, 0.0)
+    settings = Settings(window, 1, 0.3, 1.0, 0.0, False, False)
+    dropped_mean, dropped_rstd, _, _ = cpu_passes.moments(x, weight, SEED, settings)
     mean, var = pixel_moments(x, mask_of_seed(SEED, x, 0.3), 0.3)
     torch.testing.assert_close((dropped_mean, dropped_rstd), (mean, var.rsqrt()), rtol=1e-5, atol=0)
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from knlightning.nn import fused_passes
+from knlightning.nn.autograd import Settings
 from knlightning.nn.fused_passes import mask_of_seed
 from knlightning.nn.statistics import inflate, pixel_moments, window_moments, windows_transposed
 from knlightning.nn.windows import Window
@@ -43,7 +44,8 @@ def test_windows_and_their_transpose(window):
     maps = torch.randn(2, 2, *mean.shape[2:])
     d_input = torch.zeros(2, 3, *size)  # so that all that is added is seen
     x = torch.randn(2, 3, *size)
-    fused_passes.finish_gradient(d_input, x, maps, None, 0.0, window, False)
+    settings, filters = Settings(window, 1, 0.0, 1.0, 1e-2, False, False), torch.empty(4, 3)
+    fused_passes.finish_gradient(d_input, None, x, filters, maps, torch.empty(4), None, settings)
     constant, slope = windows_transposed(maps, size, window).split(1, 1)
     torch.testing.assert_close(d_input, constant + slope * x)
 

@@ -1,0 +1,93 @@
+"""The kernel normalized convolution of single pixels: each pixel is standardized, and convolved in the usual way.
+
+Larger windows overlap, and their results are normalized instead; see `knlightning.nn.fused`. Here nothing of the size
+of the output is kept for backward, unless there is a ReLU behind it, and the filters are not summed.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from knlightning.nn import cpu_passes
+from knlightning.nn.autograd import CHANNELS_LAST, Settings, composite_gradients, convolve
+
+
+def is_faster(input: Tensor, weight: Tensor, residual: Tensor | None, settings: Settings) -> bool:
+    """Whether to standardize the input rather than normalize the result; as measured with batches of two.
+
+    It does not depend on the size of the batch, so that samples do not depend on each other.
+    """
+    window = settings.window
+    if max(window.kernel_size + window.stride) > 1 or any(window.pads):
+        return False
+    pixels, filters = math.prod(input.shape[2:]), len(weight)
+    if not torch.is_grad_enabled():  # the result is in the caches yet; many filters are not
+        return filters > 8 * pixels
+    saved = 0 if settings.relu_output else 4 * filters
+    return pixels * (3 * input.shape[1] - saved) < weight.numel() / 2
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    seed: Tensor | None,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return output, mean and 1 / sqrt(var + eps) of the pixels."""
+    standardized, mean, rstd = cpu_passes.standardize(input, weight, seed, settings)
+    output = convolve(standardized, weight, settings, bias)
+    if residual is not None:
+        output += residual
+    return output.relu_() if settings.relu_output else output, mean, rstd
+
+
+class Pointwise(torch.autograd.Function):
+    """Convolution of kernel normalized pixels by the passes for CPUs; see `knlightning.nn.kn_conv`.
+
+    With z = (x - mean) * r, the output is y = conv(z, W) + b. Its gradients are those of a convolution of z, and with
+    g = igrad(G, W) at z, and the names of `knlightning.nn.autograd.KNConvFunction`:
+
+        d_mean = -r * sum_c g,  d_var = -r^3 / 2 * sum_c g * (x - mean),
+        dx = g * r + m / (1 - p) * (d_mean - 2 * d_var * mean + 2 * d_var * x') / C.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        seed: Tensor | None,
+        settings: Settings,
+    ) -> Tensor:
+        output, mean, rstd = forward(input, weight, bias, residual, seed, settings)
+        shown = output if settings.relu_output else None
+        ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, shown)
+        ctx.settings = settings
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, mean, rstd, weight, bias, residual, seed, shown = ctx.saved_tensors
+        settings, needs = ctx.settings, ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
+            mask = None if seed is None else cpu_passes.mask_of_seed(seed, input, settings.dropout_p)
+            return *composite_gradients((input, weight, bias, residual), mask, grad, needs, settings), None, None
+        ones, zeros = settings.window.stride, (0,) * (input.dim() - 2)
+        d_residual = grad if needs[3] else None
+        if shown is not None:
+            grad = torch.ops.aten.threshold_backward(grad, shown, 0)
+        standardized = cpu_passes.standardize(input, weight, seed, settings, (mean, rstd))[0]
+        d_input, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
+            grad, standardized, weight, None if bias is None else bias.shape, ones, zeros, ones, False, zeros,
+            settings.groups, needs[:3],
+        )  # fmt: skip
+        if needs[0]:
+            d_input = d_input.contiguous(memory_format=CHANNELS_LAST[input.dim()])
+            cpu_passes.standardize_backward(d_input, input, weight, mean, rstd, seed, settings)
+        return d_input, d_weight, d_bias, d_residual, None, None
