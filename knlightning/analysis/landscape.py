@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -131,6 +132,38 @@ def use_batch_statistics(network: nn.Module) -> None:
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
             layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+
+
+class Trajectory(NamedTuple):
+    """How the weights moved in training, in the plane that shows most of it.
+
+    Attributes:
+        places: Column and row of each checkpoint; 0, 0 for the last, and at most at a distance of 1.
+        explained: Share of the variance along the columns, and along the rows.
+    """
+
+    places: list[tuple[float, float]]
+    explained: list[float]
+
+
+def trajectory_plane(weights: Sequence[Tensor]) -> tuple[tuple[Tensor, Tensor], Trajectory]:
+    """Find the first two principal components of the checkpoints of a training (Li et al., section 7).
+
+    Args:
+        weights: As `LossFunction.weights`, of three or more checkpoints in their order.
+
+    Returns:
+        Directions of the columns and of the rows, and where the checkpoints lie.
+    """
+    from sklearn.decomposition import PCA  # slow to import
+
+    moved = torch.stack([one - weights[-1] for one in weights]).double().cpu()
+    pca = PCA(2, svd_solver="full").fit(moved.numpy())
+    directions = torch.from_numpy(pca.components_)
+    places = moved @ directions.T
+    farthest = places.norm(dim=1).max()
+    along, across = (directions * farthest).to(weights[-1])
+    return (along, across), Trajectory((places / farthest).tolist(), pca.explained_variance_ratio_.tolist())
 
 
 def loss_rows(

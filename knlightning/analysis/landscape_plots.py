@@ -9,19 +9,24 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from knlightning.analysis.curves import styles_of
+from knlightning.analysis.landscape import Trajectory
 
 LOWEST_LOSS, HIGHEST_LOSS = 1e-3, 10.0
 """What is lower or higher is drawn as this: the picture is of the width of a valley, not of its depth."""
 LEVELS = 14
 MOVED = "weights moved, in norms of the filters"
+TRAINED = "weights moved, in distances of the farthest checkpoint from the last"
 
 
-def draw_contours(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float]) -> Figure:
+def draw_contours(
+    surfaces: Mapping[str, np.ndarray], offsets: Sequence[float], trajectories: Mapping[str, Trajectory] | None = None
+) -> Figure:
     """Draw contours of the loss, with the same levels and colours for all networks.
 
     Args:
         surfaces: For each network the losses (rows, columns); NaN where they are not known yet.
         offsets: Places of rows and columns.
+        trajectories: For each network how its weights moved in training, if the planes are those of trajectories.
     """
     norm, levels = _scale(surfaces)
     figure = Figure(figsize=(3.2 * len(surfaces) + 1, 3.5), layout="constrained")
@@ -31,7 +36,11 @@ def draw_contours(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float]) 
         axes.contour(offsets, offsets, losses, levels, colors="black", linewidths=0.4)
         axes.plot(0, 0, "o", color="white", markersize=3)
         axes.set(title=name, aspect="equal")
-    figure.supxlabel(MOVED, fontsize="medium")
+        if trajectories:
+            axes.plot(*zip(*trajectories[name].places, strict=True), ".-", color="white", linewidth=0.8)
+            along, across = (f"component {k}: {share:.0%}" for k, share in enumerate(trajectories[name].explained, 1))
+            axes.set(xlabel=along, ylabel=across, xlim=(offsets[0], offsets[-1]), ylim=(offsets[0], offsets[-1]))
+    figure.supxlabel(TRAINED if trajectories else MOVED, fontsize="medium")
     figure.colorbar(drawn, ax=list(grid), label="loss (logarithmic)", format="%.2g", ticks=levels[::2])
     return figure
 
@@ -61,12 +70,13 @@ def draw_surfaces(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float]) 
     return figure
 
 
-def draw_lines(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float]) -> Figure:
+def draw_lines(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float], moved: str = MOVED) -> Figure:
     """Draw the loss along the first direction, and along the second one where it is known.
 
     Args:
         surfaces: As in `draw_contours`; the middle row and the middle column are drawn.
         offsets: Places of rows and columns.
+        moved: What the places are.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -76,7 +86,7 @@ def draw_lines(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float]) -> 
         axes.plot(offsets, along, color=style.color, linestyle=style.linestyle, label=name)
         if not np.isnan(across).any():
             axes.plot(offsets, across, color=style.color, linestyle=style.linestyle, alpha=0.5)
-    axes.set(xlabel=MOVED, ylabel="loss (logarithmic)", yscale="log")
+    axes.set(xlabel=moved, ylabel="loss (logarithmic)", yscale="log")
     axes.set_ylim(top=min(axes.get_ylim()[1], 2 * HIGHEST_LOSS))
     axes.grid(alpha=0.3)
     axes.legend()

@@ -1,6 +1,10 @@
 """Draw the loss around the weights of trained networks, and measure how sharp their minima are.
 
-knl landscape --runs '{batch: runs/digits_resnet8/0, kernel: runs/digits_resnet8/1}'
+    knl landscape --runs '{batch: runs/digits_resnet8/0, kernel: runs/digits_resnet8/1}'
+
+With `--trajectory true` in the plane in which training moved the weights, of runs that keep all checkpoints:
+
+    knl fit --config configs/digits_resnet8.yaml --trainer.callbacks ModelCheckpoint --trainer.callbacks.save_top_k -1
 """
 
 import hashlib
@@ -21,19 +25,22 @@ from torch.nn import functional as F
 
 from knlightning.analysis.landscape import (
     LossFunction,
+    Trajectory,
     largest_eigenvalue,
     loss_rows,
     losses_in_ball,
+    trajectory_plane,
     use_batch_statistics,
 )
-from knlightning.analysis.landscape_plots import draw_contours, draw_lines, draw_surfaces
+from knlightning.analysis.landscape_plots import MOVED, TRAINED, draw_contours, draw_lines, draw_surfaces
 from knlightning.analysis.measure import Device, choose_device
+from knlightning.checkpoint_files import read_checkpoint
 from knlightning.checks import ArgumentError, check, check_number
 from knlightning.commands.command import command
 from knlightning.commands.output import save_figure, say, write_text
 from knlightning.data import BaseDataModule
 from knlightning.loading import checkpoint_of, load
-from knlightning.run_directory import ROOT
+from knlightning.run_directory import CHECKPOINTS, ROOT
 
 HEADS = ("run", "loss", "mean loss in the ball ± SD", "largest eigenvalue", "in norms of the filters")
 
@@ -49,6 +56,7 @@ def landscape(
     draws: int = 20,
     eigenvalues: bool = True,
     batch_statistics: bool = False,
+    trajectory: bool = False,
     seed: int = 0,
     device: Device = "auto",
     out: Path = ROOT / "landscape",
@@ -67,12 +75,14 @@ def landscape(
         num_images: Number of images, the first of an epoch.
         dimensions: 1 computes a line, 2 a plane as well.
         points: Number of points in each direction, odd.
-        reach: How far the directions reach, in norms of the filters.
-        radius: Radius of the ball in which the mean loss is taken, likewise.
+        reach: How far the directions reach, in norms of the filters, or in distances of the farthest checkpoint.
+        radius: Radius of the ball in which the mean loss is taken, in norms of the filters.
         draws: Number of random points in it.
         eigenvalues: Whether the largest eigenvalue of the Hessian is computed, which takes most of the time.
         batch_statistics: Whether batch normalization takes the statistics of the 256 images that are computed at once,
             in place of its running statistics.
+        trajectory: Whether the directions are the first two principal components of all checkpoints of a run, three
+            or more. The last one is in the middle; the statistics of batch normalization are its own.
         seed: Seed of images and directions.
         device: Where to compute; auto for all GPUs if there are any.
         out: Directory of a JSON file for each run, sharpness.md, lines.png, contours.png and surfaces.png.
@@ -101,17 +111,18 @@ def landscape(
     results: dict[str, dict[str, Any]] = {}
     for name, run in named.items():
         path = out / (re.sub(r"[^\w.]+", "-", name) + ".json")
-        checkpoint = checkpoint_of(run)
-        result = results[name] = _stored(path, settings | {"checkpoint": _digest(checkpoint)})
+        checkpoints = _all_checkpoints(run) if trajectory else [checkpoint_of(run)]
+        result = results[name] = _stored(path, settings | {"checkpoint": "".join(map(_digest, checkpoints))})
         missing = [index for index in rows if str(index) not in result["rows"]]
         if missing or (eigenvalues and "eigenvalues" not in result):
-            say(f"{name}: {checkpoint}")
-            model = load(checkpoint, data=data)
+            say(f"{name}: {checkpoints[-1]}")
+            model = load(checkpoints[-1], data=data)
             if batch_statistics:
                 use_batch_statistics(model.network)
             images, labels = _images(model.datamodule, split, num_images, seed)
             function = LossFunction(model.network, images, labels, _loss_of(model.task), device=devices[0])
-            _measure(function, devices, offsets, missing, eigenvalues, result, path)
+            before = [LossFunction(load(one, data=data).network, images, labels).weights for one in checkpoints[:-1]]
+            _measure(function, devices, offsets, missing, eigenvalues, result, path, before)
         _write(results, offsets, out)
     say((out / "sharpness.md").read_text())
     say(f"Written: {out}/sharpness.md, lines.png" + (", contours.png, surfaces.png" if dimensions == 2 else ""))
@@ -126,6 +137,7 @@ def _measure(
     eigenvalues: bool,
     result: dict[str, Any],
     path: Path,
+    before: list[Tensor],
 ) -> None:
     """Compute what is missing of a result, and store it bit by bit."""
     settings = result["settings"]
@@ -134,6 +146,9 @@ def _measure(
         result["ball"] = losses_in_ball(function, settings["radius"], settings["draws"], settings["seed"])
     generator = torch.Generator().manual_seed(settings["seed"])
     directions = function.random_direction(generator), function.random_direction(generator)
+    if before:
+        directions, trajectory = trajectory_plane([*before, function.weights.cpu()])
+        result["trajectory"] = trajectory._asdict()
     functions = [function, *(function.to(device) for device in devices[1:])]
     for index, losses in loss_rows(functions, directions, offsets, missing):
         result["rows"][str(index)] = losses
@@ -147,6 +162,7 @@ def _measure(
 def _write(results: Mapping[str, dict[str, Any]], offsets: list[float], out: Path) -> None:
     """Write the table and the pictures of the runs so far."""
     surfaces = {}
+    trajectories = {name: Trajectory(**found["trajectory"]) for name, found in results.items() if "trajectory" in found}
     lines = ["| " + " | ".join(HEADS) + " |", "| --- " * len(HEADS) + "|"]
     for name, result in results.items():
         nothing = [float("nan")] * len(offsets)
@@ -155,9 +171,9 @@ def _write(results: Mapping[str, dict[str, Any]], offsets: list[float], out: Pat
         ball = f"{mean(result['ball']):.3g} ± {stdev(result['ball']):.2g}"
         lines.append(f"| {name} | {result['loss']:.3g} | {ball} | {' | '.join(found)} |")
     write_text(out / "sharpness.md", "\n".join(lines) + "\n")
-    save_figure(draw_lines(surfaces, offsets), out / "lines.png")
+    save_figure(draw_lines(surfaces, offsets, TRAINED if trajectories else MOVED), out / "lines.png")
     if not any(np.isnan(losses).any() for losses in surfaces.values()):
-        save_figure(draw_contours(surfaces, offsets), out / "contours.png")
+        save_figure(draw_contours(surfaces, offsets, trajectories), out / "contours.png")
         save_figure(draw_surfaces(surfaces, offsets), out / "surfaces.png")
 
 
@@ -173,6 +189,15 @@ def _stored(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if differing := sorted(key for key in settings if before.get(key) != settings[key]):
         raise ValueError(f"{path} was computed with another {differing[0]}: choose another directory, or remove it")
     return result
+
+
+def _all_checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoints of a run in the order of training, one for each step."""
+    found = sorted((run / CHECKPOINTS).glob("*.ckpt"), reverse=True)
+    steps = {read_checkpoint(path, map_location="meta")["global_step"]: path for path in found}
+    hint = "A run keeps all of them by --trainer.callbacks ModelCheckpoint --trainer.callbacks.save_top_k -1"
+    check(len(steps) > 2, "runs", str(run), "runs of three or more checkpoints, with trajectory", hint)
+    return [steps[step] for step in sorted(steps)]
 
 
 def _digest(checkpoint: Path) -> str:

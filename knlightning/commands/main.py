@@ -3,6 +3,7 @@
 import ast
 import gc
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -36,11 +37,11 @@ def list_commands() -> dict[str, tuple[str, str]]:
     return {name: found[name] for name in (*FIRST, *sorted(found.keys() - set(FIRST)))}
 
 
-def run(args: list[str]) -> Any:
-    """Run a command; its errors are raised.
+def run(args: list[str] | str) -> Any:
+    """Run a command, as from a notebook; its errors are raised.
 
     Args:
-        args: Command line without the name of the program.
+        args: Command line without the name of the program, as a shell would split it or in one string.
 
     Returns:
         What the command returns: for `fit`, `validate`, `test` and `predict` the command line interface, with
@@ -49,6 +50,7 @@ def run(args: list[str]) -> Any:
     Raises:
         SystemExit: If there is no such command, with status 2.
     """
+    args = shlex.split(args) if isinstance(args, str) else args
     module = list_commands()[_choose(args)][0]
     return import_module(f"{commands.__name__}.{module}").main(args[1:])
 

@@ -10,6 +10,7 @@ from knlightning.analysis.landscape import (
     largest_eigenvalue,
     loss_rows,
     losses_in_ball,
+    trajectory_plane,
     use_batch_statistics,
 )
 from knlightning.analysis.variants import compute_as_published
@@ -74,6 +75,19 @@ def test_rows_of_a_surface_on_several_devices(quadratic):
         points = [w + offsets[index] * y + offset * x for offset in offsets]
         assert losses == pytest.approx([float(point @ A @ point) / 2 for point in points])
     assert list(rows) == [2, 0]
+
+
+def test_plane_of_a_trajectory():
+    plane = torch.linalg.qr(torch.arange(12.0).view(6, 2).sin())[0].T
+    weights = 1 + torch.tensor([[0.0, 4.0], [1.5, 2.0], [0.5, 1.0], [0.0, 0.0]]) @ plane
+    directions, trajectory = trajectory_plane(list(weights))
+    places = torch.tensor(trajectory.places)
+    assert torch.allclose(places @ torch.stack(directions), weights - weights[-1], atol=1e-6)
+    assert torch.allclose(torch.stack(directions) @ torch.stack(directions).T, 16 * torch.eye(2), atol=1e-4)
+    assert places[0].norm() == pytest.approx(1)
+    spreads = (places - places.mean(0)).square().sum(0)
+    assert trajectory.explained == pytest.approx((spreads / spreads.sum()).tolist())
+    assert trajectory.explained[0] > trajectory.explained[1]
 
 
 def test_exact_hessian_of_a_network_with_kernel_normalization():

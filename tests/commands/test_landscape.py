@@ -1,6 +1,8 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 from commands.runs import refused
 
 from knlightning.commands import landscape as module
@@ -37,6 +39,22 @@ def test_runs_need_no_names_and_data_may_have_moved(folder, capsys):
     options = ["--dimensions=1", "--eigenvalues=false", "--split=test"]
     main([*FEW, "--runs=[runs/tiny/0]", "--data={eval_batch_size: 3}", *options])
     assert "| tiny/0 | " in capsys.readouterr().out
+
+
+def test_plane_in_which_a_run_was_trained(folder, capsys):
+    options = [*FEW, "--runs={kernel: runs/tiny/0}", "--trajectory=true", "--eigenvalues=false"]
+    assert "must be runs of three or more checkpoints, with trajectory" in refused(capsys, *options)
+    stored = torch.load(folder / "runs/tiny/0/checkpoints/last.ckpt", weights_only=True)
+    for step in (2, 1):  # as if they had been kept
+        moved = {name: value * (1 + step) for name, value in stored["state_dict"].items()}
+        file = folder / f"runs/tiny/0/checkpoints/step-{step}.ckpt"
+        torch.save(stored | {"state_dict": moved, "global_step": stored["global_step"] - step}, file)
+    main(options)
+    found = json.loads((folder / "out/kernel.json").read_text())
+    assert np.abs(found["trajectory"]["places"]) == pytest.approx(np.array([[1, 0], [0.5, 0], [0, 0]]), abs=1e-5)
+    assert found["trajectory"]["explained"] == pytest.approx([1, 0], abs=1e-6)
+    assert found["rows"]["1"][1] == pytest.approx(found["loss"])
+    assert (folder / "out/contours.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def test_a_command_is_one_file(tmp_path, monkeypatch, capsys):
     main(["say-twice", "no"])
     assert capsys.readouterr().out == "no no\n"
     assert run(["say-twice", "--help", "me"]) == 2  # its own arguments, whatever they are
+    assert run("say-twice --help 'with me'") == 2
 
 
 def test_commands_begin_with_those_of_a_run():
