@@ -15,7 +15,7 @@ LOWEST_LOSS, HIGHEST_LOSS = 1e-3, 10.0
 """What is lower or higher is drawn as this: the picture is of the width of a valley, not of its depth."""
 LEVELS = 14
 MOVED = "weights moved, in norms of the filters"
-TRAINED = "weights moved, in distances of the farthest checkpoint from the last"
+TRAINED = "weights moved; 1: the farthest checkpoint"
 
 
 def draw_contours(
