@@ -57,7 +57,7 @@ def check_early(command: str, args: list[str]) -> None:
             if wrong := unknown(key):
                 _end(command, f"{path}: {wrong}")
     if command in USAGES and (not args or not args[0].startswith("-")):
-        what = f"--config stands before {args[0]}" if args else "there is no configuration"
+        what = f"--config stands before {args[0]}" if args else "there is no configuration, which has a model and data"
         _end(command, f"{what}: knl {command} {USAGES[command]}")
     for name in [arg.partition("=")[0] for arg in args if arg[:2] == "--" != arg] if command in USAGES else ():
         if wrong := unknown(name[2:].rstrip("+")):

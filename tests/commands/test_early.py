@@ -47,7 +47,7 @@ def test_the_arguments_of_the_trainer_are_those_of_the_class():
         (["--config", "."], "--config .: this is a folder."),
         (["--config", "run"], "--config run: this is a folder. Did you mean run/config.yaml?"),
         (["tiny.yaml"], "--config stands before tiny.yaml: knl fit --config FILE [--key value ...]"),
-        ([], "there is no configuration: knl fit --config FILE [--key value ...]"),
+        ([], "there is no configuration, which has a model and data: knl fit --config FILE [--key value ...]"),
     ],
 )
 def test_what_does_not_exist_is_told(empty, capsys, args, said):

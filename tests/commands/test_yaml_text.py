@@ -69,7 +69,7 @@ def test_a_second_trainer_in_a_file_is_refused(empty, capsys):
 
 def test_an_alias_bomb_ends_at_once(empty, capsys):
     (empty / "tiny.yaml").write_text(BOMB)
-    assert "aliases" in refused(capsys, "fit", "--config", "tiny.yaml")
+    assert "aliases" in refused(capsys, "doctor", "--config", "tiny.yaml")
 
 
 @pytest.mark.parametrize("command", ["fit", "curves"])
