@@ -187,7 +187,7 @@ class Task(LightningModule, ABC):
             ValueError: If they are too small for it.
         """
         try:
-            return self.backbone(images.to(memory_format=self.memory_format))
+            return self.backbone(images.to(memory_format=self.memory_format) if images.dim() == 4 else images)
         except RuntimeError as error:
             if not found_too_small(error):
                 raise
