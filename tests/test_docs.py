@@ -183,9 +183,9 @@ def test_script_parses(command, examples, monkeypatch):
 # commands on pages for users, run on a few batches in a folder with one run of the quickstart
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
-RUNS = (  # what takes longer has tests of its own
+RUNS = (  # what takes longer has tests of its own; the weights of finetune.yaml are downloaded
     r"knl (fit|validate|test|predict) --config (configs/(quickstart|digits_dp|scenes_fcn_knresnet)|runs/\S+)"
-    r"(?!.*(devices|Wandb|MLFlow|PHOTOS)).*|knl curves .*"
+    r"(?!.*(devices|Wandb|MLFlow|PHOTOS|finetune.yaml)).*|knl curves .*"
 )
 FEW = [
     "--trainer.accelerator=cpu",
