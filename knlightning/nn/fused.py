@@ -138,7 +138,7 @@ def fused_kn_conv(
         passes: What `find_passes` returns.
     """
     tensors = input, weight, bias, residual, seed
-    standardizes = passes is cpu_passes and pointwise.is_faster(input, weight, residual, settings)
+    standardizes = passes is cpu_passes and pointwise.is_faster(input, weight, settings)
     if not torch.is_grad_enabled():
         if standardizes:
             return pointwise.forward(*tensors, settings)[0]

@@ -14,7 +14,7 @@ from knlightning.nn import cpu_passes
 from knlightning.nn.autograd import CHANNELS_LAST, Settings, composite_gradients, convolve
 
 
-def is_faster(input: Tensor, weight: Tensor, residual: Tensor | None, settings: Settings) -> bool:
+def is_faster(input: Tensor, weight: Tensor, settings: Settings) -> bool:
     """Whether to standardize the input rather than normalize the result; as measured with batches of two.
 
     It does not depend on the size of the batch, so that samples do not depend on each other.
@@ -23,7 +23,7 @@ def is_faster(input: Tensor, weight: Tensor, residual: Tensor | None, settings: 
     if max(window.kernel_size + window.stride) > 1 or any(window.pads):
         return False
     pixels, filters = math.prod(input.shape[2:]), len(weight)
-    if not torch.is_grad_enabled():  # the result is in the caches yet; many filters are not
+    if not torch.is_grad_enabled():  # the result is still in the caches; many filters are not
         return filters > 8 * pixels
     saved = 0 if settings.relu_output else 4 * filters
     return pixels * (3 * input.shape[1] - saved) < weight.numel() / 2
