@@ -1,6 +1,7 @@
 """The command `knl`: finds the command that is asked for, and runs it."""
 
 import ast
+import atexit
 import gc
 import os
 import shlex
@@ -118,7 +119,7 @@ def _interrupted_at_once() -> Iterator[None]:
 
 
 def _import(module: str) -> Any:
-    """Import a command without a search for garbage in what it imports, which takes a third of the time, also later."""
+    """Import a command without a search for garbage in what it imports, which takes long, also later."""
     if module in sys.modules or not gc.isenabled():
         return import_module(module)
     gc.disable()
@@ -127,6 +128,7 @@ def _import(module: str) -> Any:
             return import_module(module)
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # as without it, or torch may abort when a process with threads ends
         gc.enable()
 
 
