@@ -34,8 +34,8 @@ class UnverifiedCIFAR100(CIFAR100):
     """torchvision's dataset for files of any content."""
 
     train_list = [[name, None] for name, _ in CIFAR100.train_list]  # noqa: RUF012 # as in the base
-    test_list = [[name, None] for name, _ in CIFAR100.test_list]  # noqa: RUF012
-    meta = {**CIFAR100.meta, "md5": None}  # noqa: RUF012
+    test_list = [[name, None] for name, _ in CIFAR100.test_list]  # noqa: RUF012 # as in the base
+    meta = {**CIFAR100.meta, "md5": None}  # noqa: RUF012 # as in the base
 
 
 def write_images(root: Path, images: np.ndarray) -> None:

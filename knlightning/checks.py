@@ -102,6 +102,6 @@ def check_number(
     words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
     allowed = ("a whole number" if integer else "a number") + (f" {words}" if words else "")
     ok = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    ok = ok and (at_least is None or value >= at_least) and (above is None or value > above)  # type: ignore[operator]
-    ok = ok and (at_most is None or value <= at_most) and (below is None or value < below)  # type: ignore[operator]
+    ok = ok and (at_least is None or value >= at_least) and (above is None or value > above)  # type: ignore[operator] # numbers
+    ok = ok and (at_most is None or value <= at_most) and (below is None or value < below)  # type: ignore[operator] # numbers
     check(ok, name, value, allowed + (f", or null for {none}" if none else ""), hint)
