@@ -1,16 +1,19 @@
-"""Measure how fast a process makes training images of JPEG files, beside torchvision's reference and timm.
+"""Measure how fast a process makes training images of JPEG files, beside torchvision's reference, timm, and DALI.
 
     python experiments/decoding.py
+
+NVIDIA DALI runs on the CPU, and takes part if it is installed: `pip install nvidia-dali-cuda120`.
 
 All crop, scale, and mirror at random, to 224x224 pixels, and make batches. Files are parts of 500x375 pixels of the
 two photographs that come with scikit-learn. What is measured are images in a second of processor time of a single
 thread, which does not depend on what else the machine does. The ways run in turn; ratios are taken within a round.
 """
 
+import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,21 @@ def references(folder: Path, batch_size: int) -> dict[str, Iterable[Any]]:
     }
 
 
+def dali(folder: Path, count: int, batch_size: int) -> Callable[[], Iterator[Any]]:
+    """Make what reads all images once with NVIDIA DALI, which decodes no more than the crop."""
+    from nvidia.dali import Pipeline, fn
+
+    # without threads that read ahead: their time would be counted for what runs next
+    alone = {"prefetch_queue_depth": 1, "exec_async": False, "exec_pipelined": False}
+    with Pipeline(batch_size=batch_size, num_threads=1, device_id=None, **alone) as pipeline:
+        files, labels = fn.readers.file(file_root=str(folder / "train"), random_shuffle=True)
+        crops = fn.decoders.image_random_crop(files, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3])
+        images = fn.flip(fn.resize(crops, size=[SIZE, SIZE]), horizontal=fn.random.coin_flip())
+        pipeline.set_outputs(images, labels)
+    pipeline.build()
+    return lambda: (pipeline.run() for _ in range(count // batch_size))
+
+
 def images_per_second(run: Callable[[], int]) -> float:
     """Return how many images a call makes in a second of processor time."""
     start = time.process_time()
@@ -123,6 +141,9 @@ def measure(images: int = 128, batch_size: int = 32, rounds: int = 7) -> dict[st
         }
         for key, other in references(folder, batch_size).items():
             ways[key] = partial(_count, other)
+        if importlib.util.find_spec("nvidia.dali"):
+            run = dali(folder, images, batch_size)
+            ways["NVIDIA DALI on the CPU"] = lambda: _count(run())
         speeds = [{key: images_per_second(way) for key, way in ways.items()} for _ in range(rounds + 1)][1:]
     print(f"Images in a second of processor time; medians of {rounds} rounds of {images} images\n")
     print("| | images/s | ratio (range) |\n| --- | --- | --- |")

@@ -126,10 +126,20 @@ def pixels(path: str | os.PathLike[str], upright: bool = True, content: bytes | 
 
 def is_turned(path: str | os.PathLike[str], content: bytes | None) -> bool:
     """Say whether the EXIF data of a JPEG file turn the image; Pillow looks only if there are some."""
-    if content is None or not any(word in content for word in (b"Exif", b"rientation")):
+    if content is None or not any(
+        content.find(word, 0, _header_end(content)) >= 0 for word in (b"Exif", b"rientation")
+    ):
         return False
     with opened(path, content) as image:
         return _turn(image) is not None
+
+
+def _header_end(content: bytes) -> int:
+    """Return where the pixels of a JPEG file begin: searching them would take a twentieth of the time of decoding."""
+    place = 2
+    while (marker := content[place : place + 2]).startswith(b"\xff") and marker != b"\xff\xda":
+        place += 1 if marker == b"\xff\xff" else 2 + int.from_bytes(content[place + 2 : place + 4])
+    return place
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

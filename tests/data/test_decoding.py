@@ -162,6 +162,15 @@ def test_exif_that_cannot_be_read_is_ignored(tmp_path, data, turned):
     assert decoded(path, upright=False).size == (40, 30)
 
 
+def test_orientation_is_found_behind_other_segments_of_a_jpeg_file(tmp_path):
+    path = tmp_path / "photo.jpg"
+    noise().save(path, exif=exif(TURN))
+    start, _, rest = path.read_bytes().partition(b"\xff\xe1")
+    profile = b"\xff\xe2\x00\x08\xff\xda1234"  # with the bytes that begin the pixels, outside it
+    path.write_bytes(start + profile + b"\xff\xff\xe1" + rest)
+    assert pixels(path).shape == (3, 40, 30)
+
+
 @pytest.mark.parametrize("orientation", range(10))
 def test_orientations_are_those_of_exif(tmp_path, orientation):
     from PIL import ImageOps
