@@ -116,11 +116,12 @@ class TrainedModel:
         found: list[Prediction] = []
         for start in range(0, len(every), size):
             batch = torch.stack([self.prepare(image) for image in every[start : start + size]])
-            if isinstance(self.task, SegmentationTask):
-                label_maps = self.task.averaged_logits(batch).argmax(dim=1).cpu()
-                found += [Prediction(label_map=label_map) for label_map in label_maps]
+            if isinstance(task := self.task, SegmentationTask):
+                (label_maps,) = task.in_parts(lambda part: (task.averaged_logits(part).argmax(dim=1),), batch)
+                found += [Prediction(label_map=label_map) for label_map in label_maps.cpu()]
                 continue
-            probabilities = self.task(batch).float().softmax(dim=1)
+            logits: Tensor = getattr(task, "averaged_logits", task)(batch)
+            probabilities = logits.float().softmax(dim=1)
             classes = describe(self.datamodule).names(probabilities.shape[1])
             top = probabilities.topk(min(top_k, len(classes)))
             for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):

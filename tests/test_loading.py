@@ -12,7 +12,8 @@ from standins import RandomData, TinyFCN, TinyNet, tiny_config, write_image_fold
 import knlightning
 from knlightning.callbacks import BestCheckpoint, LastCheckpoint, RunConfig
 from knlightning.data import DigitScenesDataModule, ImageFolderDataModule
-from knlightning.tasks import ClassificationTask, SegmentationTask
+from knlightning.tasks import ClassificationTask, SegmentationTask, segmentation
+from knlightning.tasks.inference import by_tiles
 
 
 def save(run, task, data, config):
@@ -33,12 +34,13 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("load")
     write_image_folder(root / "images")
     config = tiny_config()
+    config["model"]["init_args"]["eval_flip"] = True
     config["model"]["init_args"]["backbone"]["init_args"] = {"num_classes": 2}
     settings = {"root": str(root / "images"), "eval_resize": 24, "eval_size": 16, "num_workers": 0}
     config["data"] = {"class_path": "knlightning.data.ImageFolderDataModule", "init_args": settings}
     data = ImageFolderDataModule(**settings)
     data.setup("validate")
-    task = ClassificationTask(TinyNet(2))
+    task = ClassificationTask(TinyNet(2), eval_flip=True)
     save(root / "run", task, data, config)
     return root, task.eval(), data
 
@@ -51,7 +53,7 @@ def test_predictions_are_those_of_the_trainer(folders, form):
     data.setup("predict")
     paths = [path for _, batch in data.predict_dataloader() for path in batch]
     (images, _) = data.on_after_batch_transfer(next(iter(data.predict_dataloader())), 0)
-    expected = task(images).softmax(dim=1)
+    expected = task.predict_step((images, paths), 0)
     opened = [Image.open(path) for path in paths]
     tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in opened]
     given = {
@@ -80,7 +82,10 @@ def test_images_of_other_types_are_refused(folders):
         knlightning.load(folders[0] / "run").predict(torch.rand(3, 8, 8))
 
 
-def test_scenes_keep_their_size(tmp_path):
+def test_scenes_keep_their_size_and_large_ones_are_predicted_by_tiles(tmp_path, monkeypatch):
+    cut = []
+    monkeypatch.setattr(segmentation, "LARGEST_WHOLE", 9 * 14 - 1)
+    monkeypatch.setattr(segmentation, "by_tiles", lambda *args: cut.append(args) or by_tiles(*args, tile=8, margin=2))
     config = tiny_config()
     backbone = {"class_path": "standins.TinyFCN", "init_args": {"num_classes": 11}}
     config["model"] = {"class_path": "knlightning.tasks.SegmentationTask", "init_args": {"backbone": backbone}}
@@ -89,6 +94,7 @@ def test_scenes_keep_their_size(tmp_path):
     save(tmp_path, task, None, config)
     image = torch.randint(256, (3, 9, 14), dtype=torch.uint8)
     (prediction,) = knlightning.load(tmp_path / "checkpoints" / "last.ckpt").predict(image)
+    assert cut
     prepared = DigitScenesDataModule(scaling="standard").prepared(image[None], train=False)
     assert torch.equal(prediction.label_map, task(prepared)[0].argmax(dim=0))
 

@@ -100,7 +100,7 @@ def mean_curve(runs: Sequence[Path], metric: str, x: XAxis = "epochs") -> tuple[
 
     Returns:
         For each epoch that a run has ended: the mean over the runs of epochs, steps or hours trained; the mean of the
-        metric; its standard deviation, 0 of a single run.
+        metric, of which the last value in the epoch counts; its standard deviation, 0 of a single run.
 
     Raises:
         ValueError: If `x` is "hours", and a run has not logged its time.
@@ -114,13 +114,12 @@ def mean_curve(runs: Sequence[Path], metric: str, x: XAxis = "epochs") -> tuple[
             ends = dict(zip(seconds, np.cumsum(list(seconds.values())) / 3600, strict=True))
         else:
             ends = {epoch: 1 + (epoch if x == "epochs" else step) for epoch, step in metrics["step"]}
-        for epoch, value in metrics.get(metric, []):
+        for epoch, value in dict(metrics.get(metric, [])).items():
             if epoch in ends:
                 points.setdefault(epoch, []).append((ends[epoch], value))
-    places = np.array([statistics.mean(place for place, _ in found) for found in points.values()])
-    means = np.array([statistics.mean(value for _, value in found) for found in points.values()])
-    spreads = [statistics.stdev(value for _, value in found) if len(found) > 1 else 0.0 for found in points.values()]
-    return places, means, np.array(spreads)
+    ordered = [np.array(points[epoch]).T for epoch in sorted(points)]
+    places, means = (np.array([found[i].mean() for found in ordered]) for i in (0, 1))
+    return places, means, np.array([found[1].std(ddof=1) if found.shape[1] > 1 else 0.0 for found in ordered])
 
 
 def score_of(runs: Sequence[Path]) -> str:

@@ -186,11 +186,12 @@ def loss_rows(
 
     def row(index: int) -> tuple[int, list[float]]:
         function = free.get()
-        along, across = (direction.to(function.weights) for direction in directions)
-        start = function.weights + offsets[index] * across
-        losses = [function(start + offset * along) for offset in offsets]
-        free.put(function)
-        return index, losses
+        try:
+            along, across = (direction.to(function.weights) for direction in directions)
+            start = function.weights + offsets[index] * across
+            return index, [function(start + offset * along) for offset in offsets]
+        finally:
+            free.put(function)  # else a row that waits for it would keep an error back
 
     with ThreadPoolExecutor(len(functions)) as pool:
         yield from pool.map(row, rows)  # which gives up what has not begun if nobody asks for more

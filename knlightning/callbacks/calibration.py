@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_BINS = 15
+UNIT = 2**-24
+"""In which probabilities are added, as whole numbers: sums in float32 would not grow beyond some 2**24 pixels."""
 
 
 class Reliability(Metric):
@@ -31,23 +33,23 @@ class Reliability(Metric):
         super().__init__()
         self.add_state("counts", torch.zeros(NUM_BINS, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("hits", torch.zeros(NUM_BINS, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("probabilities", torch.zeros(NUM_BINS), dist_reduce_fx="sum")
+        self.add_state("probabilities", torch.zeros(NUM_BINS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, probabilities: Tensor, right: Tensor) -> None:
         """Add predictions.
 
         Args:
-            probabilities: Probability of the predicted class (N,), float32 in [0, 1].
+            probabilities: Probability of the predicted class (N,) in [0, 1].
             right: Whether it is the true one (N,), bool.
         """
         bins = (probabilities * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         self.counts.scatter_add_(0, bins, torch.ones_like(bins))
         self.hits.scatter_add_(0, bins, right.long())
-        self.probabilities.scatter_add_(0, bins, probabilities)
+        self.probabilities.scatter_add_(0, bins, (probabilities / UNIT).round().long())
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return number, accuracy and mean probability of the predictions in each bin; NaN where there are none."""
-        return self.counts, self.hits / self.counts, self.probabilities / self.counts
+        return self.counts, self.hits / self.counts, self.probabilities / self.counts * UNIT
 
 
 def expected_calibration_error(counts: Tensor, accuracy: Tensor, probability: Tensor) -> float:

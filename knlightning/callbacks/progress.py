@@ -69,7 +69,8 @@ class Progress(TQDMProgressBar):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the epoch."""
         super().on_train_epoch_end(trainer, pl_module)
-        self._print_line(trainer, pl_module, "")
+        if self._begun is not None:  # else the run has resumed behind the last batch
+            self._print_line(trainer, pl_module, "")
 
     def on_train_end(self, *_: Any) -> None:
         """Do nothing: the bar of the last epoch is closed."""

@@ -13,10 +13,10 @@ class Throughput(Callback):
     """Log `train/images_per_s`: training images of an epoch on all devices, divided by `train/seconds` of training.
 
     The time for reading data counts, the time for validation does not. Of an epoch that is resumed in its middle the
-    seconds since then are logged. The progress bar shows the value during the
-    epoch; it is logged at its end. (Lightning's ThroughputMonitor counts over a window of batches, and needs two
-    functions, which a configuration file cannot give.) TensorBoard is told how many images were seen since the start of
-    the run, unless it goes on from a checkpoint of a release that did not count them.
+    seconds since then are logged. The progress bar shows the value during the epoch; it is logged at its end.
+    (Lightning's ThroughputMonitor counts over a window of batches, and needs two functions, which a configuration file
+    cannot give.) TensorBoard is told how many images were seen since the start of the run, unless it goes on from a
+    checkpoint of a release that did not count them.
     """
 
     def __init__(self) -> None:
@@ -66,8 +66,9 @@ class Throughput(Callback):
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the throughput of the epoch."""
-        for logger in trainer.loggers:  # not by pl_module.log, which writes only after the epoch's checkpoint
+        """Log the throughput of the epoch, unless the run has resumed behind its last batch."""
+        for logger in trainer.loggers if self._images else ():
+            # not by pl_module.log, which writes only after the epoch's checkpoint
             speed = {"train/images_per_s": self._images / self._seconds, "train/seconds": self._seconds}
             logger.log_metrics({**speed, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
 

@@ -237,7 +237,7 @@ class Task(LightningModule, ABC):
         for name, value in values.items():
             self.log(name, value, logger=False, sync_dist=True)  # for the progress bar and the callbacks
         numbers = {name: float(value) for name, value in values.items()}
-        for logger in self.loggers:
+        for logger in self.loggers if numbers else ():  # none if the run has resumed behind the last batch
             logger.log_metrics({**numbers, "epoch": self.current_epoch}, step=self.global_step - 1)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:

@@ -162,7 +162,7 @@ class ClassificationTask(Task):
 
     def evaluate(self, images: Tensor, labels: Tensor, metrics: ClassificationMetrics) -> Tensor:
         """Compute the logits (N, classes) of a batch, images (N, C, H, W) and labels (N,)."""
-        logits = self._evaluated(images)
+        logits = self.averaged_logits(images)
         self.check_width(logits)
         labels = self._checked(labels, *logits.shape)
         metrics.update(F.cross_entropy(logits, labels, reduction="none").mean(), logits, labels)
@@ -170,9 +170,9 @@ class ClassificationTask(Task):
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
         """Compute the probabilities (N, classes) of a batch."""
-        return self._evaluated(batch[0]).float().softmax(dim=1)
+        return self.averaged_logits(batch[0]).float().softmax(dim=1)
 
-    def _evaluated(self, images: Tensor) -> Tensor:
+    def averaged_logits(self, images: Tensor) -> Tensor:
         """Compute the logits (N, classes) of images (N, C, H, W) as evaluation does."""
         return (self(images) + self(images.flip(-1))) / 2 if self.eval_flip else self(images)
 

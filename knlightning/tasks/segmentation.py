@@ -123,8 +123,8 @@ class SegmentationMetrics(Metrics):
         self.confusion.update(predicted, labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """Compute loss and scores by name; the score of a class without pixels is NaN."""
-        if self.confusion is None:
+        """Compute loss and scores by name, if there was a batch; the score of a class without pixels is NaN."""
+        if self.confusion is None or not self.loss_sum.update_called:
             return {}
         scores = class_scores(self.confusion.compute())
         iou = scores.pop("iou")
@@ -247,7 +247,7 @@ class SegmentationTask(Task):
             highest, predicted = logits.max(dim=1)
             return losses, predicted, (highest - logits.logsumexp(dim=1)).exp(), labels
 
-        losses, predicted, probabilities, labels = self._in_parts(of_part, images, labels)
+        losses, predicted, probabilities, labels = self.in_parts(of_part, images, labels)
         metrics.update(*mean_of_pixels(losses, labels, self.class_weights, self.loss_mean), predicted, labels)
         assert metrics.confusion is not None
         return {"classes": predicted, "probabilities": probabilities, "num_classes": metrics.confusion.num_classes}
@@ -260,9 +260,9 @@ class SegmentationTask(Task):
             self.check_width(logits)
             return (logits.argmax(dim=1),)
 
-        return self._in_parts(of_part, batch[0])[0]
+        return self.in_parts(of_part, batch[0])[0]
 
-    def _in_parts(self, function: Callable[..., tuple[Tensor, ...]], *images: Tensor) -> tuple[Tensor, ...]:
+    def in_parts(self, function: Callable[..., tuple[Tensor, ...]], *images: Tensor) -> tuple[Tensor, ...]:
         """Apply a function to images, and to what belongs to them, part by part if they are large."""
         height, width = (side * max(self.eval_scales) for side in images[0].shape[-2:])
         tiled = self.eval_window is None and height * width > LARGEST_WHOLE

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from knlightning.analysis.curves import COLOURS, draw_convergence, draw_curves, draw_scores, read_metrics, styles_of
+from knlightning.analysis.curves import (
+    COLOURS,
+    draw_convergence,
+    draw_curves,
+    draw_scores,
+    mean_curve,
+    read_metrics,
+    styles_of,
+)
 from knlightning.nn.normalization import NORMS
 
 METRICS = """step,lr-SGD,val/loss,val/acc,epoch,train/loss,train/acc
@@ -58,6 +66,14 @@ def test_convergence_is_the_mean_over_runs_and_its_spread(tmp_path):
     assert second.lines[0].get_color() == first.lines[1].get_color() != first.lines[0].get_color()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["x", "y", "z"]
     figure.savefig(tmp_path / "convergence.png")
+
+
+def test_of_several_validations_in_an_epoch_the_last_counts(tmp_path):
+    """And epochs are in their order, whichever run has them."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "metrics.csv").write_text("step,val/acc,epoch\n5,0.1,1\n9,0.5,1\n19,0.75,2\n")
+    places, means, spreads = mean_curve([tmp_path / "a", write_run(tmp_path / "b", 0.25)], "val/acc")
+    assert (places.tolist(), means.tolist(), spreads.tolist()) == ([1, 2, 3], [0.25, 0.5, 0.75], [0, 0, 0])
 
 
 @pytest.mark.parametrize(("x", "expected"), [("epochs", [1, 2]), ("steps", [45, 90]), ("hours", [3 / 3600, 4 / 3600])])

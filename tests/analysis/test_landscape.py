@@ -1,4 +1,5 @@
 import copy
+import time
 
 import pytest
 import torch
@@ -75,6 +76,16 @@ def test_rows_of_a_surface_on_several_devices(quadratic):
         points = [w + offsets[index] * y + offset * x for offset in offsets]
         assert losses == pytest.approx([float(point @ A @ point) / 2 for point in points])
     assert list(rows) == [2, 0]
+
+
+def test_an_error_in_a_row_is_raised(quadratic):
+    losses = iter(torch.zeros(6))  # those of a row, of three batches at each place
+    quadratic.loss = lambda *_: next(losses)
+    rows = loss_rows([quadratic], (torch.eye(6)[0], torch.eye(6)[4]), [0.0, 1.0], [0, 1, 0])
+    assert next(rows) == (0, [0, 0])
+    time.sleep(0.1)  # until the third row is begun, too
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        next(rows)
 
 
 def test_plane_of_a_trajectory():

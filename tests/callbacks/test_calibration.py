@@ -30,6 +30,17 @@ def test_certain_predictions_are_in_the_last_bin():
     assert expected_calibration_error(counts, accuracy, probability) == 0.5
 
 
+def test_there_may_be_more_predictions_than_float32_counts():
+    reliability = Reliability()
+    reliability.update(torch.ones(1), torch.tensor([True]))
+    for name in ("counts", "hits", "probabilities"):
+        setattr(reliability, name, getattr(reliability, name) * 2**25)
+    for precision in (torch.float32, torch.float64):  # the probabilities of pixels have that of the trainer
+        reliability.update(torch.full((2**20,), 0.96875, dtype=precision), torch.ones(2**20, dtype=torch.bool))
+    expected = (2**25 + 2**21 * 0.96875) / (2**25 + 2**21)
+    assert reliability.compute()[2][-1] == pytest.approx(expected, rel=1e-6)
+
+
 def test_diagram_shows_accuracy_and_share():
     counts, accuracy = torch.zeros(15), torch.full((15,), torch.nan)
     counts[3], counts[14], accuracy[3], accuracy[14] = 1, 3, 0.5, 1.0

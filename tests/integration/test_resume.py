@@ -1,6 +1,7 @@
 """An interrupted and resumed run ends where a run left alone ends, bit for bit."""
 
 import csv
+import re
 import shutil
 
 import pytest
@@ -171,6 +172,22 @@ def test_run_stopped_within_an_epoch_goes_on_at_its_next_batch(tmp_path, monkeyp
     for key in ("optimizer_states", "lr_schedulers", "global_step", "epoch"):
         torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_run_goes_on_behind_the_last_batch_of_an_epoch(tmp_path, monkeypatch, capsys):
+    """From the best checkpoint, which is written within the validation where not every epoch has one."""
+    monkeypatch.chdir(tmp_path)
+    few = {"limit_train_batches": 3, "limit_val_batches": 1, "check_val_every_n_epoch": 2, "enable_progress_bar": True}
+    write_config(tmp_path / "a.yaml", tiny_config(**few))
+    main(["fit", "--config", "a.yaml", "--run_dir", "whole"])
+    capsys.readouterr()
+    main(["fit", "--config", "a.yaml", "--run_dir", "parts", "--ckpt_path", "whole/checkpoints/best.ckpt"])
+    assert re.findall(r"^Epoch \d", capsys.readouterr().out, re.M) == ["Epoch 2"]
+    whole, last = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("whole", "parts"))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        torch.testing.assert_close(last[key], whole[key], rtol=0, atol=0)
+    of_epoch = [row for row in rows(tmp_path / "whole") if row.get("epoch") == "2"]
+    assert [row for row in rows(tmp_path / "parts") if "epoch" in row] == of_epoch
 
 
 def test_the_network_of_these_tests_draws_random_numbers(tmp_path, monkeypatch):
