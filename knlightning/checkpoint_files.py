@@ -84,29 +84,30 @@ def check_checkpoint(path: str | os.PathLike[str], content: Any, to_resume: bool
         raise ValueError(f"{os.fspath(path)} is damaged, or not a checkpoint of a run: {part} is missing or wrong")
 
 
-def stored_config(content: Any) -> Any:
-    """Return the configuration of the run that has written a checkpoint; an empty one if it is not stored.
+def stored_config(content: Any, key: str = "config") -> Any:
+    """Return what `knlightning.callbacks.RunConfig` has stored in a checkpoint; an empty dictionary for nothing.
 
     Args:
         content: What `read_checkpoint` returns.
+        key: "config" for the configuration of the run, "job" for the number of its SLURM job.
     """
     callbacks = content.get("callbacks") if isinstance(content, dict) else None
     state = callbacks.get("RunConfig") if isinstance(callbacks, dict) else None
-    return state.get("config", {}) if isinstance(state, dict) else {}
+    return state.get(key, {}) if isinstance(state, dict) else {}
 
 
-def check_plain(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
-    """Return the configuration that is stored in a checkpoint, if it is one.
+def plain_config(path: str | os.PathLike[str], content: Any) -> dict[str, Any]:
+    """Return the configuration of the run that has written a checkpoint; an empty one if it is not stored.
 
     Args:
         path: The file, for the message.
-        config: What is stored in the place of a configuration.
+        content: What was read.
 
     Raises:
         ValueError: If it is not made of dictionaries, lists and plain values.
     """
     try:
-        plain = json.loads(json.dumps(config))
+        plain = json.loads(json.dumps(stored_config(content)))
     except (TypeError, ValueError, RecursionError):
         plain = None
     if not isinstance(plain, dict):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from knlightning.checkpoint_files import check_checkpoint, check_plain, read_checkpoint, stored_config
+from knlightning.checkpoint_files import check_checkpoint, plain_config, read_checkpoint
 from knlightning.checks import check_number
 from knlightning.data import BaseDataModule
 from knlightning.data.decoding import decoded, fitted
@@ -175,7 +175,7 @@ def load(
     path = checkpoint_of(run_or_checkpoint)
     stored = read_checkpoint(path)
     check_checkpoint(path, stored, to_resume=False)
-    config = check_plain(path, stored_config(stored))
+    config = plain_config(path, stored)
     if not config:
         raise ValueError(f"{path} holds no configuration: it was not written by knl fit")
     task = task_class(config).load_from_checkpoint(path, map_location=device)

@@ -3,7 +3,6 @@
 All of it is optional: a LightningDataModule, LightningModule or Callback of your own works without it.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,9 +12,17 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 
-@runtime_checkable
-class DescribedImages(Protocol):
-    """What tasks, callbacks and commands read from a datamodule. They do without what it lacks.
+def stretched(images: Tensor) -> Tensor:
+    """Bring images (N, C, H, W) of an unknown scaling to [0, 1], each by itself."""
+    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+    return (images - low) / (high - low).clamp(min=1e-12)
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """What tasks, callbacks and commands read from a datamodule; None for what it lacks, and they do without.
+
+    Empty names, palettes and label ids are None too, and so are 0 classes: data that are not read yet have them.
 
     Attributes:
         class_names: Names of the classes in the order of the labels.
@@ -27,56 +34,10 @@ class DescribedImages(Protocol):
         predict_dir: Folder of the images to predict on; predictions lie in the run as the images lie in it.
         hparams: Its arguments. Of these `eval_resize` is read: the length in pixels to which the shorter side of an
             image is brought before `image_size` is cut out of its middle.
-    """
-
-    @property
-    def class_names(self) -> Sequence[str]: ...
-    @property
-    def num_classes(self) -> int: ...
-    @property
-    def image_size(self) -> tuple[int, int]: ...
-    @property
-    def scaling(self) -> str: ...
-    @property
-    def mean(self) -> Sequence[float]: ...
-    @property
-    def std(self) -> Sequence[float]: ...
-    @property
-    def predict_dir(self) -> str | os.PathLike[str] | None: ...
-    @property
-    def hparams(self) -> Mapping[str, Any]: ...
-
-    def displayable(self, images: Tensor) -> Tensor:
-        """Bring scaled images (N, C, H, W) back to [0, 1], for pictures."""
-
-
-@runtime_checkable
-class DescribedScenes(DescribedImages, Protocol):
-    """The same of a datamodule whose images have a class for each pixel.
-
-    Attributes:
-        palette: Red, green and blue of each class, 0 to 255.
-        label_ids: Number of each class in the files of a benchmark.
-    """
-
-    @property
-    def palette(self) -> Sequence[tuple[int, int, int]]: ...
-    @property
-    def label_ids(self) -> Sequence[int]: ...
-
-
-def stretched(images: Tensor) -> Tensor:
-    """Bring images (N, C, H, W) of an unknown scaling to [0, 1], each by itself."""
-    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp(min=1e-12)
-
-
-@dataclass(frozen=True)
-class DataDescription:
-    """What is known of the data: the attributes of `DescribedScenes`, and None for what a datamodule lacks.
-
-    Empty names, palettes and label ids are None too, and so are 0 classes: data that are not read yet have them.
-    `displayable` is always there: it is `stretched` where the datamodule has none.
+        palette: Red, green and blue of each class, 0 to 255, if there is one for each pixel.
+        label_ids: Number of each class in the files of a benchmark, likewise.
+        displayable: Method that brings scaled images (N, C, H, W) back to [0, 1], for pictures; `stretched` where the
+            datamodule has none.
     """
 
     class_names: Sequence[str] | None = None
@@ -102,7 +63,7 @@ def describe(datamodule: object) -> DataDescription:
     """Read what a datamodule says of its data. This is the only place that reads it.
 
     Args:
-        datamodule: With any of the attributes of `DescribedScenes`; None if there is none.
+        datamodule: With any of the attributes of `DataDescription`; None if there is none.
     """
     given: dict[str, Any] = {field.name: getattr(datamodule, field.name, None) for field in fields(DataDescription)}
     for name in ("class_names", "palette", "label_ids"):

@@ -3,7 +3,7 @@ import zipfile
 import pytest
 import torch
 
-from knlightning.checkpoint_files import check_checkpoint, check_plain, holds_weights_alone, read_checkpoint
+from knlightning.checkpoint_files import check_checkpoint, holds_weights_alone, plain_config, read_checkpoint
 
 WHOLE = {
     "epoch": 1,
@@ -98,7 +98,10 @@ def test_weights_alone():
 
 
 def test_a_configuration_is_made_of_plain_values():
-    assert check_plain("a.ckpt", {"a": [1, None, "b"]}) == {"a": [1, None, "b"]}
+    def read(config):
+        return plain_config("a.ckpt", {"callbacks": {"RunConfig": {"config": config}}})
+
+    assert read({"a": [1, None, "b"]}) == {"a": [1, None, "b"]}
     for wrong in ([1], {"a": torch.ones(2)}, "a"):
         with pytest.raises(ValueError, match=r"a\.ckpt is damaged: the configuration"):
-            check_plain("a.ckpt", wrong)
+            read(wrong)

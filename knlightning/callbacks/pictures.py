@@ -50,7 +50,7 @@ class Pictures(Callback):
     the task's `ignore_index` do not count. For segmentation each image is shown with its true and its
     predicted classes in colours, and the intersection over union of each class is drawn too; the images are the first
     ones. In classification they come from all classes, from each equally many, with those first that are wrong. What is
-    known of the data (`knlightning.protocols.DescribedScenes`: names and colours of the classes, how to undo the
+    known of the data (`knlightning.protocols.DataDescription`: names and colours of the classes, how to undo the
     scaling) comes from the datamodule.
 
     What cannot be drawn never ends a run: it is left out, with a warning. With more than 2000 classes there is no

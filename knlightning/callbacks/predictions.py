@@ -44,7 +44,7 @@ class PredictionWriter(Callback):
     come into `predictions.partial`, which takes the place of an earlier `predictions` as a whole. After an error what
     is partial stays, with what was predicted until then.
 
-    Batches must be (images, paths). What is known of the data (`knlightning.protocols.DescribedScenes`: names,
+    Batches must be (images, paths). What is known of the data (`knlightning.protocols.DataDescription`: names,
     colours and numbers of the classes, `predict_dir`, how to undo the scaling) comes from the datamodule.
 
     Args:

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from knlightning.checkpoint_files import stored_config
 from knlightning.run_directory import CHECKPOINTS, CONFIG, replacing
 
 JOB_VARIABLE = "SLURM_JOB_ID"
@@ -61,20 +60,3 @@ class RunConfig(Callback):
         """
         job = os.environ.get(JOB_VARIABLE)
         return {"config": self.config} if job is None else {"config": self.config, "job": job}
-
-    @staticmethod
-    def stored_in(checkpoint: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration stored in a checkpoint; empty if there is none."""
-        config: dict[str, Any] = stored_config(checkpoint)
-        return config
-
-    @staticmethod
-    def job_of(checkpoint: dict[str, Any]) -> str | None:
-        """Return the number of the SLURM job that has written a checkpoint; None if there was none."""
-        return _state(checkpoint).get("job")
-
-
-def _state(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    callbacks = checkpoint.get("callbacks")
-    state = callbacks.get(RunConfig.__qualname__) if isinstance(callbacks, dict) else None
-    return state if isinstance(state, dict) else {}

@@ -10,10 +10,10 @@ from typing import Any
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from knlightning.callbacks import BestCheckpoint, MetricsCSV, RunConfig, TensorBoardLog
+from knlightning.callbacks import BestCheckpoint, MetricsCSV, TensorBoardLog
 from knlightning.callbacks.run_config import JOB_VARIABLE
 from knlightning.callbacks.signals import Stopped
-from knlightning.checkpoint_files import read_checkpoint
+from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.commands.arguments import as_list
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
@@ -94,8 +94,8 @@ class FitCLI(KNLightningCLI):
             return False
         if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
             return True
-        stored: Any = read_checkpoint(checkpoint_in(self.run_dir, "last"), map_location="meta")
-        return isinstance(stored, dict) and RunConfig.job_of(stored) == os.environ.get(JOB_VARIABLE)
+        stored = read_checkpoint(checkpoint_in(self.run_dir, "last"), map_location="meta")
+        return stored_config(stored, "job") == os.environ.get(JOB_VARIABLE)
 
     def _requeue(self) -> None:
         """Have SLURM start the job again, if it runs there."""

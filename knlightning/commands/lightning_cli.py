@@ -23,9 +23,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from knlightning import __version__
-from knlightning.callbacks import CONFIGURED, AtomicCheckpointIO, RunConfig, made_for_every_run
+from knlightning.callbacks import CONFIGURED, AtomicCheckpointIO, made_for_every_run
 from knlightning.callbacks.signals import Stopped, stopped_by_signals
-from knlightning.checkpoint_files import check_checkpoint, check_plain, holds_weights_alone, read_checkpoint
+from knlightning.checkpoint_files import check_checkpoint, holds_weights_alone, plain_config, read_checkpoint
 from knlightning.commands.arguments import as_list, flatten
 from knlightning.commands.claim import Claim
 from knlightning.commands.early import OPTIONS, USAGES
@@ -182,7 +182,7 @@ class KNLightningCLI(LightningCLI):
             return
         check_checkpoint(checkpoint, stored, to_resume=self.trains)
         self.first_step = stored["global_step"]
-        self._show_differences(checkpoint, check_plain(checkpoint, RunConfig.stored_in(stored)))
+        self._show_differences(checkpoint, plain_config(checkpoint, stored))
         self.checkpoint = checkpoint
         say(f"Restoring {checkpoint}, of epoch {stored['epoch']}.")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
 
 from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.checks import check, check_choice, check_number
@@ -35,9 +36,11 @@ class Metrics(nn.Module, ABC):
     def compute(self) -> dict[str, Tensor]:
         """Compute the value of each metric by its name, the same on every device."""
 
-    @abstractmethod
     def reset(self) -> None:
         """Forget all batches."""
+        for metric in self.children():
+            if isinstance(metric, Metric):
+                metric.reset()
 
 
 class Task(LightningModule, ABC):
@@ -124,9 +127,7 @@ class Task(LightningModule, ABC):
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_scheduler_interval = lr_scheduler_interval
-        self.norm_weight_decay = norm_weight_decay
-        self.bias_weight_decay = bias_weight_decay
-        self.layer_decay = layer_decay
+        self.decays = (norm_weight_decay, bias_weight_decay, layer_decay)
         self.stop_at_nonfinite = True  # whether a training loss that is not finite ends the run
         self.checks = DeferredChecks()
         self._configured: dict[str, Any] = {}
@@ -162,8 +163,7 @@ class Task(LightningModule, ABC):
                 one is given for norms or biases, or if the schedule follows a metric.
             ValueError: If the groups of parameters are not those of the checkpoint.
         """
-        decays = (self.norm_weight_decay, self.bias_weight_decay, self.layer_decay)
-        optimizer = make_grouped(self.make_optimizer, self, self.backbone, *decays)
+        optimizer = make_grouped(self.make_optimizer, self, self.backbone, *self.decays)
         scheduler = self.make_lr_scheduler(optimizer) if self.make_lr_scheduler else None
         follows = isinstance(scheduler, ReduceLROnPlateau)
         allowed = "a schedule of time such as knlightning.tasks.CosineLR"

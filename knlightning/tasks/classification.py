@@ -47,11 +47,6 @@ class ClassificationMetrics(Metrics):
         metrics = {"loss": self.loss, "acc": self.acc, "acc_top5": self.acc_top5}
         return {name: metric.compute() for name, metric in metrics.items() if metric.update_called}
 
-    def reset(self) -> None:
-        """Forget all batches."""
-        for metric in (self.loss, self.acc, self.acc_top5):
-            metric.reset()
-
 
 class ClassificationTask(Task):
     """Train a network to tell the class of an image, by cross-entropy.

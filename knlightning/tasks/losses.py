@@ -1,40 +1,14 @@
-"""Cross-entropy of labelled pixels."""
+"""The mean loss of labelled pixels."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 LossMean = Literal["batch", "image"]
 
 IGNORED = 255
 """Label of pixels that do not count in losses and metrics."""
-
-
-def pixel_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None = None,
-    mean: LossMean = "batch",
-    ohem_threshold: float | None = None,
-    ohem_min_kept: int = 131_072,
-) -> tuple[Tensor, Tensor]:
-    """Compute the cross-entropy of the labelled pixels as a sum and its divisor, see `mean_of_pixels`.
-
-    Args:
-        logits: Logits (N, classes, H, W).
-        labels: Classes (N, H, W), integers; 255 for pixels that are ignored.
-        class_weights: As in `mean_of_pixels`, as all that follows.
-        mean: Likewise.
-        ohem_threshold: Likewise.
-        ohem_min_kept: Likewise.
-
-    Returns:
-        Two scalars.
-    """
-    losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")  # 0 where ignored
-    return mean_of_pixels(losses, labels, class_weights, mean, ohem_threshold, ohem_min_kept)
 
 
 def mean_of_pixels(

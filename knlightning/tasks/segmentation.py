@@ -14,7 +14,7 @@ from knlightning.protocols import data_of
 from knlightning.tasks.base import Metrics, Task
 from knlightning.tasks.deferred import labels_within
 from knlightning.tasks.inference import averaged_logits, by_tiles, grid_of_windows
-from knlightning.tasks.losses import IGNORED, LossMean, mean_of_pixels, pixel_cross_entropy, quotient
+from knlightning.tasks.losses import IGNORED, LossMean, mean_of_pixels, quotient
 
 CLASS_WEIGHTS = {
     # the public HRNet segmentation code's, which trained the networks of Nasirigerdeh et al. (TMLR 2024), Table 3
@@ -133,12 +133,6 @@ class SegmentationMetrics(Metrics):
             values |= {f"iou/{name}": value for name, value in zip(self.names, iou, strict=True)}
         return values
 
-    def reset(self) -> None:
-        """Forget all batches."""
-        for metric in (self.loss_sum, self.loss_divisor, self.confusion):
-            if metric is not None:
-                metric.reset()
-
 
 class SegmentationTask(Task):
     """Train a network to tell the class of every pixel, by cross-entropy. Pixels with the label 255 are ignored.
@@ -229,8 +223,9 @@ class SegmentationTask(Task):
         """Compute the loss of a batch, images (N, C, H, W) and labels (N, H, W)."""
         logits = self(images)
         logits, labels = self._checked(logits, labels, self.train_metrics)
-        loss, divisor = pixel_cross_entropy(
-            logits, labels, self.class_weights, self.loss_mean, self.ohem_threshold, self.ohem_min_kept
+        losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+        loss, divisor = mean_of_pixels(
+            losses, labels, self.class_weights, self.loss_mean, self.ohem_threshold, self.ohem_min_kept
         )
         self.train_metrics.update(loss.detach(), divisor, logits.argmax(dim=1), labels)
         return quotient(loss, divisor)

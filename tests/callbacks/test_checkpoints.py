@@ -9,24 +9,14 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from standins import RandomData, TinyNet
+from standins import RandomData, TinyNet, trainer
 
 from knlightning.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from knlightning.tasks import ClassificationTask
 
 
 def fit(root, *callbacks, ckpt_path=None, task=None, **kwargs):
-    run = Trainer(
-        default_root_dir=root,
-        logger=False,
-        callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        **kwargs,
-    )
+    run = trainer(root, *callbacks, plugins=[AtomicCheckpointIO()], enable_checkpointing=True, **kwargs)
     run.fit(task or ClassificationTask(TinyNet(3)), RandomData(), ckpt_path=ckpt_path)
     return run
 
@@ -82,14 +72,8 @@ def test_best_score_survives_a_resume_also_of_a_moved_run(tmp_path, moved, third
     fit(root, BestCheckpoint("score"), LastCheckpoint(), task=Scripted(1.0, 3.0), max_epochs=2)
     if moved:
         root = shutil.move(root, tmp_path / "b")
-    fit(
-        root,
-        BestCheckpoint("score"),
-        LastCheckpoint(),
-        task=Scripted(0.0, 0.0, third),
-        max_epochs=3,
-        ckpt_path=root / "checkpoints" / "last.ckpt",
-    )
+    last, task = root / "checkpoints" / "last.ckpt", Scripted(0.0, 0.0, third)
+    fit(root, BestCheckpoint("score"), LastCheckpoint(), task=task, max_epochs=3, ckpt_path=last)
     assert stored(root / "checkpoints" / "best.ckpt")["epoch"] == epoch
 
 

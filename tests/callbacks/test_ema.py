@@ -2,13 +2,13 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from standins import Interrupt, RandomData, TinyNet, tiny_config, weights, write_config
+from lightning.pytorch import Callback
+from standins import Interrupt, RandomData, TinyNet, tiny_config, trainer, weights, write_config
 from torch import nn
 from torch.optim import SGD
 
 from knlightning.callbacks import EMA, AtomicCheckpointIO, LastCheckpoint
-from knlightning.commands.main import main, run
+from knlightning.commands import main as commands
 from knlightning.tasks import ClassificationTask
 
 
@@ -35,18 +35,10 @@ def fit(root, ema, *callbacks, network=None, ckpt_path=None, **kwargs):
     """Train on 10 images in batches of 4: 3 steps an epoch."""
     torch.manual_seed(0)
     task = ClassificationTask(network or TinyNet(3, dropout_p=0.0), optimizer=lambda p: SGD(p, lr=0.5))
-    trainer = Trainer(
-        default_root_dir=root,
-        logger=False,
-        callbacks=[ema, *callbacks, LastCheckpoint(every_n_steps=1)],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        **kwargs,
-    )
-    trainer.fit(task, RandomData(), ckpt_path=ckpt_path)
-    return trainer
+    writing = {"plugins": [AtomicCheckpointIO()], "enable_checkpointing": True}
+    run = trainer(root, ema, *callbacks, LastCheckpoint(every_n_steps=1), **writing, **kwargs)
+    run.fit(task, RandomData(), ckpt_path=ckpt_path)
+    return run
 
 
 def average(states, decay, every):
@@ -72,7 +64,7 @@ def stored(root):
 def test_average_is_evaluated_and_stored_and_the_weights_go_on(tmp_path, every):
     plain, record = Record(), Record()
     fit(tmp_path / "plain", plain, max_epochs=3)
-    trainer = fit(tmp_path / "ema", EMA(decay=0.6, every_n_steps=every), record, max_epochs=3)
+    run = fit(tmp_path / "ema", EMA(decay=0.6, every_n_steps=every), record, max_epochs=3)
     for state, expected in zip(record.trained, plain.trained, strict=True):  # training does not see the average
         assert_equal(state, expected)
     for epoch, state in enumerate(record.evaluated, start=1):
@@ -80,7 +72,7 @@ def test_average_is_evaluated_and_stored_and_the_weights_go_on(tmp_path, every):
     checkpoint = stored(tmp_path / "ema")
     assert_equal(checkpoint["state_dict"], average(plain.trained, 0.6, every))
     assert_equal(checkpoint["current_model_state"], plain.trained[-1])
-    assert_equal(trainer.lightning_module.state_dict(), checkpoint["state_dict"])  # so ends the run, too
+    assert_equal(run.lightning_module.state_dict(), checkpoint["state_dict"])  # so ends the run, too
     with pytest.raises(AssertionError):  # else little would be shown
         assert_equal(average(plain.trained, 0.6, every), plain.trained[-1])
 
@@ -96,11 +88,11 @@ def test_statistics_of_batch_normalization_are_averaged_too(tmp_path):
 
 def test_before_the_first_update_the_weights_themselves_are_evaluated_and_stored(tmp_path):
     record = Record()
-    trainer = fit(tmp_path, EMA(decay=0.6, start_epoch=2), record, max_epochs=2)
+    run = fit(tmp_path, EMA(decay=0.6, start_epoch=2), record, max_epochs=2)
     assert_equal(record.evaluated[0], record.trained[2])
     assert_equal(record.evaluated[1], record.trained[5])
     assert_equal(stored(tmp_path)["state_dict"], record.trained[5])
-    assert_equal(trainer.lightning_module.state_dict(), record.trained[5])
+    assert_equal(run.lightning_module.state_dict(), record.trained[5])
     record = Record()
     fit(tmp_path, EMA(decay=0.6, start_epoch=2), record, max_epochs=3, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     assert_equal(stored(tmp_path)["state_dict"], average(record.trained, 0.6, 1))  # of the third epoch alone
@@ -125,11 +117,11 @@ def test_resumed_average_equals_that_of_the_whole_run(tmp_path, step, start_epoc
 
 def test_evaluation_in_the_process_of_the_training_takes_the_average_of_the_checkpoint(tmp_path):
     record = Record()
-    trainer = fit(tmp_path, EMA(decay=0.6), record, max_epochs=2)
+    run = fit(tmp_path, EMA(decay=0.6), record, max_epochs=2)
     with torch.no_grad():
-        trainer.lightning_module.backbone.head.weight.zero_()
+        run.lightning_module.backbone.head.weight.zero_()
     path = tmp_path / "checkpoints" / "last.ckpt"
-    trainer.validate(trainer.lightning_module, RandomData(), ckpt_path=path, verbose=False, weights_only=True)
+    run.validate(run.lightning_module, RandomData(), ckpt_path=path, verbose=False, weights_only=True)
     assert_equal(record.evaluated[-1], stored(tmp_path)["state_dict"])
 
 
@@ -139,14 +131,14 @@ def test_command_line_evaluates_what_fit_reported(tmp_path, monkeypatch, capsys)
     few = {"limit_train_batches": 8, "limit_val_batches": 1, "limit_test_batches": 1}  # validation data are the same
     config = tiny_config(max_epochs=2, callbacks=[ema], **few) | {"pictures": {"every_n_epochs": 0}}
     write_config(tmp_path / "tiny.yaml", config)
-    reported = run(["fit", "--config", "tiny.yaml"]).trainer.callback_metrics["val/acc"]
+    reported = commands.run(["fit", "--config", "tiny.yaml"]).trainer.callback_metrics["val/acc"]
     best = tmp_path / "runs" / "tiny" / "0" / "checkpoints" / "best.ckpt"
-    cli = run(["test", "--config", "tiny.yaml", "--ckpt_path", "best"])
+    cli = commands.run(["test", "--config", "tiny.yaml", "--ckpt_path", "best"])
     assert cli.trainer.callback_metrics["test/acc"] == reported  # the best is that of the last epoch
     assert_equal(cli.model.state_dict(), weights(best))
     trained = torch.load(best, weights_only=True)["current_model_state"]["backbone.head.weight"]
     assert not torch.equal(weights(best)["backbone.head.weight"], trained)
-    main(["fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"])
+    commands.main(["fit", "--config", "tiny.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "3"])
     assert "Traceback" not in capsys.readouterr().err
 
 

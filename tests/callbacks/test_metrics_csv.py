@@ -102,13 +102,3 @@ def test_a_row_that_cannot_be_written_ends_no_run(tmp_path):
     log.path = tmp_path / "metrics.csv"
     log.log_metrics({"a": 1}, 2)  # there again
     assert rows(tmp_path) == [{"step": "2", "a": "1"}]
-
-
-def test_any_error_of_the_table_is_harmless(tmp_path, monkeypatch):
-    def fail(_):
-        raise RuntimeError("odd")
-
-    log = MetricsCSV(tmp_path)
-    monkeypatch.setattr(log, "_append", fail)
-    with pytest.warns(UserWarning, match="RuntimeError: odd"):
-        log.log_metrics({"a": 1}, 0)

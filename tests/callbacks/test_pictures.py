@@ -2,9 +2,8 @@ import warnings
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from standins import RandomData, RandomScenes, TinyFCN, TinyNet
+from standins import RandomData, RandomScenes, TinyFCN, TinyNet, trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from knlightning.callbacks import Pictures
@@ -18,18 +17,9 @@ from knlightning.callbacks.pictures import (
 from knlightning.tasks import ClassificationTask, SegmentationTask
 
 
-def fit(tmp_path, pictures, data, epochs=3, task=None, **kwargs):
-    run = Trainer(
-        logger=TensorBoardLogger(tmp_path, name="", version=""),
-        callbacks=[pictures],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=epochs,
-        log_every_n_steps=1,
-        **kwargs,
-    )
+def fit(tmp_path, pictures, data, epochs=3, task=None):
+    log = TensorBoardLogger(tmp_path, name="", version="")
+    run = trainer(tmp_path, pictures, logger=log, max_epochs=epochs, log_every_n_steps=1)
     run.fit(task or ClassificationTask(TinyNet(3)), data)
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
     events.Reload()
@@ -80,17 +70,7 @@ def test_images_of_all_classes_are_chosen_and_wrong_ones_first():
 
 
 def test_without_tensorboard_nothing_happens(tmp_path):
-    run = Trainer(
-        default_root_dir=tmp_path,
-        logger=False,
-        callbacks=[Pictures(1)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=1,
-    )
-    run.fit(ClassificationTask(TinyNet(3)), RandomData())
+    trainer(tmp_path, Pictures(1), max_epochs=1).fit(ClassificationTask(TinyNet(3)), RandomData())
 
 
 def test_confusion_counts_are_written_into_the_cells():
@@ -140,12 +120,6 @@ class Coloured(RandomScenes):
         return images.flip(1)
 
 
-@pytest.mark.parametrize("kind", [RandomScenes, Coloured])
-def test_scenes_are_drawn_with_the_iou_of_each_class(tmp_path, kind):
-    steps = fit(tmp_path, Pictures(images=2), kind(), epochs=1, task=SegmentationTask(TinyFCN()))
-    assert steps == {"val/confusion": [2], "val/iou": [2], "val/predictions": [2]}
-
-
 def test_scenes_and_counts_are_those_of_the_validation(tmp_path, monkeypatch):
     data, net = Coloured(size=(8, 10)), TinyFCN(dropout_p=0.0)
     seen = {}
@@ -155,7 +129,8 @@ def test_scenes_and_counts_are_those_of_the_validation(tmp_path, monkeypatch):
             lambda *args, figure=figure: seen.update({figure.__name__: args}) or figure(*args),
         )
     still = SegmentationTask(net, optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
-    fit(tmp_path, Pictures(images=6), data, epochs=1, task=still)
+    steps = fit(tmp_path, Pictures(images=6), data, epochs=1, task=still)
+    assert steps == {"val/confusion": [2], "val/iou": [2], "val/predictions": [2]}
     predicted = net(data.images).argmax(dim=1)
     counts, names = seen["confusion_figure"]
     expected = torch.zeros(3, 3, dtype=torch.long)

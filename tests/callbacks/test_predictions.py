@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from PIL import Image
-from standins import RandomScenes, TinyFCN
+from standins import RandomScenes, TinyFCN, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -25,21 +25,23 @@ class Files(LightningDataModule):
         return DataLoader(rows, batch_size=2)
 
 
+def write_table(tmp_path, data, top_k=1):
+    writer = PredictionWriter(top_k)
+    trainer(tmp_path, writer).predict(ClassificationTask(nn.Identity()), data, return_predictions=False)
+    return writer
+
+
 @pytest.mark.parametrize(("top_k", "named"), [(1, 1), (2, 2), (5, 3)])
 @pytest.mark.parametrize("names", [None, ("cat", "dog", "owl")])
 def test_table(tmp_path, top_k, named, names):
     data = Files()
     if names:
         data.class_names = names
-    writer = PredictionWriter(top_k)
-    run = Trainer(default_root_dir=tmp_path, logger=False, callbacks=[writer], enable_progress_bar=False)
-    run.predict(ClassificationTask(nn.Identity()), data, return_predictions=False)
+    writer = write_table(tmp_path, data, top_k)
     with (tmp_path / "predictions.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
-    assert (
-        header
-        == ["file", "class", "probability", "class_2", "probability_2", "class_3", "probability_3"][: 1 + 2 * named]
-    )
+    every = ["file", "class", "probability", "class_2", "probability_2", "class_3", "probability_3"]
+    assert header == every[: 1 + 2 * named]
     assert (writer.rows, writer.path) == (3, tmp_path / "predictions.csv")
     names = names or ("0", "1", "2")
     for row, logits in zip(rows, LOGITS[[1, 2, 0]], strict=True):
@@ -68,12 +70,6 @@ class OddNames(LightningDataModule):
         if self.act and list(batch[1]) == [ODD[2]]:
             self.act()
         return batch
-
-
-def write_table(tmp_path, data):
-    writer = PredictionWriter(1)
-    run = Trainer(default_root_dir=tmp_path, logger=False, callbacks=[writer], enable_progress_bar=False)
-    run.predict(ClassificationTask(nn.Identity()), data, return_predictions=False)
 
 
 def rows_of(path):
@@ -140,10 +136,8 @@ class Scenes(RandomScenes):
 
 
 def predict(tmp_path, data):
-    writer = PredictionWriter()
-    run = Trainer(default_root_dir=tmp_path / "run", logger=False, callbacks=[writer], enable_progress_bar=False)
-    task = SegmentationTask(TinyFCN()).eval()
-    run.predict(task, data, return_predictions=False)
+    writer, task = PredictionWriter(), SegmentationTask(TinyFCN()).eval()
+    trainer(tmp_path / "run", writer).predict(task, data, return_predictions=False)
     return writer, task(data.images).argmax(dim=1)
 
 

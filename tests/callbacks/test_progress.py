@@ -2,29 +2,20 @@ import re
 import sys
 
 import pytest
-from lightning.pytorch import Trainer
-from standins import RandomData, TinyNet
+from standins import RandomData, TinyNet, trainer
 
 from knlightning.callbacks import Throughput, progress
 from knlightning.callbacks.progress import Progress
 from knlightning.tasks import ClassificationTask
 
 
-def train(monkeypatch, capsys, terminal, save=None, resume=None, **arguments):
+def train(monkeypatch, capsys, terminal, save=None, resume=None, **settings):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 40))
-    trainer = Trainer(
-        callbacks=[Throughput(), Progress()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=2,
-        **arguments,
-    )
-    trainer.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=resume)
+    run = trainer(None, Throughput(), Progress(), enable_progress_bar=True, max_epochs=2, **settings)
+    run.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=resume)
     if save:
-        trainer.save_checkpoint(save)
+        run.save_checkpoint(save)
     return capsys.readouterr().out
 
 

@@ -3,8 +3,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
-from standins import RandomData
+from lightning.pytorch import LightningModule, seed_everything
+from standins import RandomData, trainer
 from torch import nn
 
 from knlightning.callbacks import Seeding
@@ -36,8 +36,7 @@ class Recorder(LightningModule):
 
 
 def fit(root, recorder, seeding, ckpt_path=None, **kwargs):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    run = Trainer(default_root_dir=root, callbacks=[seeding], enable_checkpointing=False, **quiet, **kwargs)
+    run = trainer(root, seeding, **kwargs)
     data = RandomData()
     run.fit(recorder, data.train_dataloader(), data.val_dataloader(), ckpt_path=ckpt_path)
     return run

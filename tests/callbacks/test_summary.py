@@ -1,7 +1,7 @@
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from standins import RandomData, TinyNet
+from lightning.pytorch import LightningModule
+from standins import RandomData, TinyNet, trainer
 from torch import nn
 
 from knlightning.callbacks.summary import Summary, count_flops
@@ -13,22 +13,12 @@ from knlightning.tasks import ClassificationTask
 
 def test_three_lines_and_how_the_network_was_converted(capsys):
     backbone = {"class_path": "knlightning.models.converted", "init_args": {"name": "a.resnet", "norm": "kernel"}}
-    trainer = Trainer(
-        callbacks=[Summary({"model": {"class_path": "x.Task", "init_args": {"backbone": backbone}}})],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-        max_epochs=1,
-        limit_train_batches=1,
-        limit_val_batches=1,
-        accumulate_grad_batches=2,
-    )
+    summary = Summary({"model": {"class_path": "x.Task", "init_args": {"backbone": backbone}}})
+    few = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "accumulate_grad_batches": 2}
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
     network[0].requires_grad_(False)
     network.conversion = "Kernel normalized: all."
-    trainer.fit(ClassificationTask(network), DigitsDataModule(batch_size=4, val_split=0.2))
+    trainer(None, summary, **few).fit(ClassificationTask(network), DigitsDataModule(batch_size=4, val_split=0.2))
     lines = capsys.readouterr().out.splitlines()
     conv, linear = 2 * 30 * 30 * 2 * 27, 2 * 20
     assert conv + linear == 97240
@@ -52,17 +42,8 @@ def test_modules_and_loaders_of_users(capsys):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    trainer = Trainer(
-        callbacks=[Summary({})],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-        max_steps=2,
-    )
     data = RandomData(samples=8, batch_size=4)
-    trainer.fit(Plain(), data.train_dataloader())
+    trainer(None, Summary({}), max_steps=2).fit(Plain(), data.train_dataloader())
     network, loader, run = capsys.readouterr().out.splitlines()
     assert network.startswith("Network: Plain, ")
     assert loader == "Data:    loaders of your own, 8 training images"

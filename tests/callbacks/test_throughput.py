@@ -3,8 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from standins import RandomData, TinyNet
+from standins import RandomData, TinyNet, trainer
 
 from knlightning.callbacks import MetricsCSV, TensorBoardLog, Throughput, throughput
 from knlightning.tasks import ClassificationTask
@@ -26,17 +25,8 @@ class Slow(ClassificationTask):
 def test_images_by_the_seconds_spent_on_training(tmp_path, monkeypatch):
     task = Slow(TinyNet(3))
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: task.now))
-    run = Trainer(
-        logger=MetricsCSV(tmp_path),
-        callbacks=[Throughput()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=2,
-        log_every_n_steps=1,
-        val_check_interval=1,  # in the middle of the epoch too
-    )
+    often = {"log_every_n_steps": 1, "val_check_interval": 1}  # validation in the middle of the epoch too
+    run = trainer(tmp_path, Throughput(), logger=MetricsCSV(tmp_path), max_epochs=2, **often)
     run.fit(task, RandomData(samples=10, batch_size=4))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         logged = [row for row in csv.DictReader(file) if row["train/images_per_s"]]
@@ -59,17 +49,7 @@ class Told(TensorBoardLog):
 def test_images_are_counted_over_resumed_runs(tmp_path, counted):
     def fit(epochs, ckpt_path=None):
         log = Told(tmp_path)
-        run = Trainer(
-            default_root_dir=tmp_path,
-            logger=log,
-            callbacks=[Throughput()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-            max_epochs=epochs,
-            log_every_n_steps=1,
-        )
+        run = trainer(tmp_path, Throughput(), logger=log, max_epochs=epochs, log_every_n_steps=1)
         run.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=ckpt_path)
         return run, log.told
 

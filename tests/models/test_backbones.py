@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torchvision.ops import StochasticDepth
 
 from knlightning.checks import ArgumentError
@@ -82,11 +83,29 @@ def test_settings_reach_every_kernel_normalized_layer(name):
     assert all(layer.dropout_p == pytest.approx(0.1) for layer in layers if isinstance(layer, KernelNorm2d))
 
 
+@pytest.mark.parametrize("low_resolution", [True, False])
+@pytest.mark.parametrize("name", [n for n in CHOOSING if not n.startswith(("kn", "fcn", "resnet13"))])
+def test_kernel_makes_every_convolution_and_its_norm_a_knconv(name, low_resolution):
+    with torch.device("meta"):
+        kernel, batch = (MODELS[name].make(norm=norm, low_resolution=low_resolution) for norm in ("kernel", "batch"))
+    layers = {key: module for key, module in kernel.named_modules() if isinstance(module, KNConv2d)}
+    convs = {key: module for key, module in batch.named_modules() if isinstance(module, nn.Conv2d)}
+    assert layers.keys() == convs.keys()
+    for key, layer in layers.items():
+        conv = convs[key]
+        padding = layer.padding if isinstance(layer.padding, tuple) else (layer.padding,) * 2
+        assert (layer.weight.shape, layer.stride, padding) == (conv.weight.shape, conv.stride, conv.padding), key
+        assert layer.bias is not None, key
+    assert not any(isinstance(module, nn.Conv2d | nn.BatchNorm2d) for module in kernel.modules())
+    norms = sum(isinstance(module, KernelNorm2d) for module in kernel.modules())  # before the classifier
+    assert norms == name.startswith(("preact", "densenet", "resnet8"))
+
+
 @pytest.mark.parametrize("name", CHOOSING)
 def test_eps_reaches_every_other_norm(name):
     with torch.device("meta"):
         model = MODELS[name].make(norm="batch", eps=0.5)
-    assert {module.eps for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)} == {0.5}
+    assert {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)} == {0.5}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,7 +2,6 @@ import torch
 import torchvision
 
 from knlightning.models import densenet121
-from knlightning.nn import KernelNorm2d, KNConv2d
 
 
 def test_number_of_parameters_is_that_of_torchvision():
@@ -17,16 +16,6 @@ def test_weights_of_torchvision_give_its_outputs():
     ours.load_state_dict(theirs.state_dict())
     x = torch.rand(2, 3, 33, 34)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
-
-
-def test_kernel_normalizes_every_convolution_and_the_last_features():
-    with torch.device("meta"):
-        model = densenet121(norm="kernel", low_resolution=True, activation="mish")
-    kinds = [type(module) for module in model.modules()]
-    assert kinds.count(KNConv2d) == 120
-    assert isinstance(model.features.norm5, KernelNorm2d)
-    assert not {torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU} & set(kinds)
-    assert model.features.conv0.stride == (1, 1)
 
 
 def test_hooks_may_watch_the_last_norm():

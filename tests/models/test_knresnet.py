@@ -93,15 +93,6 @@ def test_high_resolution_networks_take_any_size(size):
         assert knresnet18(num_classes=5).eval()(torch.randn(1, 3, *size)).shape == (1, 5)
 
 
-def test_dropout_probabilities_and_evaluation_statistics_reach_every_layer():
-    model = knresnet8(dropout_p=0.02, eval_statistics="expected")
-    layers = [m for m in model.modules() if hasattr(m, "dropout_p")]
-    assert [m.dropout_p for m in layers] == [0.02] * 9 + [pytest.approx(0.1)]
-    assert {m.eval_statistics for m in layers} == {"expected"}
-    head = [m for m in knresnet8(dropout_p=0.2).modules() if type(m).__name__ == "KernelNorm2d"]
-    assert [m.dropout_p for m in head] == [0.25]
-
-
 def test_other_norms_replace_every_kernel_normalized_layer():
     for norm in ("batch", "none"):
         model = knresnet8(norm=norm)

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from knlightning.models import preact_resnet18, preact_resnet34, preact_resnet50
-from knlightning.nn import KernelNorm2d, KNConv2d
 
 MODELS = {"preact_resnet18": preact_resnet18, "preact_resnet34": preact_resnet34, "preact_resnet50": preact_resnet50}
 COUNTS = {"preact_resnet18": 11_218_340, "preact_resnet34": 21_326_500, "preact_resnet50": 23_697_572}  # CIFAR-100
@@ -42,17 +41,6 @@ def test_norm_and_activation_stand_before_the_pooling():
     assert features[0].shape == (2, 512, 4, 4)
     assert features[0].min() == 0
     assert isinstance(model.head[0], nn.GroupNorm)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_kernel_makes_every_convolution_a_knconv_and_the_last_norm_a_kernel_norm(name):
-    kernel = MODELS[name](num_classes=7, norm="kernel", low_resolution=True, dropout_p=0.04)
-    batch = MODELS[name](num_classes=7, low_resolution=True)
-    ours = {n: (m.weight.shape, m.stride) for n, m in kernel.named_modules() if isinstance(m, KNConv2d)}
-    assert ours == {n: (m.weight.shape, m.stride) for n, m in batch.named_modules() if isinstance(m, nn.Conv2d)}
-    assert not any(isinstance(m, nn.Conv2d | nn.BatchNorm2d) for m in kernel.modules())
-    assert {m.dropout_p for m in kernel.modules() if isinstance(m, KNConv2d)} == {0.04}
-    assert [m.dropout_p for m in kernel.modules() if isinstance(m, KernelNorm2d)] == [pytest.approx(0.2)]
 
 
 def test_convolutions_have_a_bias_where_no_norm_has():

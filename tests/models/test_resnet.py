@@ -6,7 +6,7 @@ from torch import nn
 
 from knlightning import models
 from knlightning.models import resnet8, resnet18, resnet34, resnet50
-from knlightning.nn import KernelNorm2d, KNConv2d, kernel_norm, kn_conv
+from knlightning.nn import KNConv2d, kernel_norm, kn_conv
 
 MODELS = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
 # (low resolution, classes): parameters. CIFAR-100 as in Table 1, ImageNet as in Table 2, ImageNet 32x32 as in Table 4.
@@ -59,26 +59,6 @@ def test_stem_for_small_images():
     assert shapes == [(2, 64, 32, 32)]
 
 
-def geometries(model, kind):
-    return [
-        (name, m.in_channels, m.out_channels, m.kernel_size, m.stride, m.padding if m.padding != 0 else (0, 0))
-        for name, m in model.named_modules()
-        if isinstance(m, kind)
-    ]
-
-
-@pytest.mark.parametrize("low_resolution", [True, False])
-@pytest.mark.parametrize("name", MODELS)
-def test_kernel_makes_every_convolution_and_its_norm_a_knconv(name, low_resolution):
-    kernel = MODELS[name](num_classes=7, norm="kernel", low_resolution=low_resolution, dropout_p=0.3)
-    batch = MODELS[name](num_classes=7, low_resolution=low_resolution)
-    ours = [(*g[:5], (g[5],) * 2 if isinstance(g[5], int) else g[5]) for g in geometries(kernel, KNConv2d)]
-    assert ours == geometries(batch, nn.Conv2d)
-    assert not any(isinstance(m, nn.Conv2d | nn.BatchNorm2d) for m in kernel.modules())
-    assert {m.dropout_p for m in kernel.modules() if isinstance(m, KNConv2d)} == {0.3}
-    assert all(m.bias is not None for m in kernel.modules() if isinstance(m, KNConv2d))
-
-
 def test_none_differs_from_kernel_in_the_normalization_alone():
     kernel, none = (resnet18(num_classes=7, norm=norm).state_dict() for norm in ("kernel", "none"))
     assert {name: value.shape for name, value in kernel.items()} == {name: v.shape for name, v in none.items()}
@@ -121,9 +101,3 @@ def test_resnet8_is_the_network_that_its_description_says(norm):
     x = F.linear(F.adaptive_avg_pool2d(x, 2).flatten(1), next(weights), next(weights))
     assert next(weights, None) is None
     torch.testing.assert_close(model(images), x)
-
-
-def test_dropout_probabilities_of_resnet8():
-    model = resnet8(norm="kernel", dropout_p=0.02)
-    assert [m.dropout_p for m in model.modules() if isinstance(m, KNConv2d)] == [0.02] * 7
-    assert [m.dropout_p for m in model.modules() if isinstance(m, KernelNorm2d)] == [pytest.approx(0.1)]

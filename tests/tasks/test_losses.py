@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from knlightning.tasks.losses import IGNORED, pixel_cross_entropy, quotient
+from knlightning.tasks.losses import IGNORED, mean_of_pixels, quotient
 
 
 def batch(images=3, classes=4, size=(5, 6), ignored=0.3, seed=0):
@@ -15,8 +15,9 @@ def batch(images=3, classes=4, size=(5, 6), ignored=0.3, seed=0):
     return logits.requires_grad_(), labels
 
 
-def loss(*args, **kwargs):
-    return quotient(*pixel_cross_entropy(*args, **kwargs))
+def loss(logits, labels, *args, **kwargs):
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    return quotient(*mean_of_pixels(losses, labels, *args, **kwargs))
 
 
 WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.25], dtype=torch.float64)

@@ -2,29 +2,29 @@ import math
 from functools import partial
 
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from standins import RandomScenes, TinyFCN
 from torch import nn
 from torch.nn import functional as F
 
 from knlightning.callbacks import BestCheckpoint
-from knlightning.data.samplers import TrainSampler
 from knlightning.tasks import SegmentationTask
 from knlightning.tasks.inference import averaged_logits, by_tiles
-from knlightning.tasks.losses import pixel_cross_entropy
+from knlightning.tasks.losses import mean_of_pixels, quotient
 from knlightning.tasks.segmentation import CLASS_WEIGHTS, class_scores
 
-
-def trainer(tmp_path, **kwargs):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    quiet["enable_checkpointing"] = False
-    return Trainer(default_root_dir=tmp_path, **(quiet | {"max_epochs": 1} | kwargs))
+trainer = partial(standins.trainer, max_epochs=1)
 
 
 def network(classes=3):
     torch.manual_seed(1)
     return TinyFCN(classes, dropout_p=0.0)
+
+
+def loss(logits, data, weights, *how):
+    losses = F.cross_entropy(logits, data.labels, ignore_index=255, reduction="none")
+    return quotient(*mean_of_pixels(losses, data.labels, torch.tensor(weights), *how)).item()
 
 
 def naive_scores(predicted, labels, classes):
@@ -60,8 +60,7 @@ def test_metrics_equal_a_naive_computation_over_all_pixels(tmp_path, stage, loss
     logits = net(data.images)
     expected = naive_scores(logits.argmax(dim=1), data.labels, 5)
     expected = {f"{stage}/{name}": pytest.approx(value, nan_ok=True) for name, value in expected.items()}
-    total, divisor = pixel_cross_entropy(logits.double(), data.labels, torch.tensor(weights), loss_mean)
-    expected[f"{stage}/loss"] = pytest.approx((total / divisor).item(), rel=1e-5)
+    expected[f"{stage}/loss"] = pytest.approx(loss(logits.double(), data, weights, loss_mean), rel=1e-5)
     assert {name: value.item() for name, value in run.callback_metrics.items()} == expected
     assert math.isnan(run.callback_metrics[f"{stage}/iou/4"])
     assert run.callback_metrics[f"{stage}/iou/3"] == 0
@@ -118,8 +117,9 @@ def test_trains_with_all_that_changes_the_loss(tmp_path):
     task = SegmentationTask(net, weights, "image", 0.3, 7, optimizer=lambda params: torch.optim.SGD(params, lr=0.0))
     run = trainer(tmp_path, limit_val_batches=0)
     run.fit(task, data)
-    total, divisor = pixel_cross_entropy(net(data.images), data.labels, torch.tensor(weights), "image", 0.3, 7)
-    assert run.callback_metrics["train/loss"].item() == pytest.approx((total / divisor).item())
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(
+        loss(net(data.images), data, weights, "image", 0.3, 7)
+    )
 
 
 def test_evaluation_and_prediction_see_images_as_the_options_say(tmp_path):
@@ -156,15 +156,6 @@ def test_precisions(tmp_path, precision):
     run.fit(SegmentationTask(network(), [1.0, 2.0, 3.0], eval_flip=True, ohem_threshold=0.5), RandomScenes())
     assert run.global_step == 2
     assert run.callback_metrics["val/loss"].isfinite()
-
-
-def test_not_finite_loss_stops_the_run(tmp_path):
-    data = RandomScenes()
-    data.images[list(TrainSampler(10, seed=0))[5]] = float("nan")  # in the second batch
-    run = trainer(tmp_path, num_sanity_val_steps=0)
-    with pytest.raises(FloatingPointError, match=r"loss is nan at epoch 0, batch 1 .*learning rate"):
-        run.fit(SegmentationTask(network()), data)
-    assert run.global_step == 1
 
 
 def test_checkpoint_needs_no_code_to_load_and_does_not_hold_the_weights_of_the_classes(tmp_path):
@@ -246,11 +237,11 @@ def test_evaluations_by_windows_that_hardly_end_are_refused():
 
 
 def test_a_metric_that_is_not_logged_is_told_before_the_first_epoch(tmp_path):
-    run = trainer(tmp_path, callbacks=[BestCheckpoint()], enable_checkpointing=True)
+    run = trainer(tmp_path, BestCheckpoint(), enable_checkpointing=True)
     with pytest.raises(ValueError, match=r"monitor must be a metric that .* val/miou.*, got 'val/acc'"):
         run.fit(SegmentationTask(network()), RandomScenes())
     assert run.global_step == 0
-    run = trainer(tmp_path, callbacks=[BestCheckpoint("val/miou")], enable_checkpointing=True)
+    run = trainer(tmp_path, BestCheckpoint("val/miou"), enable_checkpointing=True)
     run.fit(SegmentationTask(network()), RandomScenes())
     assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
 
