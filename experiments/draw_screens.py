@@ -30,12 +30,7 @@ RUN = "knl fit --config configs/quickstart.yaml --trainer.max_epochs 2 --trainer
 
 
 def capture(args: Sequence[str], columns: int) -> str:
-    """Run a program in a pseudo-terminal, and return what it prints.
-
-    Args:
-        args: The program with its arguments.
-        columns: Width of the terminal.
-    """
+    """Run a program in a pseudo-terminal, and return what it prints."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     with subprocess.Popen(args, stdin=follower, stdout=follower, stderr=follower, close_fds=True):
@@ -74,12 +69,7 @@ def lines_of(output: str, columns: int) -> list[str]:
 
 
 def draw(output: str, columns: int) -> str:
-    """Draw a terminal as SVG.
-
-    Args:
-        output: What was printed.
-        columns: Width of the terminal.
-    """
+    """Draw a terminal as SVG."""
     console = Console(record=True, width=columns, file=io.StringIO())
     for line in lines_of(output.rstrip("\n"), columns):
         console.print(Text(line), no_wrap=True)

@@ -30,7 +30,6 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.models import knresnet18, resnet18
 from knlightning.privacy import PerSampleGradients, register_opacus_rules, watch_statistics
@@ -78,8 +77,7 @@ class Step:
         make: Makes the network.
         way: "plain", without privacy; "hooks", Opacus with its own rules where they are right; "ghost", Opacus with two
             backward passes, and with the rules of this package for convolutions, whose norms it has none of;
-            "book-keeping", one
-            backward pass.
+            "book-keeping", one backward pass.
         batch_size: Images in the batch.
         channels_last: Memory format of images and weights.
     """
@@ -193,13 +191,7 @@ def measure(
 
     Returns:
         For each network and way the ratios of time (a median), of bytes kept and of the peak.
-
-    Raises:
-        ArgumentError: If an argument is out of its range.
     """
-    check_number("batch_size", batch_size, at_least=1, integer=True)
-    check_number("rounds", rounds, at_least=1, integer=True)
-    check_number("threads", threads, at_least=1, integer=True, none="the default of torch")
     if threads is not None:
         torch.set_num_threads(threads)
     ways: tuple[Way, ...] = get_args(Way)

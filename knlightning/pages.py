@@ -190,11 +190,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def facts(values: Mapping[str, str]) -> str:
-    """Write a few values in large letters.
-
-    Args:
-        values: By what they are.
-    """
+    """Write a few values in large letters."""
     boxes = "".join(
         f'<div class="box"><b>{text(value)}</b><span>{text(name)}</span></div>' for name, value in values.items()
     )

@@ -76,16 +76,6 @@ def describe(datamodule: object) -> DataDescription:
     return DataDescription(**given)
 
 
-def find_class_names(datamodule: object) -> Sequence[str]:
-    """Ask a datamodule for the names of its classes before it reads its data; it may have a method of this name.
-
-    Args:
-        datamodule: The datamodule; without that method there are no names.
-    """
-    find: Callable[[], Sequence[str]] = getattr(datamodule, "find_class_names", tuple)
-    return find()
-
-
 def data_of(trainer: Trainer) -> DataDescription:
     """Describe the data that a trainer is given."""
     return describe(trainer.datamodule)  # type: ignore[attr-defined] # set where mypy does not look
@@ -165,11 +155,6 @@ def batch_independent(*calls: str) -> Callable[[Function], Function]:
 
 
 def is_batch_independent(function: Any, owner: object = None) -> bool:
-    """Say whether a function, and all that it calls of its owner, are marked by `batch_independent`.
-
-    Args:
-        function: A function or a bound method.
-        owner: The object whose methods it calls.
-    """
+    """Say whether a function, and all that it calls of its owner, are marked by `batch_independent`."""
     calls: tuple[str, ...] | None = getattr(function, _CALLS, None)
     return calls is not None and all(is_batch_independent(getattr(owner, name, None), owner) for name in calls)

@@ -12,20 +12,12 @@ DIRECTIONS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))
 
 
 def printable(text: str) -> str:
-    r"""Write control characters, and bytes that are no UTF-8, as escapes such as `\x1b` and `\udce9`.
-
-    Args:
-        text: As the file system or a file gives it.
-    """
+    r"""Write control characters, and bytes that are no UTF-8, as escapes such as `\x1b` and `\udce9`."""
     obeyed = {c for c in text if category(c) in ESCAPED or c in DIRECTIONS}
     return "".join(c.encode("unicode_escape").decode() if c in obeyed else c for c in text)
 
 
 def cell(text: str) -> str:
-    """Make a text fit for a table: `printable`, and with a `'` before it where it would be a formula.
-
-    Args:
-        text: As the file system or a file gives it.
-    """
+    """Make a text fit for a table: `printable`, and with a `'` before it where it would be a formula."""
     text = printable(text)
     return f"'{text}" if text.startswith(FORMULAS) else text

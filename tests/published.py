@@ -29,3 +29,8 @@ def images(shape: Sequence[int]) -> Tensor:
     """Fill an input of the given shape."""
     k = torch.arange(math.prod(shape), dtype=torch.float64)
     return (0.5 + 0.5 * torch.sin(0.0137 * k) * torch.cos(0.3331 * k + 1)).reshape(*shape)
+
+
+def state(name: str) -> dict[str, Tensor]:
+    """Make random weights of a network by their published names."""
+    return {key: torch.randn(shape) for key, shape in KEYS[name]}

@@ -25,9 +25,8 @@ Preset = Literal["converted", "gpu", "laptop", "table3", "table6", "table7", "ta
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 FCN_VARIANTS: tuple[Variant, ...] = tuple(variant for variant in VARIANTS if variant != "batch-primitives")
 KERNEL_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "algorithm1")
-CONVERTED_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "batch", "group")
+NETWORK_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "batch", "group")
 MEASURES = ("step_ms", "evaluation_ms", "step_peak", "evaluation_peak", "evaluation_maps", "kept", "flops")
-GPU_VARIANTS: tuple[Variant, ...] = ("floor", "kernel", "batch", "group")
 BATCH_SIZES: dict[Preset, int | None] = {
     "converted": None,
     "gpu": 32,
@@ -74,7 +73,7 @@ def list_cases(
             for size in resolutions
             for batch in ([batch_size] if batch_size else [2, 16])
             for variant in wanted
-            if variant in CONVERTED_VARIANTS
+            if variant in NETWORK_VARIANTS
         ]
     assert batch_size is not None
     if preset == "table8":
@@ -113,7 +112,7 @@ def _gpu_cases(batch_size: int, wanted: Sequence[Variant], kernels: Sequence[Var
         Case(net, variant, 224, batch_size, precision=precision, compiled=compiled)
         for net, precision, compiled in plans
         for variant in wanted
-        if variant in GPU_VARIANTS
+        if variant in NETWORK_VARIANTS
     ]
 
 

@@ -25,11 +25,7 @@ NORM_OF = {"floor": "none", "algorithm1": "kernel", "batch-primitives": "batch"}
 
 
 def colour_of(variant: str) -> str:
-    """Return the colour of a variant: that of its normalization.
-
-    Args:
-        variant: One of `knlightning.analysis.benchmark.VARIANTS`.
-    """
+    """Return the colour of a variant: that of its normalization."""
     return COLOURS[NORM_OF.get(variant, variant)]
 
 

@@ -69,9 +69,6 @@ SCORES = {"acc": "accuracy", "miou": "mean IoU"}
 def read_metrics(run: Path) -> dict[str, list[tuple[float, float]]]:
     """Read the metrics of a run by epoch.
 
-    Args:
-        run: Directory of the run.
-
     Returns:
         For each metric, and for "step", its (epoch, value) in the order of training.
 
@@ -124,9 +121,6 @@ def mean_curve(runs: Sequence[Path], metric: str, x: XAxis = "epochs") -> tuple[
 
 def score_of(runs: Sequence[Path]) -> str:
     """Return the score in `SCORES` that runs have.
-
-    Args:
-        runs: Directories of runs.
 
     Returns:
         Its name, such as "miou"; "acc" if they have none.

@@ -63,20 +63,12 @@ class LossFunction:
 
     @torch.no_grad()
     def __call__(self, weights: Tensor) -> float:
-        """Compute the loss.
-
-        Args:
-            weights: As `self.weights`.
-        """
+        """Compute the loss."""
         self._move(weights)
         return sum(float(loss) for loss in self._losses())
 
     def gradient(self, weights: Tensor) -> Tensor:
-        """Compute the gradient of the loss by the weights.
-
-        Args:
-            weights: As `self.weights`.
-        """
+        """Compute the gradient of the loss by the weights."""
         self._move(weights)
         gradient = torch.zeros_like(self.weights)
         for loss in self._losses():

@@ -31,9 +31,6 @@ Device = Literal["auto", "cpu", "cuda"]
 def choose_device(device: Device) -> Device:
     """Check a device, and choose one for "auto": a GPU if there is one.
 
-    Args:
-        device: The device.
-
     Returns:
         "cpu" or "cuda".
 
@@ -69,12 +66,7 @@ def bytes_kept(net: nn.Module, images: Tensor) -> int:
 
 
 def largest_map(net: nn.Module, images: Tensor) -> int:
-    """Return the bytes of the largest output of a layer, in evaluation.
-
-    Args:
-        net: The network.
-        images: Its input.
-    """
+    """Return the bytes of the largest output of a layer, in evaluation."""
     largest = 0
 
     def compare(module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -16,9 +16,6 @@ METRICS = {"acc": "accuracy", "miou": "mean_iou", "f1_mean": "f1"}
 def write_model_card(run: RunResults) -> str:
     """Write the model card of a run.
 
-    Args:
-        run: What it has left.
-
     Returns:
         Markdown, with the metadata that the Hub reads at its head.
     """

@@ -234,9 +234,6 @@ def rows_of(table: Table, scale: Scale = "paper") -> list[Row]:
 def tiny(row: Row) -> Row | None:
     """Return a row in miniature: a small network trains for three epochs on a few of the digits of scikit-learn.
 
-    Args:
-        row: A row of the paper.
-
     Returns:
         It, with another configuration and other settings; None for deeper and preactivated networks, and a few more.
     """

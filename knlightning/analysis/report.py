@@ -42,9 +42,6 @@ def shown(name: str, value: float) -> str:
 def write_page(run: RunResults) -> str:
     """Write the page of a run.
 
-    Args:
-        run: What it has left.
-
     Returns:
         A page in HTML, with all its pictures.
     """

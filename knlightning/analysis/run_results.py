@@ -93,9 +93,6 @@ class RunResults:
 def read_run(run: Path) -> RunResults:
     """Read what a run has left.
 
-    Args:
-        run: Its directory.
-
     Raises:
         FileNotFoundError: If it is no directory of a run.
         ValueError: If a file in it is damaged.

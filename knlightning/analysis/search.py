@@ -140,11 +140,7 @@ def search(
 
 
 def draw_learning_rates(found: Search) -> Figure:
-    """Draw validation and test accuracy against the learning rate; the bar is the SD over the seeds.
-
-    Args:
-        found: The runs of a search.
-    """
+    """Draw validation and test accuracy against the learning rate; the bar is the SD over the seeds."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     firsts = sorted((trial for trial in found.trials if trial.seed == 0), key=lambda trial: trial.learning_rate)

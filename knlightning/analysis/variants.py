@@ -204,10 +204,6 @@ def count_flops(net: nn.Module, images: Tensor) -> int:
 
     A multiplication and an addition are two. Convolutions and linear layers are counted by torch, normalization by
     `normalization_flops`; activations, pooling and additions of residuals are left out.
-
-    Args:
-        net: The network.
-        images: Its input.
     """
     normalization = 0
 
@@ -234,11 +230,6 @@ def normalization_flops(module: nn.Module, input: Tensor, output: Tensor) -> int
     Counted are the sums and sums of squares (three operations for each element they run over) and what is done to
     each element that is normalized: two, with an affine transformation four. KNConv normalizes its output: three.
     Left out are random numbers, and maps with a single channel.
-
-    Args:
-        module: Any layer.
-        input: Its input [N, C, H, W].
-        output: Its output.
     """
     if isinstance(module, AlgorithmOneConv2d):
         window = module.in_channels * module.kernel_size[0] * module.kernel_size[1]

@@ -53,24 +53,12 @@ class Reliability(Metric):
 
 
 def expected_calibration_error(counts: Tensor, accuracy: Tensor, probability: Tensor) -> float:
-    """Compute the mean over all predictions of the difference between accuracy and probability in their bin.
-
-    Args:
-        counts: Number of predictions in each bin.
-        accuracy: Their accuracy.
-        probability: Their mean probability.
-    """
+    """Compute the mean over all predictions of the difference between accuracy and probability in their bin."""
     return float(((accuracy - probability).abs().nan_to_num() * counts).sum() / counts.sum())
 
 
 def reliability_figure(counts: Tensor, accuracy: Tensor, probability: Tensor) -> "Figure":
-    """Draw the accuracy of predictions by their probability, and below how many there are.
-
-    Args:
-        counts: Number of predictions in each bin.
-        accuracy: Their accuracy; NaN where there are none.
-        probability: Their mean probability, likewise.
-    """
+    """Draw the accuracy of predictions by their probability, and below how many there are."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5.4), layout="constrained")

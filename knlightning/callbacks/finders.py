@@ -107,11 +107,7 @@ def _keep(finder: Any, trainer: Trainer, keys: Sequence[str], value: Any) -> Non
     rank_zero_info(f"{type(finder).__name__}: {keys[-1]} {value:g}")
     for callback in trainer.callbacks:  # type: ignore[attr-defined] # set where mypy does not look
         if isinstance(callback, RunConfig):
-            others = [other for other in callback.config["trainer"]["callbacks"] if not _is(other, finder)]
+            every = callback.config["trainer"]["callbacks"]
+            others = [one for one in every if one["class_path"].rpartition(".")[2] != type(finder).__name__]
             callback.change(("trainer", "callbacks"), others)
             callback.change(keys, value)
-
-
-def _is(configured: dict[str, Any], finder: Any) -> bool:
-    name = str(configured["class_path"]).rpartition(".")[2]
-    return name == type(finder).__name__

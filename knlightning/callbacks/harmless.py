@@ -15,23 +15,14 @@ class Harmless:
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        """Turn any error of the block into a warning.
-
-        Args:
-            what: What the block makes, for the warning.
-        """
+        """Turn any error of the block into a warning that names what the block makes."""
         try:
             yield
         except Exception as error:
             self.warn(what, f"{type(error).__name__}: {error}")
 
     def warn(self, what: str, reason: str) -> None:
-        """Warn that something is not made, unless that was said before.
-
-        Args:
-            what: What it is.
-            reason: Why.
-        """
+        """Warn that something is not made, unless that was said before."""
         if what not in self._warned:
             self._warned.add(what)
             warnings.warn(f"Left out: {what} ({printable(reason):.500}). The run goes on.", stacklevel=2)

@@ -55,12 +55,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row.
-
-        Args:
-            metrics: Values by name.
-            step: Optimizer step.
-        """
+        """Append a row."""
         with self._harmless(f"rows of {self.path}"):
             self._append({"step": step, **metrics})
 

@@ -38,11 +38,7 @@ class Mistake(NamedTuple):
 
 
 class WorstMistakes:
-    """Keeps the worst mistakes.
-
-    Args:
-        number: How many.
-    """
+    """Keeps the worst mistakes."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -59,15 +59,12 @@ def check_monitors(trainer: Trainer, task: LightningModule) -> None:
 
     It is known if the task is one of this package and all callbacks are of this package or Lightning's.
 
-    Args:
-        trainer: With the callbacks.
-        task: The task.
-
     Raises:
         ArgumentError: If a callback monitors a metric that nothing logs.
     """
     callbacks = trainer.callbacks  # type: ignore[attr-defined] # set where mypy does not look
-    known = all(_is_known(thing) for thing in (task, *callbacks))
+    packages = {type(thing).__module__.partition(".")[0] for thing in (task, *callbacks)}
+    known = packages <= {"knlightning", "lightning"}
     if trainer.fast_dev_run or not known or not isinstance(task, Task):  # type: ignore[attr-defined] # likewise
         return
     never = _never_validates(trainer)
@@ -104,7 +101,3 @@ def _never_validates(trainer: Trainer) -> str:
     if every is not None and epochs is not None and 0 <= epochs < every:
         return f"check_val_every_n_epoch={every} is more than max_epochs={epochs}"
     return ""
-
-
-def _is_known(thing: object) -> bool:
-    return type(thing).__module__.partition(".")[0] in ("knlightning", "lightning")

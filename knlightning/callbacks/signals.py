@@ -16,11 +16,7 @@ STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(SystemExit):
-    """The end of a process that a signal asks for. Its status is that of shells, 128 + the number of the signal.
-
-    Args:
-        signum: The signal.
-    """
+    """The end of a process that a signal asks for. Its status is that of shells, 128 + the number of the signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)

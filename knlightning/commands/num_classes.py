@@ -1,12 +1,13 @@
 """The number of classes of a network, where it follows from the data."""
 
 import inspect
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pkgutil import resolve_name
 
 from jsonargparse import ArgumentParser, Namespace
 
-from knlightning.protocols import describe, find_class_names
+from knlightning.protocols import describe
 
 
 def take_from_data(parser: ArgumentParser, config: Namespace) -> None:
@@ -33,4 +34,5 @@ def take_from_data(parser: ArgumentParser, config: Namespace) -> None:
     if arguments.num_classes != default:
         return
     data = parser.instantiate(Namespace(data=config.data)).data
-    arguments.num_classes = describe(data).num_classes or len(find_class_names(data)) or arguments.num_classes
+    find: Callable[[], Sequence[str]] = getattr(data, "find_class_names", tuple)  # before the data are read
+    arguments.num_classes = describe(data).num_classes or len(find()) or arguments.num_classes

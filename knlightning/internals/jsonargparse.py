@@ -16,10 +16,6 @@ def set_titles(parser: ArgumentParser, titles: Mapping[str, str]) -> None:
     """Set the titles of groups of arguments, which otherwise repeat the docstring of their class.
 
     `ArgumentParser.groups` is not documented. Tried with jsonargparse 4.53.
-
-    Args:
-        parser: The parser.
-        titles: Titles by the keys of the groups.
     """
     groups = parser.groups or {}
     for key, title in titles.items():
@@ -31,9 +27,6 @@ def made_by(frame: FrameType) -> tuple[Callable[..., Any], dict[str, Any]] | Non
 
     It is a class or a function. Optimizers and schedules pass the same frame, though they are made later. The function
     `default_class_instantiator` and its parameters are not documented. Tried with jsonargparse 4.53.
-
-    Args:
-        frame: The frame.
 
     Returns:
         Class or function, and its arguments; None if it is another frame.
@@ -112,8 +105,5 @@ def options_of(parser: ArgumentParser) -> set[str]:
     """Return the names of all options of a parser, without the dashes.
 
     `ArgumentParser._actions`, which is argparse's, is not documented. Tried with jsonargparse 4.53 and Python 3.11.
-
-    Args:
-        parser: The parser.
     """
     return {action.dest for action in parser._actions}

@@ -125,13 +125,7 @@ def _counting_steps(bar: type[ProgressBar], micro_batches: int) -> type[Progress
 
 
 def prepared_batch(trainer: Trainer, task: LightningModule, batch: Any) -> Any:
-    """Bring a batch to where training has it: precision, hooks, and device. Tried with lightning 2.6.6.
-
-    Args:
-        trainer: In `fit`.
-        task: The task that is trained.
-        batch: As the training loader gives it.
-    """
+    """Bring a batch to where training has it: precision, hooks, and device. Tried with lightning 2.6.6."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = task._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -198,10 +192,6 @@ def rewind_unfinished_epoch(trainer: Trainer, checkpoint: dict[str, Any]) -> Non
     At the end of a run that max_steps, max_time or early stopping ends, Lightning counts the epoch as a whole one, and
     the rest of it would be left out when the run goes on. The counters become those of a checkpoint that was written
     after the last batch. Tried with lightning 2.6.6.
-
-    Args:
-        trainer: In `fit`, or after it.
-        checkpoint: What is about to be written.
     """
     epochs, epoch_loop = _epochs(trainer), trainer.fit_loop.epoch_loop
     counted = 0 < epochs.started == epochs.processed
@@ -221,8 +211,5 @@ def unbiased_losses(losses: list[float]) -> list[float]:
 
     They are running means, 0.98 of the one before, and the number of steps by which their bias is corrected is one too
     high. Tried with lightning 2.6.6.
-
-    Args:
-        losses: As the callback `LearningRateFinder` has them.
     """
     return [loss * (1 - 0.98 ** (step + 1)) / (1 - 0.98**step) for step, loss in enumerate(losses, 1)]

@@ -119,11 +119,7 @@ def worker_failure(error: BaseException) -> str | None:
 
 
 def found_too_small(error: RuntimeError) -> bool:
-    """Say whether a convolution or a pooling has found its images too small. Tried with torch 2.14.1.
-
-    Args:
-        error: What it has raised.
-    """
+    """Say whether a convolution or a pooling has found its images too small. Tried with torch 2.14.1."""
     return "Output size is too small" in str(error) or "Kernel size can't be greater than actual input" in str(error)
 
 

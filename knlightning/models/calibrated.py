@@ -57,7 +57,7 @@ def calibrate(original: nn.Module, converted: nn.Module, batches: Iterable[Any])
     for name in names:
         layer, target = converted.get_submodule(name), original.get_submodule(targets.get(name, name))
         if isinstance(layer, KNConv | nn.Linear):
-            _fit(layer, ((_input(converted, layer, x), _output(original, target, x)) for x in images))
+            _fit(layer, ((_caught(converted, layer, x), _output(original, target, x)) for x in images))
     for module, training in modes.items():
         module.training = training
 
@@ -106,22 +106,18 @@ def _windows(layer: KNConv | nn.Linear, x: Tensor) -> Tensor:
     return windows.permute(0, *positions, 1, *range(3, windows.dim(), 2)).flatten(0, len(positions)).flatten(1)
 
 
-def _input(network: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    """Return what a layer of a network gets."""
-    return _caught(network, images, layer)
-
-
 def _output(network: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
     """Return what a layer of a network gives; of a normalization with an activation in it, before that."""
     inner = next(layer.children(), None)
-    return _caught(network, images, layer if inner is None else inner, after=inner is None)
+    return _caught(network, layer if inner is None else inner, images, after=inner is None)
 
 
 class _CaughtError(Exception):
     """The forward pass is not needed further."""
 
 
-def _caught(network: nn.Module, images: Tensor, layer: nn.Module, after: bool = False) -> Tensor:
+def _caught(network: nn.Module, layer: nn.Module, images: Tensor, after: bool = False) -> Tensor:
+    """Return what a layer of a network gets, or what it gives."""
     found: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: Any, output: Any = None) -> None:

@@ -41,11 +41,7 @@ class DeferredChecks:
         return False
 
     def look(self, wait: bool = False) -> None:
-        """Look at the values that have arrived, in their order.
-
-        Args:
-            wait: Whether to wait for all others.
-        """
+        """Look at the values that have arrived, in their order; if asked to wait, at all."""
         while self._pending and (wait or self._pending[0][1].query()):
             values, arrival, check = self._pending.popleft()
             arrival.synchronize()

@@ -43,9 +43,6 @@ def check_settings(optimizer: Optimizer) -> None:
 def check_layers(network: nn.Module) -> None:
     """Check that the settings of layers, such as a dropout probability, are numbers.
 
-    Args:
-        network: Of any layers.
-
     Raises:
         ArgumentError: If one of them is NaN.
     """
@@ -141,9 +138,6 @@ def block_depths(network: nn.Module) -> dict[Parameter, int]:
     A block is what stands in a list (`nn.Sequential`, `nn.ModuleList`) and is no list itself, such as a residual block,
     or else a single layer; a normalization belongs to the block in front of it. The order is that of a forward pass; of
     a network that `torch.fx` cannot trace it is that in which the layers were defined.
-
-    Args:
-        network: The network.
     """
     order: list[str] = []
     with suppress(Exception):  # whatever the network's code raises on symbolic tensors

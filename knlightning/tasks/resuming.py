@@ -36,11 +36,7 @@ class Stored:
 
 
 def take_from(checkpoint: dict[str, Any]) -> Stored:
-    """Take the states out of a checkpoint of which Lightning would restore those of the schedules blindly.
-
-    Args:
-        checkpoint: Checkpoint of a run.
-    """
+    """Take the states out of a checkpoint of which Lightning would restore those of the schedules blindly."""
     configured = checkpoint.get("configured", {})
     if configured:  # earlier checkpoints say the interval only there
         hparams = checkpoint.get("hyper_parameters", {})

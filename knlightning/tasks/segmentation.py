@@ -95,12 +95,7 @@ class SegmentationMetrics(Metrics):
         self.names: Sequence[str] = ()
 
     def prepare(self, names: Sequence[str], device: torch.device) -> None:
-        """Make the confusion matrix.
-
-        Args:
-            names: Names of the classes.
-            device: Device of the matrix.
-        """
+        """Make the confusion matrix."""
         if self.confusion is None or self.confusion.num_classes != len(names):
             # not validated: that sorts all pixels of each batch
             made = MulticlassConfusionMatrix(len(names), ignore_index=IGNORED, validate_args=False)
@@ -191,7 +186,9 @@ class SegmentationTask(Task):
         **kwargs: Any,
     ) -> None:
         weights = _checked_weights(class_weights)
-        _check_loss(loss_mean, ohem_threshold, ohem_min_kept)
+        check_choice("loss_mean", loss_mean, get_args(LossMean))
+        check_number("ohem_threshold", ohem_threshold, above=0, at_most=1, none="all pixels")
+        check_number("ohem_min_kept", ohem_min_kept, at_least=1, integer=True)
         _check_evaluation(eval_window, eval_stride, eval_scales)
         super().__init__(backbone, **kwargs)
         self.save_hyperparameters(
@@ -319,12 +316,6 @@ def _checked_weights(class_weights: list[float] | str | None) -> Tensor | None:
     for number, weight in enumerate(class_weights):
         check_number(f"class_weights[{number}]", weight, at_least=0)
     return torch.tensor(class_weights, dtype=torch.get_default_dtype())
-
-
-def _check_loss(loss_mean: str, ohem_threshold: float | None, ohem_min_kept: int) -> None:
-    check_choice("loss_mean", loss_mean, get_args(LossMean))
-    check_number("ohem_threshold", ohem_threshold, above=0, at_most=1, none="all pixels")
-    check_number("ohem_min_kept", ohem_min_kept, at_least=1, integer=True)
 
 
 def _check_evaluation(window: tuple[int, int] | None, stride: tuple[int, int] | None, scales: Sequence[float]) -> None:

@@ -12,9 +12,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 def task_class(config: Mapping[str, Any]) -> type[LightningModule]:
     """Return the class of the task that a configuration names.
 
-    Args:
-        config: Configuration of a run.
-
     Raises:
         ValueError: If it names none.
     """
@@ -29,10 +26,6 @@ def task_class(config: Mapping[str, Any]) -> type[LightningModule]:
 def make_arguments(task: type[LightningModule], config: Mapping[str, Any]) -> dict[str, Any]:
     """Make the arguments of a task that a configuration describes: the network with new weights, the optimizer, ...
 
-    Args:
-        task: The class of the task.
-        config: Configuration of a run.
-
     Raises:
         ValueError: If the configuration is of a task of another class, or does not fit this one.
     """
@@ -46,9 +39,6 @@ def make_arguments(task: type[LightningModule], config: Mapping[str, Any]) -> di
 
 def make_datamodule(config: Mapping[str, Any]) -> LightningDataModule:
     """Make the datamodule that a configuration describes; it reads no data.
-
-    Args:
-        config: Configuration of a run.
 
     Raises:
         ValueError: If the configuration does not fit.

@@ -23,10 +23,6 @@ MODELS = {
 WEIGHTS = KNResNet18_Weights.IMAGENET1K_NORM_TORCH
 
 
-def published_state(name):
-    return {key: torch.randn(shape) for key, shape in published.KEYS[name]}
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_names_shapes_and_order_are_the_published_ones(name):
     make, weights = MODELS[name]
@@ -53,7 +49,7 @@ def test_weights_are_downloaded_once(cache, monkeypatch):
 
     def download(url, path):
         urls.append(url)
-        torch.save({"model": published_state("knresnet18"), "epoch": 99}, path)
+        torch.save({"model": published.state("knresnet18"), "epoch": 99}, path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     model = knresnet18(weights="imagenet1k_norm_torch")

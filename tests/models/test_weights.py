@@ -14,10 +14,6 @@ from knlightning.models.norm_torch import norm_torch_names
 from knlightning.models.weights import last_layer
 
 
-def published_state(name):
-    return {key: torch.randn(shape) for key, shape in published.KEYS[name]}
-
-
 def equal(network, state):
     return {name for name, tensor in network.state_dict().items() if name in state and torch.equal(tensor, state[name])}
 
@@ -79,7 +75,7 @@ def test_converted_network_takes_the_weights_of_the_original(name):
 
 
 def test_published_names():
-    model, state = knresnet18(), published_state("knresnet18")
+    model, state = knresnet18(), published.state("knresnet18")
     load_weights(model, {"model": state, "epoch": 99}, whole=True)
     own = model.state_dict()
     for theirs, ours in norm_torch_names(model).items():
@@ -91,7 +87,7 @@ def test_published_names():
 
 
 def test_all_problems_are_listed_and_the_model_stays():
-    state = published_state("knresnet18")
+    state = published.state("knresnet18")
     del state["res_block3.conv1.bias"], state["fc.weight"]
     state["extra.weight"] = torch.ones(1)
     state["block0.0.weight"] = torch.ones(64, 3, 3, 3)
