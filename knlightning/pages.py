@@ -101,12 +101,7 @@ def text(value: object) -> str:
 
 
 def page(title: str, body: str) -> str:
-    """Write a whole page.
-
-    Args:
-        title: Its title, as plain text.
-        body: What it shows, in HTML.
-    """
+    """Write a whole page."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<title>{text(title)}</title><style>{STYLE}</style></head>\n'
@@ -160,12 +155,7 @@ def bar(shown: Bar) -> str:
 
 
 def gallery(cards: Iterable[Card], wide: bool = False) -> str:
-    """Write images side by side.
-
-    Args:
-        cards: The images.
-        wide: Whether each has the width of several.
-    """
+    """Write images side by side."""
     figures = []
     for card in cards:
         title = f"<b>{text(card.title)}</b>" if card.title else ""

@@ -46,12 +46,7 @@ def draw_contours(
 
 
 def draw_surfaces(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float]) -> Figure:
-    """Draw the loss as surfaces in three dimensions, with the same height and colours for all networks.
-
-    Args:
-        surfaces: As in `draw_contours`.
-        offsets: Places of rows and columns.
-    """
+    """Draw the loss as surfaces in three dimensions, with the same height and colours for all networks."""
     norm, levels = _scale(surfaces)
     figure = Figure(figsize=(3.6 * len(surfaces), 3.7), layout="constrained")
     for place, (name, losses) in enumerate(surfaces.items(), 1):

@@ -196,13 +196,7 @@ def compare_landscapes(results: Mapping[str, Mapping[str, Any]], command: str, o
 
 
 def compare_network_costs(rows: Sequence[Mapping[str, Any]], machine: str, command: str) -> list[Finding]:
-    """Compare time and memory of networks, relative to batch normalization from primitives, with Tables 6 and 7.
-
-    Args:
-        rows: What `knl benchmark` has measured.
-        machine: On which machine.
-        command: What measures it again.
-    """
+    """Compare what `knl benchmark` has measured, relative to batch normalization from primitives, with Tables 6, 7."""
     by_variant = {(row["network"], row["variant"]): row for row in rows}
     found = []
     for depth in TIMES:
@@ -223,10 +217,7 @@ def compare_network_costs(rows: Sequence[Mapping[str, Any]], machine: str, comma
 
 
 def compare_layer_costs(rows: Sequence[Mapping[str, Any]], machine: str, command: str) -> list[Finding]:
-    """Compare time and memory of layers, relative to those at stride 1 on images of 32x32, with Table 8.
-
-    Arguments as in `compare_network_costs`.
-    """
+    """Compare time and memory of layers, relative to those at stride 1 on images of 32x32, with Table 8."""
     by_case = {(row["stride"], row["resolution"]): row for row in rows if row["variant"] == "kernel"}
     found = []
     for (stride, size), row in by_case.items():

@@ -39,13 +39,7 @@ def costs_of_noise(run: Phase, delta: float, accountant: Accountant) -> list[Cos
 
 
 def draw_costs(costs: Sequence[Cost], run: Phase, delta: float) -> Figure:
-    """Draw epsilon by noise.
-
-    Args:
-        costs: What is drawn.
-        run: The run, which is marked if it is one of them.
-        delta: At which epsilon is computed.
-    """
+    """Draw epsilon by noise."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.loglog(*zip(*costs, strict=True), marker=".")

@@ -102,9 +102,9 @@ def _curves(run: RunResults) -> str:
     figure = Figure(figsize=(5.2 * len(names), 3.1), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for part, label in (("train", "training"), ("val", "validation")):
-            points = run.metrics.get(f"{part}/{name}", [])
+            points = dict(run.metrics.get(f"{part}/{name}", []))  # the last of each epoch
             if points:
-                axes.plot(*zip(*points, strict=True), color=COLOURS[part], linewidth=2, label=label)
+                axes.plot(list(points), list(points.values()), color=COLOURS[part], linewidth=2, label=label)
         if run.checkpoint == "best":
             axes.axvline(run.epoch, color="#667080", linewidth=1, linestyle=":", label="best checkpoint")
         axes.set_title(said(name), fontsize=11, loc="left")

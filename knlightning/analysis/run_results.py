@@ -108,7 +108,8 @@ def read_run(run: Path) -> RunResults:
         path = checkpoint_in(run, which)
         stored = read_checkpoint(path, map_location="meta")
         check_checkpoint(path, stored, to_resume=False)
-    sizes = [t.numel() for name, t in stored["state_dict"].items() if isinstance(t, torch.Tensor) and _counts(name)]
+    tensors = {name: value for name, value in stored["state_dict"].items() if isinstance(value, torch.Tensor)}
+    parameters = [name for name in tensors if name.startswith("backbone.") and not name.endswith(COUNTS)]
     report = read_report(run)
     return RunResults(
         path=run,
@@ -117,14 +118,10 @@ def read_run(run: Path) -> RunResults:
         metrics=read_metrics(run) if (run / "metrics.csv").is_file() else {},
         checkpoint=which,
         epoch=stored["epoch"],
-        num_parameters=sum(sizes),
+        num_parameters=sum(tensors[name].numel() for name in parameters),
         evaluations=[found for stage in EVALUATIONS if (found := _read_evaluation(run / stage, stage))],
         privacy="" if report is None else report.get(NOT_PRIVATE) or f"Differentially private: {statement(report)}.",
     )
-
-
-def _counts(name: str) -> bool:
-    return name.startswith("backbone.") and not name.endswith(COUNTS)
 
 
 def _read_evaluation(folder: Path, stage: str) -> Evaluation | None:

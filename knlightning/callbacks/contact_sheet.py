@@ -48,13 +48,7 @@ class ContactSheet:
             self.cards[name] = Card(thumbnail(small(image)), bars=shown, note=name)
 
     def write(self, path: Path, total: int, data: DataDescription) -> None:
-        """Write the page, sorted by name.
-
-        Args:
-            path: The file.
-            total: Number of images that were predicted on.
-            data: Names the classes, and has their colours.
-        """
+        """Write the page, sorted by name."""
         names = sorted(self.cards)
         title = f"Predictions of {total:,} images"
         part = f'<p class="soft">The first {len(names):,} are shown.</p>' if len(names) < total else ""

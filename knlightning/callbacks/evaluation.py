@@ -211,7 +211,8 @@ class EvaluationFiles(Callback):
                 self._save(folder / "reliability.png", lambda: reliability_figure(*reliability))
                 if confusion is not None:
                     _write_table(folder / "classes.csv", _classes(confusion, classes, len(rows) == 3))
-                    _write_table(folder / "confusion.csv", _matrix(confusion, classes))
+                    counts = ([name, *row] for name, row in zip(classes, confusion.tolist(), strict=True))
+                    _write_table(folder / "confusion.csv", [["true", *classes], *counts])
                     self._save(folder / "confusion.png", lambda: confusion_figure(confusion, classes))
             (folder / f"{stage}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, default=str) + "\n")
 
@@ -287,10 +288,6 @@ def _classes(confusion: Tensor, names: Sequence[str], of_pixels: bool) -> list[l
     parts = [["" if value != value else f"{value:.6f}" for value in getattr(scores, name).tolist()] for name in columns]
     rows = zip(names, *parts, scores.support.tolist(), strict=True)
     return [["class", *columns, "support"], *map(list, rows)]
-
-
-def _matrix(confusion: Tensor, names: Sequence[str]) -> list[list[Any]]:
-    return [["true", *names], *([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))]
 
 
 def _write_table(path: Path, rows: list[list[Any]]) -> None:

@@ -85,11 +85,7 @@ class TensorBoardLog(TensorBoardLogger):
 
 
 class HParams(Callback):
-    """Log the hyperparameters with the best score so far, whenever there is a better one.
-
-    Args:
-        config: Configuration of the run, as in `config.yaml`.
-    """
+    """Log the hyperparameters with the best score so far, whenever there is a better one."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config  # a finder may change it before training starts

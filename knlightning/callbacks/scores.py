@@ -43,10 +43,6 @@ def scores_of_classes(confusion: Tensor) -> ClassScores:
 def confused_pairs(confusion: Tensor, names: Sequence[str]) -> list[tuple[str, str, int, float]]:
     """List which classes are taken for which others most often.
 
-    Args:
-        confusion: As in `scores_of_classes`.
-        names: Names of the classes.
-
     Returns:
         True class, predicted class, number and share of the true class; the largest numbers first.
     """

@@ -94,7 +94,8 @@ def _data(trainer: Trainer) -> str:
     images = _num_images(trainer.train_dataloader)
     if images is not None:
         parts.append(f"{images:,} training images")
-    held_out = [_num_images(loader) for loader in _as_list(trainer.val_dataloaders)]
+    loaders = trainer.val_dataloaders
+    held_out = [_num_images(loader) for loader in (loaders if isinstance(loaders, list) else [loaders])]
     if held_out and None not in held_out:
         parts.append(f"{sum(n for n in held_out if n):,} for validation")
     if data.num_classes is not None:
@@ -124,10 +125,6 @@ def _run(trainer: Trainer) -> str:
 def _num_images(loader: Any) -> int | None:
     dataset = getattr(loader, "dataset", None)
     return len(dataset) if isinstance(dataset, Sized) else None
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _short(number: float) -> str:

@@ -138,10 +138,6 @@ def interchange(model: nn.Module, layers: Layers) -> None:
     """Put the layers of the options in place of those of a network with batch normalization and ReLUs.
 
     Convolutions stay as they are, unless the network becomes kernel normalized or has no normalization.
-
-    Args:
-        model: Network of torchvision; changed.
-        layers: Makes the layers.
     """
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import Metric
 
 from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.checks import check, check_choice, check_number
@@ -24,23 +23,10 @@ from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
 from knlightning.run_directory import mark_not_private, report_directory
 from knlightning.tasks.deferred import DeferredChecks, check_finite
 from knlightning.tasks.fine_tuning import Freezing, do_weights_follow, weights_follow
+from knlightning.tasks.metrics import Metrics
 from knlightning.tasks.optimizer_settings import check_layers, check_settings, make_grouped
 from knlightning.tasks.resuming import Stored, apply_to_callbacks, compare_optimizers, configuration, start, take_from
 from knlightning.tasks.stored import make_arguments
-
-
-class Metrics(nn.Module, ABC):
-    """The metrics of an epoch, over all of its batches and devices."""
-
-    @abstractmethod
-    def compute(self) -> dict[str, Tensor]:
-        """Compute the value of each metric by its name, the same on every device."""
-
-    def reset(self) -> None:
-        """Forget all batches."""
-        for metric in self.children():
-            if isinstance(metric, Metric):
-                metric.reset()
 
 
 class Task(LightningModule, ABC):
@@ -154,6 +140,11 @@ class Task(LightningModule, ABC):
             kwargs = make_arguments(cls, config) | kwargs
         with weights_follow():
             return super().load_from_checkpoint(checkpoint_path, *args, **({"weights_only": True} | kwargs))
+
+    def setup(self, stage: str) -> None:
+        """Forget the batches of a run that was broken off."""
+        for metrics in (self.train_metrics, self.val_metrics, self.test_metrics):
+            metrics.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and its schedule.
@@ -313,6 +304,7 @@ class Task(LightningModule, ABC):
         stored, self._stored = self._stored, None
         self._accumulated, self._stopping = 0, False
         self.checks.forget()
+        self.train_metrics.reset()  # of a trial, such as that of a batch size that did not fit
         start(self.trainer, self._configured, stored)
         self.freezing.begin(self)
 

@@ -9,8 +9,9 @@ from torchmetrics import MeanMetric
 from torchvision.transforms import v2
 
 from knlightning.checks import check, check_number
-from knlightning.tasks.base import Metrics, Task
+from knlightning.tasks.base import Task
 from knlightning.tasks.deferred import labels_within
+from knlightning.tasks.metrics import Metrics
 
 TOP_K = 5
 MOST_ALPHA = 1000

@@ -11,10 +11,11 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from knlightning.checks import check, check_choice, check_number
 from knlightning.protocols import data_of
-from knlightning.tasks.base import Metrics, Task
+from knlightning.tasks.base import Task
 from knlightning.tasks.deferred import labels_within
 from knlightning.tasks.inference import averaged_logits, by_tiles, grid_of_windows
 from knlightning.tasks.losses import IGNORED, LossMean, mean_of_pixels, quotient
+from knlightning.tasks.metrics import Metrics
 
 CLASS_WEIGHTS = {
     # the public HRNet segmentation code's, which trained the networks of Nasirigerdeh et al. (TMLR 2024), Table 3
@@ -210,6 +211,7 @@ class SegmentationTask(Task):
 
     def setup(self, stage: str) -> None:
         """Name the classes as the datamodule does; otherwise the first batch tells how many there are."""
+        super().setup(stage)
         data = data_of(self.trainer)
         if data.num_classes is None:
             return

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from knlightning import models
 from knlightning.checks import ArgumentError
 from knlightning.models import list_models
 from knlightning.nn import KernelNorm2d, KNConv2d
@@ -19,6 +20,42 @@ CASES = [
     for name, model in MODELS.items()
     for norm in (NORMS if model.norm else [None])
 ]
+# parameters by low resolution and classes, as they are published: CIFAR-100 as in Table 1, ImageNet as in Table 2,
+# ImageNet 32x32 as in Table 4, Cityscapes as in Table 3; and those of torchvision
+COUNTS = {
+    "convnext_tiny": {(None, 1000): 28_589_128},
+    "densenet121": {(False, 1000): 7_978_856},
+    "fcn_knresnet18": {(False, 19): 13_525_380},
+    "fcn_knresnet34": {(False, 19): 23_399_315},
+    "fcn_knresnet50": {(False, 19): 32_873_971},
+    "fcn_resnet18": {(False, 19): 13_546_579},
+    "fcn_resnet34": {(False, 19): 23_654_739},
+    "fcn_resnet50": {(False, 19): 32_955_987},
+    "knconvnext_tiny": {(None, 1000): 28_587_784},
+    "knresnet18": {(True, 100): 11_215_840, (False, 1000): 11_685_220, (True, 1000): 11_677_540},
+    "knresnet34": {(True, 100): 21_323_450, (False, 1000): 21_792_830, (True, 1000): 21_785_150},
+    "knresnet50": {(True, 100): 23_681_570, (False, 1000): 25_556_390, (True, 1000): 25_525_670},
+    "preact_resnet18": {(True, 100): 11_218_340},
+    "preact_resnet34": {(True, 100): 21_326_500},
+    "preact_resnet50": {(True, 100): 23_697_572},
+    "resnet18": {(True, 100): 11_220_132, (False, 1000): 11_689_512, (True, 1000): 11_681_832},
+    "resnet34": {(True, 100): 21_328_292, (False, 1000): 21_797_672},
+    "resnet50": {(True, 100): 23_705_252, (False, 1000): 25_557_032},
+    "resnet101": {(False, 1000): 44_549_160},
+    "resnet152": {(False, 1000): 60_192_808},
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    make = getattr(models, name)
+    for (low_resolution, num_classes), count in COUNTS[name].items():
+        arguments = {} if low_resolution is None else {"low_resolution": low_resolution}
+        # an affine transformation of each channel has as many parameters as that of batch normalization
+        for norm in ("batch", "layer", "group") if name.startswith(("resnet", "preact")) else (None,):
+            with torch.device("meta"):
+                model = make(num_classes=num_classes, **arguments, **({"norm": norm} if norm else {}))
+            assert sum(p.numel() for p in model.parameters()) == count
 
 
 def build(name, norm=None, **arguments):
@@ -81,6 +118,19 @@ def test_settings_reach_every_kernel_normalized_layer(name):
     assert {(layer.eps, layer.eval_statistics) for layer in layers} == {(0.5, "expected")}
     assert {layer.dropout_p for layer in layers if isinstance(layer, KNConv2d)} == {0.02}
     assert all(layer.dropout_p == pytest.approx(0.1) for layer in layers if isinstance(layer, KernelNorm2d))
+
+
+@pytest.mark.parametrize("norm", ["layer", "kernel"])
+@pytest.mark.parametrize("name", ["densenet121", "fcn_knresnet8", "fcn_resnet8", "fcn_resnet18", "resnet8", "resnet50"])
+def test_hooks_may_watch_every_layer(name, norm):
+    """Backward hooks, such as those of private training, forbid changes in place of what a layer returns."""
+    model, images = build(name, norm)
+    layers = {m for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
+    seen = set()
+    for layer in layers:
+        layer.register_full_backward_hook(lambda layer, *_: seen.add(layer))
+    model(images.requires_grad_()).sum().backward()
+    assert seen == layers
 
 
 @pytest.mark.parametrize("low_resolution", [True, False])

@@ -17,22 +17,6 @@ from knlightning.models import (
 )
 from knlightning.nn import KernelNorm2d, KNConv2d, kernel_norm, kn_conv
 
-COUNTS = {  # 19 classes, Table 3
-    "fcn_knresnet18": 13_525_380,
-    "fcn_knresnet34": 23_399_315,
-    "fcn_knresnet50": 32_873_971,
-    "fcn_resnet18": 13_546_579,
-    "fcn_resnet34": 23_654_739,
-    "fcn_resnet50": 32_955_987,
-}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameter_counts(name):
-    with torch.device("meta"):
-        model = getattr(models, name)()
-    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
-
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 2), (31, 67), (65, 33)])
 @pytest.mark.parametrize("make", [fcn_knresnet8, fcn_knresnet18, fcn_knresnet50, fcn_resnet8, fcn_resnet50])
@@ -48,18 +32,6 @@ def test_output_stride(name, stride):
     model = getattr(models, name)(num_classes=3).eval()
     with torch.no_grad():
         assert model.backbone(torch.rand(1, 3, 64, 128)).shape[2:] == (64 // stride, 128 // stride)
-
-
-def test_hooks_may_watch_every_layer():
-    """Backward hooks, such as those of private training, forbid changes in place of what a layer returns."""
-    for make in (fcn_knresnet8, fcn_resnet8, fcn_resnet18):
-        model = make(num_classes=5, norm="kernel")
-        seen = set()
-        for name, module in model.named_modules():
-            module.register_full_backward_hook(lambda module, _, __, name=name, seen=seen: seen.add(name))
-        model(torch.rand(2, 3, 16, 16, requires_grad=True)).sum().backward()
-        layers = (name for name, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None)
-        assert set(layers) <= seen
 
 
 def test_fcn_knresnet50_is_the_network_that_its_description_says():

@@ -19,12 +19,6 @@ MODELS = {
     "knresnet34": knresnet34,
     "knresnet50": knresnet50,
 }
-# (low resolution, classes): parameters. CIFAR-100 as in Table 1, ImageNet as in Table 2, ImageNet 32x32 as in Table 4.
-COUNTS = {
-    "knresnet18": {(True, 100): 11_215_840, (False, 1000): 11_685_220, (True, 1000): 11_677_540},
-    "knresnet34": {(True, 100): 21_323_450, (False, 1000): 21_792_830, (True, 1000): 21_785_150},
-    "knresnet50": {(True, 100): 23_681_570, (False, 1000): 25_556_390, (True, 1000): 25_525_670},
-}
 
 
 @pytest.mark.parametrize("depth", [50, 101, 152])
@@ -37,14 +31,6 @@ def test_deeper_networks_follow_the_rule_of_knresnet50(depth):
     assert 0.99 * allowed < parameters <= allowed
     block = model.stages[2][0].conv1
     assert block.in_channels == pytest.approx(4 * block.out_channels, abs=6)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_parameter_counts(name):
-    for (low, classes), count in COUNTS[name].items():
-        with torch.device("meta"):
-            model = MODELS[name](num_classes=classes, low_resolution=low)
-        assert sum(p.numel() for p in model.parameters()) == count
 
 
 @pytest.mark.parametrize("case", published.VALUES["models"])

@@ -2,18 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from knlightning.models import preact_resnet18, preact_resnet34, preact_resnet50
-
-MODELS = {"preact_resnet18": preact_resnet18, "preact_resnet34": preact_resnet34, "preact_resnet50": preact_resnet50}
-COUNTS = {"preact_resnet18": 11_218_340, "preact_resnet34": 21_326_500, "preact_resnet50": 23_697_572}  # CIFAR-100
-
-
-@pytest.mark.parametrize("norm", ["batch", "layer", "group"])
-@pytest.mark.parametrize("name", MODELS)
-def test_parameter_counts(name, norm):
-    with torch.device("meta"):
-        model = MODELS[name](num_classes=100, norm=norm, low_resolution=True)
-    assert sum(p.numel() for p in model.parameters()) == COUNTS[name]
+from knlightning.models import preact_resnet18, preact_resnet50
 
 
 @pytest.mark.parametrize("norm", ["batch", "kernel"])

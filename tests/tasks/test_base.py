@@ -179,12 +179,6 @@ def test_configuration_and_help_know_the_arguments_that_all_tasks_share(kind):
         parser.parse_args(["--task.chanels_last=true"])
 
 
-@pytest.mark.parametrize("kind", [ClassificationTask, SegmentationTask])
-def test_unknown_arguments_are_refused(kind):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'chanels_last'"):
-        kind(TinyNet(3), chanels_last=True)
-
-
 # weight decay of norms and biases
 
 
