@@ -88,25 +88,6 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 
 @runtime_checkable
-class IgnoresLabel(Protocol):
-    """A task that ignores the pixels with a certain label.
-
-    Attributes:
-        ignore_index: That label.
-    """
-
-    ignore_index: int
-
-
-@runtime_checkable
-class NamesFiles(Protocol):
-    """A dataset of files; the table of an evaluation names them."""
-
-    def path_of(self, index: int) -> str:
-        """Return the path of an image."""
-
-
-@runtime_checkable
 class KeepsLedger(Protocol):
     """A callback that makes a training private, and counts what it spends.
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from standins import RandomData, TinyFCN, TinyNet
+from standins import RandomData
 from torch import nn
 
 from knlightning.callbacks import Seeding
@@ -13,7 +13,6 @@ from knlightning.privacy import DifferentialPrivacy
 from knlightning.protocols import (
     ChecksBefore,
     DataDescription,
-    IgnoresLabel,
     KeepsLedger,
     batch_independent,
     describe,
@@ -21,7 +20,6 @@ from knlightning.protocols import (
     is_batch_independent,
     stretched,
 )
-from knlightning.tasks import ClassificationTask, SegmentationTask
 
 KNOWN = {
     "class_names": ("cat", "dog"),
@@ -94,8 +92,6 @@ def test_our_classes_have_what_the_protocols_say(tmp_path):
     assert isinstance(DifferentialPrivacy(1.0), KeepsLedger)
     assert not isinstance(Seeding(), KeepsLedger)
     assert not issubclass(Seeding, ChecksBefore)
-    assert isinstance(SegmentationTask(TinyFCN()), IgnoresLabel)
-    assert not isinstance(ClassificationTask(TinyNet()), IgnoresLabel)
 
 
 class Marked:

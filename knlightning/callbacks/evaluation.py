@@ -3,7 +3,7 @@
 import csv
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from knlightning.callbacks.mistakes import Mistake, WorstMistakes, mistakes_gall
 from knlightning.callbacks.pictures import MOST_CLASSES, confusion_figure
 from knlightning.callbacks.scores import scores_of_classes
 from knlightning.pages import page
-from knlightning.protocols import DataDescription, IgnoresLabel, NamesFiles, data_of
+from knlightning.protocols import DataDescription, data_of
 from knlightning.run_directory import replacing_folder
 from knlightning.tasks.segmentation import class_scores, is_of_pixels
 from knlightning.text import cell
@@ -48,8 +48,8 @@ class EvaluationFiles(Callback):
     `knlightning.tasks.segmentation.PixelPredictions`, and batches must be (images, labels). Otherwise there are the
     scores alone. Of several loaders, the first counts. No table of classes, and no confusion matrix, is made of more
     than 2000 classes. A value that is not defined, such as the precision of a class that is never predicted, is an
-    empty cell. `predictions.csv` names the file of an image if the dataset has `path`
-    (`knlightning.protocols.NamesFiles`), otherwise its place in the dataset; rows are in the order of the dataset.
+    empty cell. `predictions.csv` names the file of an image if the dataset has a method `path_of` of its place, which
+    it names otherwise; rows are in the order of the dataset.
 
     Args:
         directory: The folder.
@@ -98,7 +98,7 @@ class EvaluationFiles(Callback):
         data = data_of(trainer)
         self._num_classes = outputs["num_classes"] if of_pixels else outputs.shape[1]
         if self._confusion is None and self._num_classes <= MOST_CLASSES:
-            ignored = pl_module.ignore_index if isinstance(pl_module, IgnoresLabel) else None
+            ignored = getattr(pl_module, "ignore_index", None)
             # not validated: the task checks the labels
             made = MulticlassConfusionMatrix(self._num_classes, ignore_index=ignored, validate_args=False)
             self._confusion = made.to(labels.device)
@@ -259,9 +259,8 @@ def _names_of_images(loader: Any, number: int) -> list[tuple[int, str]]:
     if len(order) < number:
         order = list(range(number))
         dataset = None
-    return [
-        (index, dataset.path_of(index) if isinstance(dataset, NamesFiles) else str(index)) for index in order[:number]
-    ]
+    name_of: Callable[[int], str] = getattr(dataset, "path_of", str)
+    return [(index, name_of(index)) for index in order[:number]]
 
 
 def _predictions(table: Sequence[tuple[Any, ...]], names: Sequence[str]) -> list[list[Any]]:

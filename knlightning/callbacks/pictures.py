@@ -16,7 +16,7 @@ from knlightning.callbacks.label_maps import add_legend, coloured, palette_of
 from knlightning.callbacks.scores import confused_pairs
 from knlightning.checks import check_number
 from knlightning.internals.lightning import is_fitting
-from knlightning.protocols import DataDescription, IgnoresLabel, data_of
+from knlightning.protocols import DataDescription, data_of
 from knlightning.tasks.segmentation import class_scores, is_of_pixels
 from knlightning.text import printable
 
@@ -95,7 +95,7 @@ class Pictures(Callback):
         if num_classes > MOST_CLASSES:
             self._harmless.warn("the confusion matrix", f"{num_classes} classes, at most {MOST_CLASSES} are drawn")
         elif self._confusion is None:  # before anything that may fail: it is computed by all devices together
-            ignored = pl_module.ignore_index if isinstance(pl_module, IgnoresLabel) else None
+            ignored = getattr(pl_module, "ignore_index", None)
             # not validated: the task checks the labels
             made = MulticlassConfusionMatrix(num_classes, ignore_index=ignored, validate_args=False)
             self._confusion = made.to(pl_module.device)
