@@ -167,10 +167,13 @@ def median(values: Sequence[float | None]) -> float | None:
 
 
 def median_ratio(values: Sequence[float | None], base: Sequence[float | None]) -> float | None:
-    """Return the median of the ratios within a round; None if there are none or a value is missing."""
+    """Return the median of the ratios within a round; None if there are none, or one is missing or to 0.
+
+    A peak of memory can be 0: the growth of a process whose network fits into what it had before.
+    """
     if len(values) != len(base):
         return None
-    return median([v / b if v is not None and b is not None else None for v, b in zip(values, base, strict=True)])
+    return median([v / b if v is not None and b else None for v, b in zip(values, base, strict=True)])
 
 
 def machine(device: str) -> dict[str, str | int]:

@@ -70,7 +70,7 @@ def draw_scaling(rows: Sequence[Row]) -> Figure:
         for axes, stride in zip(line, strides, strict=True):
             for variant in variants:
                 mine = [row for row in rows if (row["variant"], row["stride"]) == (variant, stride)]
-                points = [(row["resolution"], row[key] / unit) for row in mine if row[key] is not None]
+                points = [(row["resolution"], row[key] / unit) for row in mine if row[key]]
                 if points:
                     style = "--" if is_second(variant) else "-"
                     axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, color=colour_of(variant))

@@ -5,7 +5,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -30,33 +30,20 @@ OTHER_COLOURS = ("#0072B2", "#F0E442", *dict.fromkeys(COLOURS.values()))
 MARKERS = "osv^DPX<*"
 
 
-class Style(NamedTuple):
-    """How a line of a picture is drawn.
-
-    Attributes:
-        color: Its colour.
-        marker: Its markers.
-        linestyle: Solid, or dashed for the second line of the same colour.
-    """
-
-    color: str
-    marker: str
-    linestyle: str
-
-
-def styles_of(names: Sequence[str]) -> dict[str, Style]:
-    """Give each line its style: the colour of its normalization, and markers that differ.
+def styles_of(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Give each line its style, as arguments of matplotlib: the colour of its normalization, and markers that differ.
 
     Args:
-        names: Names of the lines, such as "ResNet-8, batch".
+        names: Names of the lines, such as "ResNet-8, batch". The second of the same colour is dashed.
     """
-    styles: dict[str, Style] = {}
+    styles: dict[str, dict[str, Any]] = {}
     others = iter(OTHER_COLOURS * len(names))
     for place, name in enumerate(names):
         norm = next((word for word in re.findall(r"\w+", name) if word in COLOURS), None)
         color = next(others) if norm is None else COLOURS[norm]
-        again = sum(style.color == color for style in styles.values())
-        styles[name] = Style(color, MARKERS[place % len(MARKERS)], ("-", "--", ":", "-.")[again % 4])
+        again = sum(style["color"] == color for style in styles.values())
+        line = ("-", "--", ":", "-.")[again % 4]
+        styles[name] = {"color": color, "marker": MARKERS[place % len(MARKERS)], "linestyle": line}
     return styles
 
 
@@ -176,11 +163,10 @@ def draw_convergence(panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> Figu
     styles, handles = styles_of(names), {}
     for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
         for name, runs in lines.items():
-            style = styles[name]
             epochs, means, spreads = mean_curve(runs, f"val/{score}")
-            (handles[name],) = axes.plot(epochs, 100 * means, markersize=5, **style._asdict())
+            (handles[name],) = axes.plot(epochs, 100 * means, markersize=5, **styles[name])
             low, high = 100 * (means - spreads), 100 * (means + spreads)
-            axes.fill_between(epochs, low, high, color=style.color, alpha=0.15, linewidth=0)
+            axes.fill_between(epochs, low, high, color=styles[name]["color"], alpha=0.15, linewidth=0)
         axes.set_title(title)
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -216,7 +202,7 @@ def draw_scores(scores: Mapping[str, Mapping[str, Sequence[float]]], label: str)
             capsize=3,
             markersize=5,
             label=row,
-            **styles[row]._asdict(),
+            **styles[row],
         )
     axes.set_xticks(range(len(columns)), columns)
     axes.set_ylabel(label)

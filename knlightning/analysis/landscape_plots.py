@@ -79,9 +79,10 @@ def draw_lines(surfaces: Mapping[str, np.ndarray], offsets: Sequence[float], mov
     middle = len(offsets) // 2
     for name, style in styles_of(list(surfaces)).items():
         along, across = surfaces[name][middle], surfaces[name][:, middle]
-        axes.plot(offsets, along, color=style.color, linestyle=style.linestyle, label=name)
+        style["marker"] = ""
+        axes.plot(offsets, along, label=name, **style)
         if not np.isnan(across).any():
-            axes.plot(offsets, across, color=style.color, linestyle=style.linestyle, alpha=0.5)
+            axes.plot(offsets, across, alpha=0.5, **style)
     axes.set(xlabel=moved, ylabel="loss (logarithmic)", yscale="log")
     axes.set_ylim(top=min(axes.get_ylim()[1], 2 * HIGHEST_LOSS))
     axes.grid(alpha=0.3)

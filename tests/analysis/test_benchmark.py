@@ -42,6 +42,7 @@ def test_no_ratio_without_a_floor():
     assert median_ratio([1.0], []) is None
     assert median_ratio([], []) is None
     assert median_ratio([1.0], [None]) is None
+    assert median_ratio([1.0], [0]) is None
 
 
 def test_presets_plan_what_the_tables_show():

@@ -106,9 +106,9 @@ def test_a_normalization_has_one_colour_and_every_line_its_own_style():
     assert COLOURS.keys() == NORMS.keys()
     names = ["ResNet-8, kernel", "ResNet-8, group", "KNResNet-8, kernel", "resnet8", "vgg"]
     styles = styles_of(names)
-    assert [styles[name].color for name in names[:3]] == [COLOURS["kernel"], COLOURS["group"], COLOURS["kernel"]]
-    assert len({style.marker for style in styles.values()}) == 5
-    assert len({style[::2] for style in styles.values()}) == 5  # colour and line
+    assert [styles[name]["color"] for name in names[:3]] == [COLOURS["kernel"], COLOURS["group"], COLOURS["kernel"]]
+    assert len({style["marker"] for style in styles.values()}) == 5
+    assert len({(style["color"], style["linestyle"]) for style in styles.values()}) == 5
 
 
 def test_scores_of_a_table():
