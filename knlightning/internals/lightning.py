@@ -152,8 +152,15 @@ def num_epochs_trained(trainer: Trainer) -> int:
 
     Tried with lightning 2.6.6.
     """
-    processed = _epochs(trainer).processed
-    return processed + (_batches_begun(trainer) >= trainer.num_training_batches)
+    return _epochs(trainer).processed + is_epoch_over(trainer)
+
+
+def is_epoch_over(trainer: Trainer) -> bool:
+    """Say whether a run resumes behind the last batch of an epoch, before its end; to be called when training starts.
+
+    So it is with a checkpoint that was written within the validation. Tried with lightning 2.6.6.
+    """
+    return _batches_begun(trainer) >= trainer.num_training_batches
 
 
 def num_steps_left(trainer: Trainer) -> float:
@@ -166,9 +173,8 @@ def num_steps_left(trainer: Trainer) -> float:
     if max_epochs is not None and max_epochs != -1:
         accumulated = trainer.accumulate_grad_batches
         per_epoch = math.ceil(trainer.num_training_batches / accumulated)
-        epochs, begun = num_epochs_trained(trainer), _batches_begun(trainer)
-        begun = 0 if begun >= trainer.num_training_batches else begun
-        left = (max_epochs - epochs) * per_epoch - begun // accumulated
+        begun = 0 if is_epoch_over(trainer) else _batches_begun(trainer)
+        left = (max_epochs - num_epochs_trained(trainer)) * per_epoch - begun // accumulated
     if trainer.max_steps != -1:
         left = min(left, trainer.max_steps - trainer.global_step)
     return max(left, 0)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from knlightning.checkpoint_files import read_checkpoint, stored_config
 from knlightning.checks import check, check_choice, check_number
-from knlightning.internals.lightning import is_accumulating, is_resuming, rewind_unfinished_epoch
+from knlightning.internals.lightning import is_accumulating, is_epoch_over, is_resuming, rewind_unfinished_epoch
 from knlightning.internals.torch import found_too_small
 from knlightning.models.weights import load_weights
 from knlightning.protocols import KeepsLedger, data_of, has_batch_norm
@@ -118,6 +118,7 @@ class Task(LightningModule, ABC):
         self.checks = DeferredChecks()
         self._configured: dict[str, Any] = {}
         self._stored: Stored | None = None  # of the checkpoint from which the run goes on
+        self._epoch_over = False  # whether the run has resumed behind the last batch of an epoch
         self._accumulated = 0  # number of batches in the gradient
         self._stopping = False  # whether the run stops after this step
         self._private_before = False
@@ -224,11 +225,13 @@ class Task(LightningModule, ABC):
         killed in between.
         """
         self.checks.look(wait=True)
+        if self._epoch_over:
+            return
         values = self._compute("train", self.train_metrics)
         for name, value in values.items():
             self.log(name, value, logger=False, sync_dist=True)  # for the progress bar and the callbacks
         numbers = {name: float(value) for name, value in values.items()}
-        for logger in self.loggers if numbers else ():  # none if the run has resumed behind the last batch
+        for logger in self.loggers:
             logger.log_metrics({**numbers, "epoch": self.current_epoch}, step=self.global_step - 1)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Any:
@@ -303,6 +306,7 @@ class Task(LightningModule, ABC):
         """
         stored, self._stored = self._stored, None
         self._accumulated, self._stopping = 0, False
+        self._epoch_over = is_epoch_over(self.trainer)
         self.checks.forget()
         self.train_metrics.reset()  # of a trial, such as that of a batch size that did not fit
         start(self.trainer, self._configured, stored)
@@ -310,6 +314,7 @@ class Task(LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Freeze or thaw what the epoch asks for."""
+        self._epoch_over = False  # called for epochs that begin, not for one within which a run resumes
         self.freezing.apply(self.current_epoch)
 
     def on_after_backward(self) -> None:

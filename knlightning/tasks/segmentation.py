@@ -119,8 +119,8 @@ class SegmentationMetrics(Metrics):
         self.confusion.update(predicted, labels)
 
     def compute(self) -> dict[str, Tensor]:
-        """Compute loss and scores by name, if there was a batch; the score of a class without pixels is NaN."""
-        if self.confusion is None or not self.loss_sum.update_called:
+        """Compute loss and scores by name; the score of a class without pixels is NaN."""
+        if self.confusion is None:
             return {}
         scores = class_scores(self.confusion.compute())
         iou = scores.pop("iou")
