@@ -99,7 +99,7 @@ def mean_curve(runs: Sequence[Path], metric: str, x: XAxis = "epochs") -> tuple[
         x: What the metric is drawn against.
 
     Returns:
-        For each epoch that a run has ended: the mean over the runs of epochs, steps or hours trained; the mean of the
+        For each epoch that a run has ended, the mean over the runs of epochs, steps or hours trained; the mean of the
         metric; its standard deviation, 0 of a single run.
 
     Raises:

@@ -20,7 +20,7 @@ NAMES = "id2label.json"
 class HuggingFaceSegmentationDataModule(TableDataModule, MaskedFilesDataModule):
     """Images with a mask each of the Hugging Face Hub, or in a local folder of Parquet or Arrow files.
 
-    How they are read says `TableDataModule`, how they are augmented and evaluated `MaskedFilesDataModule`. A mask is an
+    `TableDataModule` says how they are read, `MaskedFilesDataModule` how they are augmented and evaluated. A mask is an
     image of one 8-bit channel with a number for each pixel.
 
     Args:
