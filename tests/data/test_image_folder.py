@@ -391,7 +391,7 @@ def test_ranks_see_different_images(root):
 def scores_on(root, **arguments):
     data = module(root, **arguments)
     data.setup("test")
-    return Path(data.test_dataloader().dataset.folder).name
+    return Path(data.test_dataloader().dataset.images.folder).name
 
 
 def test_what_is_called_test_is_tested_on(root, caplog):
