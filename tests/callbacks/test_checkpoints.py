@@ -8,8 +8,8 @@ import time
 import warnings
 
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 
 from knlightning.callbacks import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
@@ -17,16 +17,7 @@ from knlightning.tasks import ClassificationTask
 
 
 def fit(root, *callbacks, ckpt_path=None, task=None, **kwargs):
-    run = Trainer(
-        default_root_dir=root,
-        logger=False,
-        callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        **kwargs,
-    )
+    run = standins.trainer(root, *callbacks, plugins=[AtomicCheckpointIO()], **kwargs, enable_checkpointing=True)
     run.fit(task or ClassificationTask(TinyNet(3)), RandomData(), ckpt_path=ckpt_path)
     return run
 

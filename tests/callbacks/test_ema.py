@@ -1,8 +1,9 @@
 import copy
 
 import pytest
+import standins
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from standins import Interrupt, RandomData, TinyNet, tiny_config, weights, write_config
 from torch import nn
 from torch.optim import SGD
@@ -35,15 +36,14 @@ def fit(root, ema, *callbacks, network=None, ckpt_path=None, **kwargs):
     """Train on 10 images in batches of 4: 3 steps an epoch."""
     torch.manual_seed(0)
     task = ClassificationTask(network or TinyNet(3, dropout_p=0.0), optimizer=lambda p: SGD(p, lr=0.5))
-    trainer = Trainer(
-        default_root_dir=root,
-        logger=False,
-        callbacks=[ema, *callbacks, LastCheckpoint(every_n_steps=1)],
+    trainer = standins.trainer(
+        root,
+        ema,
+        *callbacks,
+        LastCheckpoint(every_n_steps=1),
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
         **kwargs,
+        enable_checkpointing=True,
     )
     trainer.fit(task, RandomData(), ckpt_path=ckpt_path)
     return trainer

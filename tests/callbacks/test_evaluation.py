@@ -2,8 +2,8 @@ import csv
 import json
 
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from standins import RandomData, RandomScenes, TinyFCN, TinyNet
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,13 +15,7 @@ FILES = {"classes.csv", "confusion.csv", "confusion.png", "mistakes.html", "pred
 
 
 def evaluate(directory, task, data, stage="test", **kwargs):
-    run = Trainer(
-        logger=False,
-        callbacks=[EvaluationFiles(directory, **kwargs)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-    )
+    run = standins.trainer(None, EvaluationFiles(directory, **kwargs))
     getattr(run, stage)(task.eval(), data, verbose=False)
     return json.loads((directory / f"{stage}.json").read_text())
 

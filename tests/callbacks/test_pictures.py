@@ -1,8 +1,8 @@
 import warnings
 
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from standins import RandomData, RandomScenes, TinyFCN, TinyNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,13 +19,10 @@ from knlightning.tasks import ClassificationTask, SegmentationTask
 
 
 def fit(tmp_path, pictures, data, epochs=3, task=None, **kwargs):
-    run = Trainer(
+    run = standins.trainer(
+        None,
+        pictures,
         logger=TensorBoardLogger(tmp_path, name="", version=""),
-        callbacks=[pictures],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
         max_epochs=epochs,
         log_every_n_steps=1,
         **kwargs,
@@ -80,16 +77,7 @@ def test_images_of_all_classes_are_chosen_and_wrong_ones_first():
 
 
 def test_without_tensorboard_nothing_happens(tmp_path):
-    run = Trainer(
-        default_root_dir=tmp_path,
-        logger=False,
-        callbacks=[Pictures(1)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=1,
-    )
+    run = standins.trainer(tmp_path, Pictures(1), max_epochs=1)
     run.fit(ClassificationTask(TinyNet(3)), RandomData())
 
 

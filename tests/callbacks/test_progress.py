@@ -2,7 +2,7 @@ import re
 import sys
 
 import pytest
-from lightning.pytorch import Trainer
+import standins
 from standins import RandomData, TinyNet
 
 from knlightning.callbacks import Throughput, progress
@@ -13,15 +13,7 @@ from knlightning.tasks import ClassificationTask
 def train(monkeypatch, capsys, terminal, save=None, resume=None, **arguments):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setattr("tqdm.std._screen_shape_wrapper", lambda: lambda file: (80, 40))
-    trainer = Trainer(
-        callbacks=[Throughput(), Progress()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=2,
-        **arguments,
-    )
+    trainer = standins.trainer(None, Throughput(), Progress(), max_epochs=2, **arguments, enable_progress_bar=True)
     trainer.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=resume)
     if save:
         trainer.save_checkpoint(save)

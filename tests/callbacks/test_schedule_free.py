@@ -1,6 +1,6 @@
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 
 from knlightning.callbacks import AtomicCheckpointIO, LastCheckpoint, ScheduleFree
@@ -47,15 +47,13 @@ class Watched(ClassificationTask):
 def fit(folder, epochs, optimizer=Averaging, ckpt_path=None):
     torch.manual_seed(0)
     task = Watched(TinyNet(3, dropout_p=0.0), optimizer=lambda params: optimizer(params, lr=0.1))
-    run = Trainer(
-        default_root_dir=folder,
-        callbacks=[ScheduleFree(), LastCheckpoint()],
+    run = standins.trainer(
+        folder,
+        ScheduleFree(),
+        LastCheckpoint(),
         plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
         max_epochs=epochs,
+        enable_checkpointing=True,
     )
     run.fit(task, RandomData(), ckpt_path=ckpt_path)
     return task, torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)

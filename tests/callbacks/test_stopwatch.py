@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import standins
 from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 
@@ -31,16 +32,7 @@ def test_time_by_a_few_batches(monkeypatch, samples, seconds, batches, said):
     task = Slow(TinyNet(3))
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: task.now))
     watch = Stopwatch(seconds)
-    trainer = Trainer(
-        callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=240,
-        limit_val_batches=0,
-    )
+    trainer = standins.trainer(None, watch, max_epochs=240, limit_val_batches=0)
     trainer.fit(task, RandomData(samples=samples, batch_size=4))
     assert watch.batches == batches
     assert watch.estimate(trainer) == said

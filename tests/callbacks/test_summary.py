@@ -1,6 +1,7 @@
 import pytest
+import standins
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from standins import RandomData, TinyNet
 from torch import nn
 
@@ -13,13 +14,9 @@ from knlightning.tasks import ClassificationTask
 
 def test_three_lines_and_how_the_network_was_converted(capsys):
     backbone = {"class_path": "knlightning.models.converted", "init_args": {"name": "a.resnet", "norm": "kernel"}}
-    trainer = Trainer(
-        callbacks=[Summary({"model": {"class_path": "x.Task", "init_args": {"backbone": backbone}}})],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
+    trainer = standins.trainer(
+        None,
+        Summary({"model": {"class_path": "x.Task", "init_args": {"backbone": backbone}}}),
         max_epochs=1,
         limit_train_batches=1,
         limit_val_batches=1,
@@ -52,15 +49,7 @@ def test_modules_and_loaders_of_users(capsys):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    trainer = Trainer(
-        callbacks=[Summary({})],
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        accelerator="cpu",
-        max_steps=2,
-    )
+    trainer = standins.trainer(None, Summary({}), max_steps=2)
     data = RandomData(samples=8, batch_size=4)
     trainer.fit(Plain(), data.train_dataloader())
     network, loader, run = capsys.readouterr().out.splitlines()

@@ -2,8 +2,8 @@ import csv
 from types import SimpleNamespace
 
 import pytest
+import standins
 import torch
-from lightning.pytorch import Trainer
 from standins import RandomData, TinyNet
 
 from knlightning.callbacks import MetricsCSV, TensorBoardLog, Throughput, throughput
@@ -26,17 +26,9 @@ class Slow(ClassificationTask):
 def test_images_by_the_seconds_spent_on_training(tmp_path, monkeypatch):
     task = Slow(TinyNet(3))
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: task.now))
-    run = Trainer(
-        logger=MetricsCSV(tmp_path),
-        callbacks=[Throughput()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accelerator="cpu",
-        max_epochs=2,
-        log_every_n_steps=1,
-        val_check_interval=1,  # in the middle of the epoch too
-    )
+    run = standins.trainer(
+        None, Throughput(), logger=MetricsCSV(tmp_path), max_epochs=2, log_every_n_steps=1, val_check_interval=1
+    )  # validated in the middle of the epoch too
     run.fit(task, RandomData(samples=10, batch_size=4))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         logged = [row for row in csv.DictReader(file) if row["train/images_per_s"]]
@@ -59,17 +51,7 @@ class Told(TensorBoardLog):
 def test_images_are_counted_over_resumed_runs(tmp_path, counted):
     def fit(epochs, ckpt_path=None):
         log = Told(tmp_path)
-        run = Trainer(
-            default_root_dir=tmp_path,
-            logger=log,
-            callbacks=[Throughput()],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            accelerator="cpu",
-            max_epochs=epochs,
-            log_every_n_steps=1,
-        )
+        run = standins.trainer(tmp_path, Throughput(), logger=log, max_epochs=epochs, log_every_n_steps=1)
         run.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=ckpt_path)
         return run, log.told
 
