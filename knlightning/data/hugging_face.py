@@ -141,7 +141,7 @@ class TableDataModule(BaseDataModule):
 
         Raises:
             ArgumentError: If a column is missing.
-            FileNotFoundError: If there is no such dataset.
+            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
             ValueError: If there is no such split.
         """
         from datasets import load_dataset, load_from_disk
@@ -188,10 +188,6 @@ class HuggingFaceDataModule(TableDataModule, LabelledFilesDataModule):
 
     Attributes:
         class_names: Names of the classes; empty until data or a checkpoint are read.
-
-    Raises:
-        ArgumentError: If an argument is out of range.
-        ValueError: If `datasets` is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, label_column: str = "label", **kwargs: Any) -> None:
@@ -203,11 +199,10 @@ class HuggingFaceDataModule(TableDataModule, LabelledFilesDataModule):
         return stated_names(self.stated()[1], self.label_column)
 
     def load(self, split: str) -> LabelledFiles:
-        """Read the table of a split; its images are decoded later.
+        """Read the `table` of a split; its images are decoded later.
 
         Raises:
-            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
-            ValueError: If it lacks the split or a column, or labels are missing or of no class.
+            ValueError: If labels are missing or of no class.
         """
         columns = ("image_column", "label_column")
         table = self.table(split, *columns)

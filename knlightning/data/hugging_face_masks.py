@@ -37,7 +37,6 @@ class HuggingFaceSegmentationDataModule(TableDataModule, MaskedFilesDataModule):
 
     Raises:
         ArgumentError: If an argument is out of range.
-        ValueError: If `datasets` is not installed.
     """
 
     class_names: tuple[str, ...] = ()
@@ -65,12 +64,11 @@ class HuggingFaceSegmentationDataModule(TableDataModule, MaskedFilesDataModule):
         return ()
 
     def load(self, split: str) -> MaskedFiles:
-        """Read the table of a split, and check it; its images are decoded later.
+        """Read the `table` of a split, and check it; its images are decoded later.
 
         Raises:
-            ArgumentError: If classes have no names, or a column is missing.
-            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
-            ValueError: If it lacks the split, or masks are damaged, or differ from their images in size.
+            ArgumentError: If classes have no names.
+            ValueError: If masks are damaged, or differ from their images in size.
         """
         table = self.table(split, "image_column", "mask_column")
         names = self._numbered_names()

@@ -97,8 +97,8 @@ def read_classes(dataset: Any) -> list[int]:
         numbers = torch.empty(0)
     if numbers.shape != (len(dataset),) or numbers.is_floating_point() or len(dataset) == 0:
         raise ValueError(
-            f"{type(dataset).__name__}: images with one class each are written, and at least one. Those with a class "
-            "for each pixel are not."
+            f"{type(dataset).__name__}: images with one class each are written, and at least one. Images with masks "
+            "are not; HuggingFaceSegmentationDataModule reads them from Parquet files on a local disk."
         )
     return numbers.tolist()
 

@@ -154,8 +154,8 @@ def _fetch(copies: ShardCache, shards: Sequence[Shard]) -> None:
 class StreamingDataModule(LabelledFilesDataModule):
     """Labelled images in Parquet files in a folder or on a storage such as S3, more of them than the local disk holds.
 
-    The files are those that `knl write-shards` writes of any datamodule, or any with a column of images and one of
-    labels, as datasets of the Hugging Face Hub have. `root` is a local folder or a URL of a storage that fsspec knows;
+    The files are those that `knl write-shards` writes, or any with a column of images and one of labels, as datasets of
+    the Hugging Face Hub have. `root` is a local folder or a URL of a storage that fsspec knows;
     S3 needs `pip install 'knlightning[streaming]'`, and takes its keys and its endpoint from the environment or the
     files of the AWS command line (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...). Files are data alone: nothing in them
     is run.
