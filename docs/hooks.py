@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")
 FORMULA = re.compile(r"^```math\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
 NAME = re.compile(r"<code>(knlightning(?:\.\w+)+)</code>")
-OPTION = re.compile(r"(?<=[>\s])--[\w.]+(?=[^<>]*</code>)")
+OPTION = re.compile(r"(?<=[>\s])--\w[\w.+-]*(?=(?:[^<]|<(?!/?code))*</code>)")
 TO_ROOT_PAGE = re.compile(rf"\]\(\.\./((?:\.\./)*(?:{'|'.join(map(re.escape, ROOT_PAGES))}))")
 
 

@@ -137,15 +137,15 @@ def checkpoint_of(run_or_checkpoint: str | os.PathLike[str]) -> Path:
         run_or_checkpoint: As in `load`.
 
     Raises:
-        FileNotFoundError: If a run has none.
+        FileNotFoundError: If there is none.
     """
     path = Path(run_or_checkpoint)
-    if not path.is_dir():
+    if path.is_file():
         return path
     for which in reversed(NAMED_CHECKPOINTS):
         if checkpoint_in(path, which).is_file():
             return checkpoint_in(path, which)
-    raise FileNotFoundError(f"there is no checkpoint in {path}: name a run, such as runs/quickstart/0")
+    raise FileNotFoundError(f"there is no checkpoint {path}, and none in it: name a run, such as runs/quickstart/0")
 
 
 def load(

@@ -11,6 +11,11 @@ DIRECTIONS = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))
 """Characters that turn the direction of the text around."""
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, with an `s` unless there is one."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def printable(text: str) -> str:
     r"""Write control characters, and bytes that are no UTF-8, as escapes such as `\x1b` and `\udce9`."""
     obeyed = {c for c in text if category(c) in ESCAPED or c in DIRECTIONS}

@@ -114,8 +114,9 @@ def test_tasks_are_loaded_with_their_arguments(folders):
 
 
 def test_what_is_no_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        knlightning.load(tmp_path)
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint .*, and none in it"):
+            knlightning.load(path)
     save(tmp_path, ClassificationTask(TinyNet(3)), RandomData(), {})
     with pytest.raises(ValueError, match="not written by knl fit"):
         knlightning.load(tmp_path)

@@ -1,6 +1,6 @@
 import pytest
 
-from knlightning.text import cell, printable
+from knlightning.text import cell, counted, printable
 
 
 def test_what_a_terminal_would_obey_is_escaped():
@@ -12,6 +12,10 @@ def test_what_a_terminal_would_obey_is_escaped():
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-a.jpg", "@SUM(A1)"])
 def test_no_cell_is_a_formula(text):
     assert cell(text) == f"'{text}"
+
+
+def test_one_thing_has_no_plural():
+    assert [counted(number, "image") for number in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
 
 
 def test_other_cells_stay():

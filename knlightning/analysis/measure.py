@@ -117,7 +117,7 @@ class Probe:
         """Warm up, and measure all but the time.
 
         Returns:
-            "step_peak" and "evaluation_peak", the most bytes in use: on a GPU those allocated, on a CPU the growth of
+            "step_peak" and "evaluation_peak", the most bytes in use, on a GPU those allocated, on a CPU the growth of
             the process's resident set since before the network was built, which for a step is at least that of the
             evaluation; "evaluation_maps", the peak of the evaluation without the weights, in units of the largest
             output of a layer; "kept", see `bytes_kept`; "flops", see

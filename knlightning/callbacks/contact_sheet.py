@@ -11,6 +11,7 @@ from knlightning.callbacks.mistakes import MOST_BARS, small
 from knlightning.pages import Bar, Card, gallery, legend, page, text, thumbnail
 from knlightning.protocols import DataDescription
 from knlightning.run_directory import replacing
+from knlightning.text import counted
 
 MOST_IMAGES = 200
 """Most images on a page, for each device."""
@@ -50,7 +51,7 @@ class ContactSheet:
     def write(self, path: Path, total: int, data: DataDescription) -> None:
         """Write the page, sorted by name."""
         names = sorted(self.cards)
-        title = f"Predictions of {total:,} images"
+        title = f"Predictions of {counted(total, 'image')}"
         part = f'<p class="soft">The first {len(names):,} are shown.</p>' if len(names) < total else ""
         key = ""
         if self._num_classes:

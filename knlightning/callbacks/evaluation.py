@@ -26,7 +26,7 @@ from knlightning.pages import page
 from knlightning.protocols import DataDescription, data_of
 from knlightning.run_directory import replacing_folder
 from knlightning.tasks.segmentation import class_scores, is_of_pixels
-from knlightning.text import cell
+from knlightning.text import cell, counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,7 +206,7 @@ class EvaluationFiles(Callback):
                 report["expected_calibration_error"] = expected_calibration_error(*reliability)
                 _write_table(folder / "predictions.csv", _predictions(sorted(table, key=lambda row: row[0]), classes))
                 body = mistakes_gallery(worst[: self.mistakes], classes, data)
-                title = f"Worst mistakes on {len(table):,} images"
+                title = f"Worst mistakes on {counted(len(table), 'image')}"
                 (folder / "mistakes.html").write_text(page(title, f"<h1>{title}</h1>\n{body}"), encoding="utf-8")
                 self._save(folder / "reliability.png", lambda: reliability_figure(*reliability))
                 if confusion is not None:

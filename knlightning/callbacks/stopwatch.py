@@ -5,6 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from knlightning.text import counted
+
 WARM_UP = 3
 """Batches that do not count: the first ones start processes, and allocate memory."""
 
@@ -44,7 +46,7 @@ class Stopwatch(Callback):
         said = f"{1000 * batch:.0f} ms a batch, {_duration(epoch)} an epoch, without validation"
         if trainer.max_epochs in (None, -1):
             return said
-        return f"{said}; {_duration(epoch * trainer.max_epochs)} for {trainer.max_epochs} epochs"
+        return f"{said}; {_duration(epoch * trainer.max_epochs)} for {counted(trainer.max_epochs, 'epoch')}"
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from knlightning.protocols import KeepsLedger, data_of
+from knlightning.text import counted
 
 
 class Summary(Callback):
@@ -93,7 +94,7 @@ def _data(trainer: Trainer) -> str:
     parts = [type(datamodule).__name__ if datamodule is not None else "loaders of your own"]
     images = _num_images(trainer.train_dataloader)
     if images is not None:
-        parts.append(f"{images:,} training images")
+        parts.append(counted(images, "training image"))
     loaders = trainer.val_dataloaders
     held_out = [_num_images(loader) for loader in (loaders if isinstance(loaders, list) else [loaders])]
     if held_out and None not in held_out:
@@ -107,11 +108,11 @@ def _data(trainer: Trainer) -> str:
 
 def _run(trainer: Trainer) -> str:
     steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    epochs = "no limit of epochs" if trainer.max_epochs in (None, -1) else f"{trainer.max_epochs} epochs"
+    epochs = "no limit of epochs" if trainer.max_epochs in (None, -1) else counted(trainer.max_epochs, "epoch")
     parts = [epochs if not trainer.current_epoch else f"{epochs}, from epoch {trainer.current_epoch}"]
-    parts.append(f"{steps} steps an epoch")
+    parts.append(f"{counted(steps, 'step')} an epoch")
     if trainer.max_steps != -1:
-        parts.append(f"at most {trainer.max_steps} steps")
+        parts.append(f"at most {counted(trainer.max_steps, 'step')}")
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     parts.append(name if trainer.world_size == 1 else f"{trainer.world_size} x {name}")

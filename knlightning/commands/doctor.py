@@ -24,6 +24,7 @@ from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
 from knlightning.data.decoding import FORMATS
 from knlightning.nn import cpu_passes
+from knlightning.text import counted
 
 PACKAGES = ("knlightning", "torch", "torchvision", "lightning", "torchmetrics", "opacus", "jsonargparse", "pillow")
 GIB = 2**30
@@ -71,7 +72,7 @@ def machine() -> str:
             f"Python   {platform.python_version()} on {platform.system()}, {sys.executable}",
             f"Packages {', '.join(f'{name} {version(name)}' for name in PACKAGES)}",
             f"GPUs     {', '.join(devices) or 'none that torch can use'}",
-            f"CPU      {cores} cores, {torch.get_num_threads()} threads of torch",
+            f"CPU      {counted(cores or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')} of torch",
             f"KNConv   {passes} on CPUs",
             f"Images   {', '.join(FORMATS)}",
             f"Disk     {free:.0f} GiB free in {os.getcwd()}",

@@ -56,6 +56,9 @@ TRAINER_DEFAULTS = {"use_distributed_sampler": False, "enable_model_summary": Fa
 SETTLED = {"barebones", "default_root_dir", "enable_autolog_hparams", "enable_checkpointing", "model_registry"}
 """Arguments of the trainer that the run directory settles, or that have no meaning here."""
 
+NO_DIFFERENCE = ("run_dir", "data.init_args.predict_dir", "predictions.")
+"""Beginnings of keys that only say what is predicted, and where and how it is written."""
+
 
 class KNLightningCLI(LightningCLI):
     """LightningCLI with a directory for each run: parses a command line, makes what it describes, and executes it.
@@ -131,18 +134,8 @@ class KNLightningCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments in the order of their importance: the trainer's many come last."""
         self.add_own_arguments(parser)
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help=OPTIONS["run_dir"],
-        )
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            default=None,
-            help=OPTIONS["ckpt_path"],
-        )
+        parser.add_argument("--run_dir", type=str | None, default=None, help=OPTIONS["run_dir"])
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help=OPTIONS["ckpt_path"])
         parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
         for key, (callback, _) in CONFIGURED.items():
@@ -258,9 +251,8 @@ class KNLightningCLI(LightningCLI):
                 say(f"Stopped by {stop.signum.name}.{self.how_to_go_on()}")
             raise
         except SystemExit as end:  # which the trainer makes of it
-            if isinstance(end, PeerLost) or not getattr(
-                self.trainer, "interrupted", False
-            ):  # of export there is no trainer
+            # of export there is no trainer
+            if isinstance(end, PeerLost) or not getattr(self.trainer, "interrupted", False):
                 raise
             say(f"Interrupted.{self.how_to_go_on()}")
             raise SystemExit(130) from None
@@ -333,7 +325,7 @@ class KNLightningCLI(LightningCLI):
         lines = [
             printable(f"  {key}: {before.get(key, 'not set')} -> {now.get(key, 'not set')}")
             for key in {**before, **now}
-            if before and before.get(key) != now.get(key) and key != "run_dir"
+            if before and before.get(key) != now.get(key) and not key.startswith(NO_DIFFERENCE)
         ]
         if lines:
             say(f"Differs from what {checkpoint} was trained with (checkpoint -> used now):\n" + "\n".join(lines))

@@ -20,7 +20,7 @@ Rows = dict[str, dict[str, str]]
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; `args` are its arguments, None for those of the process."""
-    if args and args[0] in KINDS:
+    if args and not args[0].startswith("-"):
         args = [f"--kind={args[0]}", *args[1:]]
     command(list_kind, "knl list", args)
 

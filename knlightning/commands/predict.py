@@ -3,12 +3,14 @@
 from datetime import datetime
 from pathlib import Path
 
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from knlightning.callbacks import PredictionWriter
 from knlightning.commands.early import USAGES
 from knlightning.commands.lightning_cli import KNLightningCLI
 from knlightning.commands.output import say
+from knlightning.text import counted
 
 WRITTEN = ("predictions.csv", "predictions", "predictions.html")
 
@@ -45,10 +47,13 @@ class PredictCLI(KNLightningCLI):
             writer.directory = Path(self.config.out)
         elif there := [path for name in WRITTEN[:2] if self.run_dir and (path := self.run_dir / name).exists()]:
             written = datetime.fromtimestamp(there[0].stat().st_mtime)
-            say(f"Replaces {there[0]} of {written:%Y-%m-%d %H:%M}; --out DIRECTORY keeps both.")
+            told = f"Replaces {there[0]} of {written:%Y-%m-%d %H:%M}; --out DIRECTORY keeps both."
+            tell = LambdaCallback(on_predict_start=lambda trainer, module: say(told))  # once the images are found
+            self.trainer.callbacks.append(tell)  # type: ignore[attr-defined] # as in Lightning's docs
         self.trainer.predict(**self.trainer_arguments(), return_predictions=False)
         assert writer.path is not None
-        say(f"Predictions of {writer.rows} images: {writer.path}\nLook at them: {writer.path.with_name(WRITTEN[2])}")
+        say(f"Predictions of {counted(writer.rows, 'image')}: {writer.path}")
+        say(f"Look at them: {writer.path.with_name(WRITTEN[2])}")
 
 
 def main(args: list[str]) -> PredictCLI:

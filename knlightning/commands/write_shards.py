@@ -13,6 +13,7 @@ from knlightning.commands.output import say
 from knlightning.data.shard_writing import write_shards
 from knlightning.data.shards import check_installed
 from knlightning.protocols import describe
+from knlightning.text import counted
 
 
 def write(data: LightningDataModule, out: str, images_per_shard: int = 1000) -> None:
@@ -48,7 +49,7 @@ def write(data: LightningDataModule, out: str, images_per_shard: int = 1000) -> 
     class_names = describe(data).class_names or ()
     for name, dataset in splits.items():
         count = write_shards(dataset, name, out, class_names, images_per_shard, shuffle=name == "train")
-        say(f"{out}: {len(dataset)} images of {name} in {count} files")
+        say(f"{out}: {counted(len(dataset), 'image')} of {name} in {counted(count, 'file')}")
 
 
 def main(args: list[str]) -> None:

@@ -6,7 +6,7 @@ from knlightning.data.cityscapes import CityscapesDataModule
 from knlightning.data.digit_scenes import DigitScenesDataModule
 from knlightning.data.digits import DigitsDataModule
 from knlightning.data.folder import FolderImages
-from knlightning.data.hugging_face import HuggingFaceDataModule
+from knlightning.data.hugging_face import HuggingFaceDataModule, TableDataModule
 from knlightning.data.hugging_face_masks import HuggingFaceSegmentationDataModule
 from knlightning.data.image_files import ImageFiles, LabelledFiles
 from knlightning.data.image_folder import ImageFolderDataModule
@@ -48,6 +48,7 @@ __all__ = [
     "Sampling",
     "SegmentationDataModule",
     "StreamingDataModule",
+    "TableDataModule",
     "TrainSampler",
     "batches",
     "random_crop",

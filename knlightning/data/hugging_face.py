@@ -6,20 +6,17 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from knlightning.checks import ArgumentError
 from knlightning.data.base import BaseDataModule
-from knlightning.data.decoding import decoded, pixels, unreadable
+from knlightning.data.decoding import unreadable
 from knlightning.data.folder import abbreviated
-from knlightning.data.image_files import LabelledFiles
+from knlightning.data.image_files import EncodedImages, LabelledFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
-from knlightning.data.masked_files import EncodedImages
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,45 +61,6 @@ class ImageColumn(EncodedImages):
         if encoded["bytes"] is None:  # the table names a file
             return encoded["path"], None
         return self.path_of(number), encoded["bytes"]
-
-
-class TableImages(LabelledFiles):
-    """Labelled images in rows of a table, decoded when they are asked for.
-
-    Args:
-        images: The images.
-        args: Arguments of `LabelledFiles`.
-    """
-
-    def __init__(self, images: ImageColumn, *args: Any) -> None:
-        super().__init__(*args)
-        self.images = images
-        self.rows = np.arange(len(images))
-
-    def take(self, indices: Tensor) -> Self:
-        subset = super().take(indices)
-        subset.rows = self.rows[indices.numpy()]
-        return subset
-
-    def encoded(self, index: int) -> bytes:
-        """Return an image as it is stored, in the table or in a file that it names.
-
-        Raises:
-            UnreadableImageError: If there is none in its row.
-        """
-        path, content = self.images.find(int(self.rows[index]))
-        return Path(path).read_bytes() if content is None else content
-
-    def path_of(self, index: int) -> str:
-        return self.images.path_of(int(self.rows[index]))
-
-    def decoded(self, index: int) -> Image.Image:
-        path, content = self.images.find(int(self.rows[index]))
-        return decoded(path, self.upright, content)
-
-    def pixels(self, index: int) -> Tensor:
-        path, content = self.images.find(int(self.rows[index]))
-        return pixels(path, self.upright, content)
 
 
 class TableDataModule(BaseDataModule):
@@ -183,7 +141,7 @@ class TableDataModule(BaseDataModule):
 
         Raises:
             ArgumentError: If a column is missing.
-            FileNotFoundError: If there is no such dataset.
+            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
             ValueError: If there is no such split.
         """
         from datasets import load_dataset, load_from_disk
@@ -230,10 +188,6 @@ class HuggingFaceDataModule(TableDataModule, LabelledFilesDataModule):
 
     Attributes:
         class_names: Names of the classes; empty until data or a checkpoint are read.
-
-    Raises:
-        ArgumentError: If an argument is out of range.
-        ValueError: If `datasets` is not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, label_column: str = "label", **kwargs: Any) -> None:
@@ -244,12 +198,11 @@ class HuggingFaceDataModule(TableDataModule, LabelledFilesDataModule):
         """Name the classes that the dataset states, before images are read; none if it is not there or states none."""
         return stated_names(self.stated()[1], self.label_column)
 
-    def load(self, split: str) -> TableImages:
-        """Read the table of a split; its images are decoded later.
+    def load(self, split: str) -> LabelledFiles:
+        """Read the `table` of a split; its images are decoded later.
 
         Raises:
-            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
-            ValueError: If it lacks the split or a column, or labels are missing or of no class.
+            ValueError: If labels are missing or of no class.
         """
         columns = ("image_column", "label_column")
         table = self.table(split, *columns)
@@ -262,7 +215,7 @@ class HuggingFaceDataModule(TableDataModule, LabelledFilesDataModule):
             )
         labels = numbered(values, self.class_names, f"{self.path}/{split}, column {self.label_column}")
         images = ImageColumn(table, self.image_column, f"{self.path}/{split}")
-        return TableImages(images, labels, self.augmentation, self.evaluation, self.upright, self.skip_damaged)
+        return LabelledFiles(images, labels, self.augmentation, self.evaluation, self.upright, self.skip_damaged)
 
 
 def _of_split(saved: Any, split: str, train: str) -> "Dataset":

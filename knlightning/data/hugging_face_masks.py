@@ -20,7 +20,7 @@ NAMES = "id2label.json"
 class HuggingFaceSegmentationDataModule(TableDataModule, MaskedFilesDataModule):
     """Images with a mask each of the Hugging Face Hub, or in a local folder of Parquet or Arrow files.
 
-    How they are read says `TableDataModule`, how they are augmented and evaluated `MaskedFilesDataModule`. A mask is an
+    `TableDataModule` says how they are read, `MaskedFilesDataModule` how they are augmented and evaluated. A mask is an
     image of one 8-bit channel with a number for each pixel.
 
     Args:
@@ -37,7 +37,6 @@ class HuggingFaceSegmentationDataModule(TableDataModule, MaskedFilesDataModule):
 
     Raises:
         ArgumentError: If an argument is out of range.
-        ValueError: If `datasets` is not installed.
     """
 
     class_names: tuple[str, ...] = ()
@@ -65,12 +64,11 @@ class HuggingFaceSegmentationDataModule(TableDataModule, MaskedFilesDataModule):
         return ()
 
     def load(self, split: str) -> MaskedFiles:
-        """Read the table of a split, and check it; its images are decoded later.
+        """Read the `table` of a split, and check it; its images are decoded later.
 
         Raises:
-            ArgumentError: If classes have no names, or a column is missing.
-            FileNotFoundError: If the dataset is neither a local folder nor on the Hub, or that cannot be reached.
-            ValueError: If it lacks the split, or masks are damaged, or differ from their images in size.
+            ArgumentError: If classes have no names.
+            ValueError: If masks are damaged, or differ from their images in size.
         """
         table = self.table(split, "image_column", "mask_column")
         names = self._numbered_names()

@@ -2,15 +2,15 @@
 
 import copy
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from knlightning.data.datasets import AugmentedImages
 from knlightning.data.decoding import UnreadableImageError, decoded, pixels, unreadable
@@ -19,26 +19,77 @@ from knlightning.data.samplers import SeededIndex
 from knlightning.protocols import batch_independent
 
 
-class AugmentedFiles(AugmentedImages):
-    """Images in files. A file that cannot be read may be skipped.
+class EncodedImages(ABC):
+    """Encoded images by their number, in files or elsewhere."""
 
-    A subclass has the attribute `skip_damaged`, calls `forget_damaged` when it is made, and reads its files within
-    `skipping`.
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def path_of(self, number: int) -> str:
+        """Return the path of an image; where it lies in no file of its own, what names it."""
+
+    @abstractmethod
+    def find(self, number: int) -> tuple[str, bytes | None]:
+        """Return the path of an image, and its content if it lies in no file of its own: arguments of `opened`.
+
+        Raises:
+            UnreadableImageError: If there is none.
+        """
+
+
+class FilePaths(EncodedImages):
+    """Images in files.
+
+    Args:
+        paths: Their paths.
+        folder: What they are relative to.
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str] = "") -> None:
+        # One block of memory: forked processes would copy a list of strings as soon as they count references to them
+        self.paths, self.folder = np.array([os.fsencode(path) for path in paths]), folder
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path_of(self, number: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self.paths[number]))
+
+    def find(self, number: int) -> tuple[str, bytes | None]:
+        return self.path_of(number), None
+
+
+class AugmentedFiles(AugmentedImages):
+    """Encoded images. One that cannot be read may be skipped.
+
+    A subclass sets `images`, `places` and `skip_damaged`, calls `forget_damaged` when it is made, and reads its images
+    within `skipping`.
 
     Attributes:
+        images: The encoded images.
+        places: int64 `(N,)`, number of each image among these.
         skip_damaged: Whether a file that cannot be read, or for which the memory does not suffice, is skipped. If not,
             it is an error. If so, training gets the next image in the list that can be read, with the label of that
             one, unless the index says that no other may take its place. Then, and in evaluation, None comes.
         damaged: bool `(N,)`, which files could not be read so far; shared by all processes that read.
     """
 
+    images: EncodedImages
+    places: np.ndarray
     skip_damaged: bool
     damaged: Tensor
     _reported: int
 
-    @abstractmethod
     def path_of(self, index: int) -> str:
-        """Return the path of an image."""
+        """Return the path of an image; where it lies in no file of its own, what names it."""
+        return self.images.path_of(int(self.places[index]))
+
+    def take(self, indices: Tensor) -> Self:
+        subset = copy.copy(self)
+        subset.places = self.places[indices.numpy()]
+        subset.forget_damaged(self.damaged[indices])
+        return subset
 
     @staticmethod
     @batch_independent()
@@ -102,9 +153,10 @@ class AugmentedFiles(AugmentedImages):
 
 
 class LabelledFiles(AugmentedFiles):
-    """Labelled images, decoded when they are asked for. A subclass says where they lie: it has `path` and `decoded`.
+    """Labelled images, decoded when they are asked for.
 
     Args:
+        images: The images.
         labels: int64 `(N,)`.
         augmentation: Makes a training image, uint8 `(3, H, W)`, of the pixels of a decoded one, uint8 `(3, H, W)`.
         evaluation: Makes one for evaluation of an image of Pillow.
@@ -114,41 +166,53 @@ class LabelledFiles(AugmentedFiles):
 
     def __init__(
         self,
+        images: EncodedImages,
         labels: Tensor,
         augmentation: Callable[[Tensor], Tensor],
         evaluation: Callable[[Image.Image], Tensor],
         upright: bool = True,
         skip_damaged: bool = False,
     ) -> None:
-        self.labels = labels
+        self.images, self.labels = images, labels
+        self.places = np.arange(len(images))
         self.augmentation, self.evaluation = augmentation, evaluation
         self.upright, self.skip_damaged = upright, skip_damaged
         self.forget_damaged()
 
-    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """Return an image as it is stored.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        path, content = self.images.find(int(self.places[index]))
+        return Path(path).read_bytes() if content is None else content
+
     def decoded(self, index: int) -> Image.Image:
         """Decode an image.
 
         Raises:
             UnreadableImageError: If it cannot be decoded.
         """
+        path, content = self.images.find(int(self.places[index]))
+        return decoded(path, self.upright, content)
 
     def pixels(self, index: int) -> Tensor:
-        """Decode an image to uint8 `(3, H, W)`, for training. A subclass may know a faster way than that of Pillow.
+        """Decode an image to uint8 `(3, H, W)`, for training, faster than Pillow does where that is possible.
 
         Raises:
             UnreadableImageError: If it cannot be decoded.
         """
-        return tv.pil_to_tensor(self.decoded(index))
+        path, content = self.images.find(int(self.places[index]))
+        return pixels(path, self.upright, content)
 
     @property
     def strata(self) -> Tensor:
         return self.labels
 
     def take(self, indices: Tensor) -> Self:
-        subset = copy.copy(self)
+        subset = super().take(indices)
         subset.labels = self.labels[indices]
-        subset.forget_damaged(self.damaged[indices])
         return subset
 
     def evaluation_sample(self, index: int) -> Any:
@@ -172,39 +236,9 @@ class ImageFiles(LabelledFiles):
     Args:
         folder: Folder of the files.
         names: Paths of the files, relative to the folder.
-        labels: int64 `(N,)`.
-        augmentation: Makes a training image, uint8 `(3, H, W)`, of the pixels of a decoded one, uint8 `(3, H, W)`.
-        evaluation: Makes one for evaluation of an image of Pillow.
-        upright: Whether images are turned as their EXIF data say.
-        skip_damaged: Whether a file that cannot be decoded is skipped, see `AugmentedFiles`.
+        args: Arguments of `LabelledFiles` after the images.
+        kwargs: Likewise.
     """
 
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        names: Sequence[str],
-        labels: Tensor,
-        augmentation: Callable[[Tensor], Tensor],
-        evaluation: Callable[[Image.Image], Tensor],
-        upright: bool = True,
-        skip_damaged: bool = False,
-    ) -> None:
-        super().__init__(labels, augmentation, evaluation, upright, skip_damaged)
-        self.folder = folder
-        # One block of memory: forked processes would copy a list of strings as soon as they count references to them
-        self.names = np.array([os.fsencode(name) for name in names])
-
-    def take(self, indices: Tensor) -> Self:
-        subset = super().take(indices)
-        subset.names = self.names[indices.numpy()]
-        return subset
-
-    def path_of(self, index: int) -> str:
-        """Return the path of a file."""
-        return os.path.join(self.folder, os.fsdecode(self.names[index]))
-
-    def decoded(self, index: int) -> Image.Image:
-        return decoded(self.path_of(index), self.upright)
-
-    def pixels(self, index: int) -> Tensor:
-        return pixels(self.path_of(index), self.upright)
+    def __init__(self, folder: str | os.PathLike[str], names: Sequence[str], *args: Any, **kwargs: Any) -> None:
+        super().__init__(FilePaths(names, folder), *args, **kwargs)

@@ -1,8 +1,6 @@
 """Images with a mask each, for semantic segmentation: a dataset, and the base of datamodules."""
 
-import copy
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -20,7 +18,7 @@ from knlightning.checks import ArgumentError, check, check_number
 from knlightning.data.base import Scaling
 from knlightning.data.decoding import decoded, opened
 from knlightning.data.folder import abbreviated
-from knlightning.data.image_files import AugmentedFiles
+from knlightning.data.image_files import AugmentedFiles, EncodedImages, FilePaths
 from knlightning.data.labelled_files import IMAGENET_MEAN, IMAGENET_STD
 from knlightning.data.mask_transforms import PadRightBottom, RandomScale
 from knlightning.data.samplers import Sampling
@@ -28,46 +26,6 @@ from knlightning.data.segmentation import IGNORED, SegmentationDataModule
 
 UNKNOWN = (0, 0)
 """Size of an image that cannot be read."""
-
-
-class EncodedImages(ABC):
-    """Encoded images by their number, in files or elsewhere."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def path_of(self, number: int) -> str:
-        """Return the path of an image; where it lies in no file of its own, what names it."""
-
-    @abstractmethod
-    def find(self, number: int) -> tuple[str, bytes | None]:
-        """Return the path of an image, and its content if it lies in no file of its own: arguments of `opened`.
-
-        Raises:
-            UnreadableImageError: If there is none.
-        """
-
-
-class FilePaths(EncodedImages):
-    """Images in files.
-
-    Args:
-        paths: Their paths.
-    """
-
-    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
-        # One block of memory: forked processes would copy a list of strings as soon as they count references to them
-        self.paths = np.array([os.fsencode(path) for path in paths])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path_of(self, number: int) -> str:
-        return os.fsdecode(self.paths[number])
-
-    def find(self, number: int) -> tuple[str, bytes | None]:
-        return self.path_of(number), None
 
 
 class MaskedFiles(AugmentedFiles):
@@ -123,9 +81,6 @@ class MaskedFiles(AugmentedFiles):
     def strata(self) -> Tensor:
         return self._strata
 
-    def path_of(self, index: int) -> str:
-        return self.images.path_of(int(self.places[index]))
-
     def evaluation_sample(self, index: int) -> Any:
         """Return an image, uint8 `(3, H, W)`, and its labels, uint8 `(H, W)`; None if it is skipped."""
         return self.skipping(index, lambda: self._read(index))
@@ -138,10 +93,8 @@ class MaskedFiles(AugmentedFiles):
         return torch.empty(0, 3, height, width, dtype=torch.uint8), torch.empty(0, height, width, dtype=torch.uint8)
 
     def take(self, indices: Tensor) -> Self:
-        subset = copy.copy(self)
-        subset._strata = self._strata[indices]
-        subset.places, subset.sizes = self.places[indices.numpy()], self.sizes[indices.numpy()]
-        subset.forget_damaged(self.damaged[indices])
+        subset = super().take(indices)
+        subset._strata, subset.sizes = self._strata[indices], self.sizes[indices.numpy()]
         return subset
 
     def check_masks(self, indices: Sequence[int]) -> None:

@@ -16,7 +16,6 @@ from torchvision.transforms.v2 import functional as tv
 
 from knlightning.checks import ArgumentError, check_number
 from knlightning.data.folder import abbreviated
-from knlightning.data.image_files import ImageFiles
 from knlightning.data.samplers import generator_of
 from knlightning.data.shards import storage, storage_errors
 from knlightning.run_directory import replacing, sweep
@@ -40,7 +39,7 @@ def write_shards(
 
     Args:
         dataset: Images with labels: it has a length and gives uint8 `(C, H, W)`, or an image of Pillow, and a number
-            from 0 for an index. `ImageFiles`, and datasets with a method `encoded`, are asked for files.
+            from 0 for an index. A dataset with a method `encoded`, such as `LabelledFiles`, is asked for files.
         split: Name of the split.
         out: A local folder, or a URL that fsspec knows.
         class_names: Names of the classes; empty if they have none.
@@ -98,8 +97,8 @@ def read_classes(dataset: Any) -> list[int]:
         numbers = torch.empty(0)
     if numbers.shape != (len(dataset),) or numbers.is_floating_point() or len(dataset) == 0:
         raise ValueError(
-            f"{type(dataset).__name__}: images with one class each are written, and at least one. Those with a class "
-            "for each pixel are not."
+            f"{type(dataset).__name__}: images with one class each are written, and at least one. Images with masks "
+            "are not; HuggingFaceSegmentationDataModule reads them from Parquet files on a local disk."
         )
     return numbers.tolist()
 
@@ -113,8 +112,6 @@ def read_encoded(dataset: Any, index: int) -> bytes:
     """
     if hasattr(dataset, "encoded"):
         return dataset.encoded(index)
-    if isinstance(dataset, ImageFiles):
-        return Path(dataset.path_of(index)).read_bytes()
     image = dataset[index][0]
     if isinstance(image, Tensor) and image.dtype == torch.uint8:
         image = tv.to_pil_image(image)

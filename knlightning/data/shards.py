@@ -185,12 +185,6 @@ def read_labels(root: str, shards: Sequence[Shard], image_column: str, label_col
         return list(pool.map(read, shards))
 
 
-def _stated_names(schema: "pa.Schema", column: str) -> tuple[str, ...]:
-    """Return the names of the classes that `datasets` states in the metadata of a file."""
-    stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return tuple(map(str, stated.get("info", {}).get("features", {}).get(column, {}).get("names") or ()))
-
-
 def _leaf(schema: "pa.Schema", column: str) -> str | None:
     """Return the path of a column's bytes in Parquet; None if it has none."""
     from pyarrow import types

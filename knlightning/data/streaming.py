@@ -13,13 +13,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from knlightning.checks import check, check_number
-from knlightning.data.decoding import decoded, pixels, unreadable
+from knlightning.data.decoding import unreadable
 from knlightning.data.hugging_face import names_of_values, numbered
-from knlightning.data.image_files import LabelledFiles
+from knlightning.data.image_files import EncodedImages, LabelledFiles
 from knlightning.data.labelled_files import LabelledFilesDataModule
 from knlightning.data.samplers import SeededIndex, SeededSampler, generator_of
 from knlightning.data.shards import Shard, ShardCache, check_installed, find_shards, read_labels
@@ -61,89 +60,89 @@ class ShardSampler(SeededSampler):
         return order[(places[self.shards[order]] + spread).argsort()]
 
 
-class ShardImages(LabelledFiles):
-    """Labelled images in shards, which are copied to the local disk when they are needed, or a little before.
+class ShardColumn(EncodedImages):
+    """Encoded images in a column of shards, which are copied to the local disk when they are needed.
 
     Args:
         shards: The shards.
         lengths: How many images each has.
         copies: Their copies on the local disk.
         mixed_shards: How many of them an epoch mixes at a time.
-        args: Arguments of `LabelledFiles`.
     """
 
-    def __init__(
-        self, shards: Sequence[Shard], lengths: Sequence[int], copies: ShardCache, mixed_shards: int, *args: Any
-    ) -> None:
-        super().__init__(*args)
+    def __init__(self, shards: Sequence[Shard], lengths: Sequence[int], copies: ShardCache, mixed_shards: int) -> None:
         self.shards, self.copies, self.mixed_shards = shards, copies, mixed_shards
         self.ends = np.cumsum(lengths)
-        self.rows = np.arange(len(self.labels))
-        self._open: OrderedDict[int, Any] = OrderedDict()  # the copies that are mapped into memory
-        self._set_sampler()
-
-    def _set_sampler(self) -> None:
-        numbers = torch.from_numpy(np.searchsorted(self.ends, self.rows, "right"))
-        self.train_sampler = partial(ShardSampler, shards=numbers, mixed_shards=self.mixed_shards)
+        self.open: OrderedDict[int, Any] = OrderedDict()  # the copies that are mapped into memory
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_open": OrderedDict()}
+        return vars(self) | {"open": OrderedDict()}
 
-    def take(self, indices: Tensor) -> Self:
-        subset = super().take(indices)
-        subset.rows = self.rows[indices.numpy()]
-        subset._open = OrderedDict()
-        subset._set_sampler()
-        return subset
+    def __len__(self) -> int:
+        return int(self.ends[-1])
 
-    def path_of(self, index: int) -> str:
+    def path_of(self, number: int) -> str:
         """Return the shard of an image, and its row there, as if it were a file."""
-        shard, row = self._locate(index)
+        shard, row = self._locate(number)
         return f"{self.shards[shard].path}/{row}"
 
-    def encoded(self, index: int) -> bytes:
-        """Return an image as it is stored.
-
-        Raises:
-            UnreadableImageError: If there is none in its row.
-        """
-        shard, row = self._locate(index)
-        if shard not in self._open:
-            self._open[shard] = self.copies.images(self.shards[shard])
-            while len(self._open) > self.mixed_shards + AHEAD:
-                self._open.popitem(last=False)
-        self._open.move_to_end(shard)
-        content = self._open[shard][row].as_py()
+    def find(self, number: int) -> tuple[str, bytes]:
+        shard, row = self._locate(number)
+        if shard not in self.open:
+            self.open[shard] = self.copies.images(self.shards[shard])
+            while len(self.open) > self.mixed_shards + AHEAD:
+                self.open.popitem(last=False)
+        self.open.move_to_end(shard)
+        content = self.open[shard][row].as_py()
         if content is None:
-            raise unreadable(self.path_of(index), ValueError("the row has no image"))
-        return content
+            raise unreadable(self.path_of(number), ValueError("the row has no image"))
+        return self.path_of(number), content
 
-    def decoded(self, index: int) -> Image.Image:
-        return decoded(self.path_of(index), self.upright, self.encoded(index))
-
-    def pixels(self, index: int) -> Tensor:
-        return pixels(self.path_of(index), self.upright, self.encoded(index))
-
-    def __getitem__(self, index: int | SeededIndex) -> Any:
-        shard, _ = self._locate(index.image if isinstance(index, SeededIndex) else index)
-        if shard not in self._open:
-            if not isinstance(index, SeededIndex):
-                self._read_ahead(list(range(len(self.shards))), shard)
-            elif index.replaceable:  # private training draws from all shards at once
-                self._read_ahead(shard_order(index.seed, index.epoch, len(self.shards)).tolist(), shard)
-        return super().__getitem__(index)
-
-    def _locate(self, index: int) -> tuple[int, int]:
+    def _locate(self, number: int) -> tuple[int, int]:
         """Return the number of an image's shard, and its row there."""
-        row = int(self.rows[index])
-        shard = int(np.searchsorted(self.ends, row, "right"))
-        return shard, row - (int(self.ends[shard - 1]) if shard else 0)
+        shard = int(np.searchsorted(self.ends, number, "right"))
+        return shard, number - (int(self.ends[shard - 1]) if shard else 0)
 
-    def _read_ahead(self, order: Sequence[int], shard: int) -> None:
+    def read_ahead(self, order: Sequence[int], shard: int) -> None:
         """Let the shards be copied that come after one in an order."""
         place = order.index(shard) + 1
         following = [self.shards[number] for number in order[place : place + AHEAD]]
         threading.Thread(target=_fetch, args=(self.copies, following), daemon=True).start()
+
+
+class ShardImages(LabelledFiles):
+    """Labelled images in shards, which are copied to the local disk when they are needed, or a little before.
+
+    Args:
+        images: The images.
+        args: Arguments of `LabelledFiles` after the images.
+    """
+
+    images: ShardColumn
+
+    def __init__(self, images: ShardColumn, *args: Any) -> None:
+        super().__init__(images, *args)
+        self._set_sampler()
+
+    def _set_sampler(self) -> None:
+        self.shards = np.searchsorted(self.images.ends, self.places, "right")  # of each image
+        mixed, shards = self.images.mixed_shards, torch.from_numpy(self.shards)
+        self.train_sampler = partial(ShardSampler, shards=shards, mixed_shards=mixed)
+
+    def take(self, indices: Tensor) -> Self:
+        subset = super().take(indices)
+        subset._set_sampler()
+        return subset
+
+    def __getitem__(self, index: int | SeededIndex) -> Any:
+        column = self.images
+        shard = int(self.shards[index.image if isinstance(index, SeededIndex) else index])
+        if shard not in column.open:
+            if not isinstance(index, SeededIndex):
+                column.read_ahead(range(len(column.shards)), shard)
+            elif index.replaceable:  # private training draws from all shards at once
+                column.read_ahead(shard_order(index.seed, index.epoch, len(column.shards)).tolist(), shard)
+        return super().__getitem__(index)
 
 
 def _fetch(copies: ShardCache, shards: Sequence[Shard]) -> None:
@@ -155,8 +154,8 @@ def _fetch(copies: ShardCache, shards: Sequence[Shard]) -> None:
 class StreamingDataModule(LabelledFilesDataModule):
     """Labelled images in Parquet files in a folder or on a storage such as S3, more of them than the local disk holds.
 
-    The files are those that `knl write-shards` writes of any datamodule, or any with a column of images and one of
-    labels, as datasets of the Hugging Face Hub have. `root` is a local folder or a URL of a storage that fsspec knows;
+    The files are those that `knl write-shards` writes, or any with a column of images and one of labels, as datasets of
+    the Hugging Face Hub have. `root` is a local folder or a URL of a storage that fsspec knows;
     S3 needs `pip install 'knlightning[streaming]'`, and takes its keys and its endpoint from the environment or the
     files of the AWS command line (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...). Files are data alone: nothing in them
     is run.
@@ -239,8 +238,8 @@ class StreamingDataModule(LabelledFilesDataModule):
         if split == self.sampling.train:
             _warn_if_sorted(numbers, lengths, self.mixed_shards, len(self.class_names))
         copies = ShardCache(self.root, self.image_column, self.cache_dir, self.cache_bytes)
-        how = (self.augmentation, self.evaluation, self.upright, self.skip_damaged)
-        return ShardImages(shards, lengths, copies, self.mixed_shards, numbers, *how)
+        images = ShardColumn(shards, lengths, copies, self.mixed_shards)
+        return ShardImages(images, numbers, self.augmentation, self.evaluation, self.upright, self.skip_damaged)
 
     def _values(self, split: str) -> list[Any]:
         labels = read_labels(self.root, find_shards(self.root, split), self.image_column, self.label_column)

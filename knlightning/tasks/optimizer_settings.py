@@ -108,7 +108,7 @@ def parameter_groups(
             `lr_scale`.
 
     Returns:
-        Groups for an optimizer, without empty ones: the parameters that keep the optimizer's decay, those of the
+        Groups for an optimizer, without empty ones, of the parameters that keep the optimizer's decay, those of the
         norms, the biases; each from the first block to the last, and in the module's order.
     """
     norms = {parameter for layer in module.modules() if is_norm(layer) for parameter in layer.parameters(recurse=False)}

@@ -26,7 +26,7 @@ def test_three_lines_and_how_the_network_was_converted(capsys):
         "Network: a.resnet with kernel normalization, 86 parameters (30 trained), 97.2 k FLOPs an image",
         "         Kernel normalized: all.",
         "Data:    DigitsDataModule, 1,149 training images, 288 for validation, 10 classes, 32x32",
-        "Run:     1 epochs, 1 steps an epoch, CPU, precision 32-true",
+        "Run:     1 epoch, 1 step an epoch, CPU, precision 32-true",
     ]
 
 

@@ -28,6 +28,12 @@ def test_all_kinds_are_listed(capsys):
     assert [table[0][0] for table in others] == list(KINDS)[2:]
 
 
+def test_another_kind_is_told_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["dta"])
+    assert "kind must be one of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "there", "missing"),
     [

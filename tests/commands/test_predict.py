@@ -60,7 +60,12 @@ def test_predictions_are_not_replaced_without_a_word(folder, capsys):
     main([*args, "--out", "there"])
     assert "Replaces" not in capsys.readouterr().out
     main(args)
-    assert "Replaces runs/tiny/0/predictions.csv of 20" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Replaces runs/tiny/0/predictions.csv of 20" in printed
+    assert "Differs" not in printed  # what is predicted was no part of the training
+    with pytest.raises(SystemExit):
+        main([*args[:-1], "gone"])
+    assert "Replaces" not in capsys.readouterr().out
     assert "--out there holds predictions.csv already" in refused(capsys, *args, "--out", "there")
 
 
@@ -69,7 +74,7 @@ def test_another_runs_folder_is_left_alone(folder, capsys):
     Image.new("RGB", (9, 12), "white").save(folder / "images" / "a.png")
     args = ["--ckpt_path", "runs/tiny/0/checkpoints/best.ckpt", "--data.predict_dir", "images"]
     main(["predict", "--config", "tiny.yaml", *args])
-    assert "Predictions of 1 images: runs/tiny/1/predictions.csv" in capsys.readouterr().out
+    assert "Predictions of 1 image: runs/tiny/1/predictions.csv" in capsys.readouterr().out
     assert not (folder / "runs" / "tiny" / "0" / "predictions.csv").exists()
     main(["predict", "--config", "runs/tiny/0/config.yaml", *args])
     assert "runs/tiny/0/predictions.csv" in capsys.readouterr().out

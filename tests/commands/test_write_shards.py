@@ -18,7 +18,7 @@ def test_the_images_of_a_datamodule_are_written_and_read_again(command, capsys):
     main([*command, "--data.val_split", "0.2", "--images_per_shard", "6"])
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("shards: ")] == [
         "shards: 16 images of train in 3 files",
-        "shards: 4 images of validation in 1 files",
+        "shards: 4 images of validation in 1 file",
         "shards: 20 images of test in 4 files",
     ]
     data = StreamingDataModule("shards", test_name="test", cache_dir="cache")

@@ -6,10 +6,11 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import standins
 import torch
 from jsonargparse import ArgumentError as ParserError
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, LightningModule, seed_everything
 from PIL import Image
 
 import knlightning.data
@@ -62,14 +63,7 @@ class Probe(LightningModule):
 
 
 def trainer(**options):
-    return Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-        **{"enable_checkpointing": False, **options},
-    )
+    return standins.trainer(None, max_epochs=1, **{"enable_checkpointing": False, **options})
 
 
 def pixels(images):

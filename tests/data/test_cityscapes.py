@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import standins
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from PIL import Image
 from standins import write_cityscapes
 
@@ -373,16 +374,9 @@ class Seen(LightningModule):
 
 
 def run(root, **options):
-    Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        max_epochs=1,
-        num_sanity_val_steps=0,
-        **options,
-    ).fit(Seen(root), datamodule=module(root, batch_size=1, scaling="unit"))
+    standins.trainer(None, max_epochs=1, num_sanity_val_steps=0, **options).fit(
+        Seen(root), datamodule=module(root, batch_size=1, scaling="unit")
+    )
 
 
 def test_ranks_share_images_and_the_check_of_the_labels(root):

@@ -68,7 +68,7 @@ def test_nothing_but_damaged_images_is_an_error(folder):
 
 def test_names_are_one_block_of_memory_and_survive_pickling(folder):
     images = files(folder)
-    assert images.names.dtype.kind == "S"
+    assert images.images.paths.dtype.kind == "S"
     copy = pickle.loads(pickle.dumps(images))
     assert copy.path_of(9) == str(folder / "ü 9.png")
     assert torch.equal(copy[SeededIndex(0, 0, 9, 0)][0], images[SeededIndex(0, 0, 9, 0)][0])

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import standins
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from PIL import Image
 from standins import write_image_folder
 from torchvision.transforms import v2
@@ -315,15 +316,7 @@ class Mean(LightningModule):
 
 def test_a_whole_run_and_predictions_elsewhere(root, tmp_path):
     def trainer():
-        return Trainer(
-            default_root_dir=tmp_path,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            max_epochs=1,
-        )
+        return standins.trainer(tmp_path, max_epochs=1)
 
     damage(root, "val/cat/2.png")
     model, run = Mean(), trainer()
@@ -350,15 +343,7 @@ def test_a_whole_run_and_predictions_elsewhere(root, tmp_path):
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
 def test_overfitting_on_a_few_batches_takes_images_as_evaluation_does(root):
     model = Mean()
-    Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=2,
-        overfit_batches=2,
-    ).fit(model, datamodule=module(root, eval_size=12))
+    standins.trainer(None, max_epochs=2, overfit_batches=2).fit(model, datamodule=module(root, eval_size=12))
     assert model.seen["train"] == [(4, 3, 12, 12)] * 4
 
 
@@ -391,7 +376,7 @@ def test_ranks_see_different_images(root):
 def scores_on(root, **arguments):
     data = module(root, **arguments)
     data.setup("test")
-    return Path(data.test_dataloader().dataset.folder).name
+    return Path(data.test_dataloader().dataset.images.folder).name
 
 
 def test_what_is_called_test_is_tested_on(root, caplog):

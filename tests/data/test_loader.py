@@ -4,8 +4,9 @@ from itertools import chain
 from types import SimpleNamespace
 
 import pytest
+import standins
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from knlightning.data import ImageDataModule, ResumableLoader, TrainSampler
@@ -71,14 +72,13 @@ def run(folder, workers=0, resume=None, stop_after=-1, batch_size=BATCH, **optio
     """Train, with a checkpoint after each step unless `save` says otherwise."""
     model = Recorder()
     save = ModelCheckpoint(folder, save_top_k=-1, filename="{step}", **options.pop("save", {"every_n_train_steps": 1}))
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[save, Stop(stop_after)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = standins.trainer(
+        None,
+        save,
+        Stop(stop_after),
         num_sanity_val_steps=0,
         **{"max_epochs": EPOCHS, **options},
+        enable_checkpointing=True,
     )
     data = NumberedImages(batch_size=batch_size, num_workers=workers)
     try:

@@ -3,10 +3,11 @@
 import sys
 
 import pytest
+import standins
 import torch
 from jsonargparse import ArgumentError as ParserError
 from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from PIL import Image
 from standins import TinyFCN
 
@@ -66,14 +67,7 @@ def datamodule(config):
 
 def test_a_dataset_in_files_takes_one_file_and_a_config(config):
     data = datamodule(config)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = standins.trainer(None, max_epochs=1)
     task = SegmentationTask(TinyFCN(2))
     trainer.fit(task, datamodule=data)
     trainer.test(task, datamodule=data, verbose=False)

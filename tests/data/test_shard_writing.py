@@ -101,7 +101,7 @@ def test_a_file_that_was_not_written_whole_is_an_error(images, monkeypatch):
     ("samples", "message"),
     [
         ([], "list: images with one class each are written, and at least one"),
-        ([(0, torch.zeros(4, 4, dtype=torch.long))], "a class for each pixel are not"),
+        ([(0, torch.zeros(4, 4, dtype=torch.long))], "Images with masks are not"),
         ([(0, 0.5)], "images with one class each"),
         ([(0, "cat")], "images with one class each"),
     ],

@@ -139,13 +139,13 @@ def test_processes_change_nothing(root):
 def test_the_files_that_follow_are_copied_ahead(root):
     dataset = fitted(root).train_dataloader().dataset
     following = shard_order(5, 1, 8).tolist()
-    first = int(dataset.ends[following[0]]) - 1
+    first = int(dataset.images.ends[following[0]]) - 1
     dataset[SeededIndex(5, 1, first, 0)]
-    expected = {dataset.copies._path(dataset.shards[number]) for number in following[: 1 + AHEAD]}
+    expected = {dataset.images.copies._path(dataset.images.shards[number]) for number in following[: 1 + AHEAD]}
     deadline = time.monotonic() + 30
     while not all(path.exists() for path in expected) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert set(dataset.copies.folder.glob("*.arrow")) == expected
+    assert set(dataset.images.copies.folder.glob("*.arrow")) == expected
 
 
 def test_held_out_images_keep_their_labels(root, pixels):

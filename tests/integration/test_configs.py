@@ -113,10 +113,10 @@ def test_trains_resumes_tests_and_predicts(config, few, tmp_path, capsys):
     capsys.readouterr()
     main(["predict", *few, "--ckpt_path", "last", "--data.predict_dir", "images"])
     if "_fcn_" in config.stem:
-        assert f"Predictions of 1 images: {where}/predictions\n" in capsys.readouterr().out
+        assert f"Predictions of 1 image: {where}/predictions\n" in capsys.readouterr().out
         assert (tmp_path / where / "predictions" / "label_ids" / "white.png").is_file()
     else:
-        assert f"Predictions of 1 images: {where}/predictions.csv" in capsys.readouterr().out
+        assert f"Predictions of 1 image: {where}/predictions.csv" in capsys.readouterr().out
         assert "white.png" in (tmp_path / where / "predictions.csv").read_text()
     shutil.rmtree(tmp_path / where)  # checkpoints of hundreds of megabytes
 
