@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from standins import RandomData, TinyNet
 
 from knlightning.callbacks import MetricsCSV, TensorBoardLog, Throughput, throughput
@@ -55,14 +55,18 @@ class Told(TensorBoardLog):
         self.told.append(images)
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("counted", [True, False, "private"])
 def test_images_are_counted_over_resumed_runs(tmp_path, counted):
+    """Not in the checkpoints of private runs, which their number would tell of the samples."""
+    keeps_ledger = Callback()
+    keeps_ledger.ledger = None
+
     def fit(epochs, ckpt_path=None):
         log = Told(tmp_path)
         run = Trainer(
             default_root_dir=tmp_path,
             logger=log,
-            callbacks=[Throughput()],
+            callbacks=[Throughput(), *([keeps_ledger] if counted == "private" else [])],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -80,4 +84,4 @@ def test_images_are_counted_over_resumed_runs(tmp_path, counted):
         stored = torch.load(tmp_path / "a.ckpt", weights_only=True)
         del stored["callbacks"]["Throughput"]
         torch.save(stored, tmp_path / "a.ckpt")
-    assert fit(2, tmp_path / "a.ckpt")[1] == ([10, 14, 18, 20] if counted else [])
+    assert fit(2, tmp_path / "a.ckpt")[1] == ([10, 14, 18, 20] if counted is True else [])
