@@ -39,8 +39,8 @@ def convolves_as(conv: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Say whether `nn.Module.compile` was called on a module itself. Tried with torch 2.14.1."""
-    return module._compiled_call_impl is not None
+    """Say whether a module was compiled by its own `compile`, or made by `torch.compile`. Tried with torch 2.14.1."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 def version_of(tensor: Tensor) -> int:

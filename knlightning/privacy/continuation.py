@@ -22,7 +22,7 @@ def take_up_history(ledger: Ledger, trainer: Trainer, task: LightningModule, dir
     step; nothing that one of them holds is lost by another.
 
     Args:
-        ledger: Of the run; has read the checkpoint.
+        ledger: Of the run; has read the checkpoint, and begun a start.
         trainer: At the start of its training.
         task: The task that is trained.
         directory: Where the run reports.
@@ -30,7 +30,6 @@ def take_up_history(ledger: Ledger, trainer: Trainer, task: LightningModule, dir
     Raises:
         ValueError: If the weights were trained without counting it.
     """
-    ledger.begin()
     if added := ledger.share(task):
         _say(f"the network was trained privately before: its {added} steps count too. A new network starts at 0")
     counted = bool(ledger.restored) if trainer.ckpt_path else bool(ledger.segments)
@@ -77,7 +76,7 @@ def plan_run(budget: Budget, ledger: Ledger, trainer: Trainer, loader: PrivateLo
         )
     taken = trainer.global_step
     num_steps = taken + num_steps_left(trainer)
-    calibrated = ledger.calibrated_noise(budget, loader.sampling_probability, num_steps, taken)
+    before = ledger.restored["plan"]["noise_multiplier"] if ledger.restored else None
     plan = make_plan(
         budget,
         num_samples=loader.num_samples,
@@ -86,11 +85,10 @@ def plan_run(budget: Budget, ledger: Ledger, trainer: Trainer, loader: PrivateLo
         num_steps=num_steps,
         steps_taken=taken,
         spent=ledger.history,
-        calibrated_noise=calibrated,
+        noise_before=before,
     )
-    if ledger.restored and budget.noise_multiplier is None and calibrated is None:
-        before, now = ledger.restored["plan"]["noise_multiplier"], plan.noise_multiplier
-        _say(f"the noise changes from {before:.4g} to {now:.4g} for the steps to come")
+    if before is not None and budget.noise_multiplier is None and plan.noise_multiplier != before:
+        _say(f"the noise changes from {before:.4g} to {plan.noise_multiplier:.4g} for the steps to come")
     return plan
 
 

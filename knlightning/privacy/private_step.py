@@ -132,6 +132,11 @@ class PrivateStep:
         check_optimizers(self.trainer, self.task, self.sums.parameters)
         self._num_summed = 0
 
+    def begin(self) -> None:
+        """Forget a step that was left unfinished: the samples of the one that takes its place are drawn anew."""
+        self.sums.pop()
+        self._num_samples = self._num_summed = 0
+
     def close(self) -> None:
         """Leave the task as it was."""
         self._watching.close()

@@ -13,7 +13,7 @@ from knlightning.privacy.ledger import (
     statement,
     write_report,
 )
-from knlightning.privacy.plan import Budget, Plan
+from knlightning.privacy.plan import Plan
 
 PROMISE = {
     "target_epsilon": 6.0,
@@ -84,7 +84,6 @@ def test_reports_with_earlier_names(tmp_path):
     again.restore(EARLIER)
     assert again.restored == found
     assert again.history == [(1.25, 0.1, 7)]
-    assert again.calibrated_noise(Budget(6.0, 1e-3, accountant="rdp"), 0.1, 50, 7) == 1.25
 
 
 def continued(report, steps, noise=1.25):
@@ -175,21 +174,19 @@ def test_a_network_remembers_what_has_trained_it():
     assert first.share(net) == 0
 
 
-def test_calibrated_noise_is_kept_for_the_same_run_only():
-    budget = Budget(6.0, 1e-3, accountant="rdp")
-    assert ledger().calibrated_noise(budget, 0.1, 50, 0) is None
-    spent = ledger()
-    spent.restore(ledger(7).report(PROMISE, PLAN))
-    assert spent.calibrated_noise(budget, 0.1, 50, 7) == 1.25
-    for other in (
-        (budget, 0.1, 50, 6),  # a step is taken again
-        (budget, 0.2, 50, 7),
-        (budget, 0.1, 60, 7),
-        (Budget(5.0, 1e-3, accountant="rdp"), 0.1, 50, 7),
-        (Budget(6.0, 1e-4, accountant="rdp"), 0.1, 50, 7),
-        (Budget(6.0, 1e-3, accountant="prv"), 0.1, 50, 7),
-    ):
-        assert spent.calibrated_noise(*other) is None
+def test_doubts_are_kept_with_the_steps_that_they_are_about(tmp_path):
+    spent = Ledger(1e-3, "rdp")
+    spent.begin("shuffled", "seeded")
+    assert spent.doubts == set()  # of no steps
+    spent.record(1.25, 0.1)
+    report = report_of(spent)
+    assert (report["sampling"], report["seeded"], report["checked"]) == ("shuffled; epsilon is nominal", True, True)
+    again = continued(report, 3)
+    assert again.doubts == {"shuffled", "seeded"}
+    assert again.add(read_segments(report)) == 0
+    earlier = EARLIER | {"sampling": "shuffled; epsilon is nominal"}  # its starts have no names
+    assert continued(earlier, 1).doubts == {"shuffled"}
+    assert continued(earlier, 1).add(read_segments(earlier)) == 0
 
 
 def test_the_statement_says_what_it_rests_on():
@@ -202,6 +199,7 @@ def test_the_statement_says_what_it_rests_on():
         ({"sampling": "shuffled; epsilon is nominal"}, "NOMINAL: batches were shuffled"),
         ({"accountant": "gdp"}, "gdp understates epsilon"),
         ({"seeded": True}, "can be repeated by those who know the seed"),
+        ({"checked": False}, "no trial steps have looked for layers and losses that mix samples"),
         ({"epsilon": None}, "epsilon inf at"),
     ):
         assert doubt in statement(report | change)
