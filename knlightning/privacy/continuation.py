@@ -1,6 +1,7 @@
 """What a private run goes on from (a checkpoint, a network trained before, reports beside them), and its plan."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -39,7 +40,8 @@ def take_up_history(ledger: Ledger, trainer: Trainer, task: LightningModule, dir
             " it tells of the training samples. Start a new run"
         )
     if not ledger.restored:
-        _tell_of_other_runs(directory)
+        if _read(directory):
+            _say(f"{directory / REPORT} tells of another run, which this one does not count; it is kept there")
         return
     directories = [directory, Path(trainer.default_root_dir).absolute()]
     if trainer.ckpt_path:
@@ -94,13 +96,9 @@ def plan_run(budget: Budget, ledger: Ledger, trainer: Trainer, loader: PrivateLo
 
 def _recall(ledger: Ledger, directory: Path) -> bool:
     """Count what the report in a directory tells of; say whether there is one."""
-    try:
-        report = read_report(directory)
-    except ValueError as error:
-        _say(f"{error}. What the checkpoint itself has spent counts; steps of later checkpoints cannot")
-        return True
-    if report is None:
-        return False
+    report = _read(directory, ". What the checkpoint itself has spent counts; steps of later checkpoints cannot")
+    if not report:
+        return report is not None
     if added := ledger.add(read_segments(report)):
         _say(f"{directory / REPORT} tells of {added} steps that are not in the checkpoint: they count too")
     if NOT_PRIVATE in report:
@@ -108,14 +106,13 @@ def _recall(ledger: Ledger, directory: Path) -> bool:
     return True
 
 
-def _tell_of_other_runs(directory: Path) -> None:
+def _read(directory: Path, more: str = "") -> dict[str, Any] | None:
+    """Read the report in a directory; empty, with a message, if it is damaged."""
     try:
-        there = read_report(directory) is not None
+        return read_report(directory)
     except ValueError as error:
-        _say(str(error))
-    else:
-        if there:
-            _say(f"{directory / REPORT} tells of another run, which this one does not count; it is kept there")
+        _say(f"{error}{more}")
+        return {}
 
 
 def _say(message: str) -> None:

@@ -8,7 +8,7 @@ histories share are the same steps, and all others are others.
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,16 +22,6 @@ from knlightning.run_directory import NOT_PRIVATE, PRIVACY_REPORT, replacing
 REPORT = PRIVACY_REPORT
 """Name of the report, which is written into the run directory with every checkpoint."""
 
-OLD_PLAN_KEYS = {
-    "samples": "num_samples",
-    "batch": "batch_size",
-    "rate": "sampling_probability",
-    "epoch_steps": "steps_per_epoch",
-    "steps": "num_steps",
-    "noise": "noise_multiplier",
-    "last_step": "affordable_steps",
-}
-"""Names in the plan of earlier reports, and what they are called now."""
 DOUBTS = {
     "shuffled": "NOMINAL: batches were shuffled, and the accountant supposes Poisson sampling",
     "seeded": "sampling and noise can be repeated by those who know the seed",
@@ -109,7 +99,7 @@ class Ledger:
 
     def restore(self, report: dict[str, Any]) -> None:
         """Take up what a checkpoint says was spent."""
-        self.restored = current_keys(report)
+        self.restored = report
         self.add(read_segments(report))
 
     def add(self, segments: Mapping[Segment, int]) -> int:
@@ -170,13 +160,13 @@ def statement(report: dict[str, Any]) -> str:
     Args:
         report: That of a run.
     """
-    doubt = "".join(f"; {DOUBTS[word]}" for word in DOUBTS if word in doubts_of(report))
+    doubt = said_of(doubts_of(report))
     if report["accountant"] == "gdp":
         doubt += "; gdp understates epsilon"
     spent, plan = report["epsilon"], report["plan"]
     return (
         f"epsilon {math.inf if spent is None else spent:.3f} at delta {report['target_delta']:g}"
-        f" ({report['accountant']}), after {total_steps(read_history(report))} steps with noise"
+        f" ({report['accountant']}), after {total_steps(report['history'])} steps with noise"
         f" {plan['noise_multiplier']:.4g}, clipping at {report['max_grad_norm']:g} and a sampling rate of"
         f" {plan['sampling_probability']:.4g}{doubt}"
     )
@@ -192,38 +182,25 @@ def doubts_of(report: dict[str, Any]) -> set[str]:
     return {doubt for doubt in holds if holds[doubt]}
 
 
+def said_of(doubts: Iterable[str]) -> str:
+    """Put doubts into words, to stand behind a statement."""
+    return "".join(f"; {said}" for word, said in DOUBTS.items() if word in doubts)
+
+
 def history_of(segments: Mapping[Segment, int]) -> list[Phase]:
     """Return the phases of a history."""
     return merged([Phase(*segment[1:], steps) for segment, steps in segments.items()])
 
 
-def read_history(report: dict[str, Any]) -> list[Phase]:
-    """Read the history of a report."""
-    return [Phase(float(noise), float(probability), int(steps)) for noise, probability, steps in report["history"]]
-
-
 def read_segments(report: dict[str, Any]) -> Segments:
-    """Read the segments of a report, with those of other runs in the same directory.
-
-    Earlier reports have none. Their phases are taken for the same steps wherever they stand in the same place of such a
-    history, with the same noise.
-    """
-    if "segments" in report:
-        rows = [*report["segments"], *report.get("other_segments", [])]
-    else:
-        rows = [[f"phase {place}", *phase] for place, phase in enumerate(read_history(report))]
+    """Read the segments of a report, with those of other runs in the same directory."""
+    rows = [*report["segments"], *report.get("other_segments", [])]
     # those that earlier reports do not have in the names of starts
     more = doubts_of(report).difference(*(str(start).split() for start, *_ in rows))
     return {
         Segment(" ".join((str(start), *sorted(more))), float(noise), float(probability)): int(steps)
         for start, noise, probability, steps in rows
     }
-
-
-def current_keys(report: dict[str, Any]) -> dict[str, Any]:
-    """Give the plan of a report today's names, if it has earlier ones."""
-    plan = {OLD_PLAN_KEYS.get(name, name): value for name, value in report["plan"].items()}
-    return {**report, "plan": plan}
 
 
 def write_report(directory: Path, report: dict[str, Any]) -> None:
@@ -238,19 +215,26 @@ def write_report(directory: Path, report: dict[str, Any]) -> None:
     kept = {"other_segments": others} if others else {}
     if NOT_PRIVATE in there:
         kept[NOT_PRIVATE] = there[NOT_PRIVATE]
-    with replacing(directory / REPORT) as temporary:
-        temporary.write_text(json.dumps(report | kept, indent=1) + "\n")
+    write_json(directory / REPORT, report | kept)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a file of plain values, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def read_report(directory: Path) -> dict[str, Any] | None:
-    """Read the report in a directory, with today's names; None if there is none.
+    """Read the report in a directory; None if there is none.
 
     Raises:
         ValueError: If it is damaged.
     """
     path = directory / REPORT
     try:
-        report = current_keys(json.loads(path.read_text()))
+        report: dict[str, Any] = json.loads(path.read_text())
+        if total_steps(report["history"]) < 0 or not isinstance(report["plan"], dict):
+            raise ValueError("its history or plan")
         for segment, steps in read_segments(report).items():
             if not (segment.noise_multiplier >= 0 and 0 <= segment.sampling_probability <= 1 and steps >= 0):
                 raise ValueError(f"{segment}: {steps} steps")

@@ -89,11 +89,10 @@ def check_independence(task: LightningModule, batch: Any) -> frozenset[int]:
     left_out: set[int] = set()
     known = all(type(module).__module__.partition(".")[0] in KNOWN_PACKAGES for module in task.modules())
     trial = _disturbed_copy(task)
-    buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
     for number in range(RANDOM_TRIALS):
         if number >= (KNOWN_TRIALS if known else RANDOM_TRIALS if draws else TRIALS):
             break
-        one, two, ignored = _trial_steps(task, trial, batch, buffers, number, num_classes)
+        one, two, ignored = _trial_steps(task, trial, batch, number, num_classes)
         _check_outputs(one, two, "replacing sample 0", RELATIVE)
         for name, before in one.buffers.items():
             if not torch.equal(before, two.buffers[name]):
@@ -119,7 +118,7 @@ def check_independence(task: LightningModule, batch: Any) -> frozenset[int]:
 
 
 def _trial_steps(
-    task: LightningModule, trial: LightningModule, batch: Any, buffers: dict[str, Tensor], number: int, num_classes: int
+    task: LightningModule, trial: LightningModule, batch: Any, number: int, num_classes: int
 ) -> tuple["_Observation", "_Observation", int | None]:
     """Take a pair of steps with made-up labels; with those of the batch if the loss does not know these.
 
@@ -133,10 +132,10 @@ def _trial_steps(
             # elsewhere, a label that the loss does not know would end the process
             where = _disturbed_copy(task).cpu()
             pair = map_tensors(pair, Tensor.cpu)
-        one, two = (_observed(task, where, given, buffers, number) for given in pair)
+        one, two = (_observed(task, where, given, number) for given in pair)
         return one, two, ignored
     pair, _ = trial_pair(batch, 0, num_classes, task)
-    one, two = (_observed(task, trial, given, buffers, number) for given in pair)
+    one, two = (_observed(task, trial, given, number) for given in pair)
     return one, two, None
 
 
@@ -179,13 +178,12 @@ def loss_reduction(task: LightningModule, batch: Any) -> LossReduction:
     if last < 2:  # others could not be read
         return "mean"
     trial = _disturbed_copy(task)
-    buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
     for seed in range(KNOWN_TRIALS):
         draws = RepeatedDraws()
         with draws.noted():
-            whole = _observed(task, trial, batch, buffers, seed, precise=True)
+            whole = _observed(task, trial, batch, seed, precise=True)
         with draws.repeated():
-            part = _observed(task, trial, fewer, buffers, seed, precise=True)
+            part = _observed(task, trial, fewer, seed, precise=True)
         _check_outputs(whole, part, f"leaving out sample {last}", RELATIVE_OF_SIZES)
     number = next((number for number in whole.gradients if number in part.gradients), None)
     before, after = (0.0 if number is None else float(seen.gradients[number][0].norm()) for seen in (whole, part))
@@ -266,35 +264,31 @@ class _Observation:
 
 @full_float32()
 def _observed(
-    task: LightningModule,
-    trial: LightningModule,
-    batch: Any,
-    buffers: dict[str, Tensor],
-    seed: int,
-    precise: bool = False,
+    task: LightningModule, trial: LightningModule, batch: Any, seed: int, precise: bool = False
 ) -> _Observation:
-    """Take a training step on a copy, without an optimizer, from the given buffers; precise without autocast."""
+    """Take a training step on a copy, without an optimizer, and set its buffers back; precise without autocast."""
     seen = _Observation(len(images_of(batch)))
     trial.train()
-    for name, buffer in trial.named_buffers():
-        buffer.detach().copy_(buffers[name])
+    before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
     handles = []
     for name, module in trial.named_modules():
         if not any(module.children()):
             handles.append(module.register_forward_hook(_watching(seen, name)))
     try:
         with seeded_generators(seed, task.device), torch.enable_grad():
-            before = _generator_states(task.device)
+            states = _generator_states(task.device)
             with nullcontext() if precise else task.trainer.precision_plugin.train_step_context():
                 loss = loss_of(trial.training_step(map_tensors(batch, Tensor.clone), 0))
             if loss.requires_grad:
                 loss.backward()
-            seen.random = before != _generator_states(task.device)
+            seen.random = states != _generator_states(task.device)
     finally:
         for handle in handles:
             handle.remove()
         trial.zero_grad()
-    seen.buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+    for name, buffer in trial.named_buffers():
+        seen.buffers[name] = buffer.clone()
+        buffer.detach().copy_(before[name])
     return seen
 
 

@@ -19,19 +19,9 @@ PROMISE = {
     "target_epsilon": 6.0,
     "target_delta": 1e-3,
     "accountant": "rdp",
-    "sampling": "poisson",
     "max_grad_norm": 0.5,
-    "seeded": False,
 }
 PLAN = Plan(100, 10, 0.1, 10, 50, 1.25, 50)
-EARLIER = {  # a report as it was before its names changed
-    **PROMISE,
-    "epsilon": 1.0,
-    "plan": {
-        "samples": 100, "batch": 10, "rate": 0.1, "epoch_steps": 10, "steps": 50, "noise": 1.25, "last_step": 50,
-    },
-    "history": [[1.25, 0.1, 7]],
-}  # fmt: skip
 
 
 def ledger(steps=0):
@@ -74,16 +64,6 @@ def test_reports_are_written_and_restored(tmp_path):
     again.restore(found)
     assert again.history == ledger(7).history
     assert again.report(PROMISE, PLAN) == report
-
-
-def test_reports_with_earlier_names(tmp_path):
-    (tmp_path / REPORT).write_text(json.dumps(EARLIER))
-    found = read_report(tmp_path)
-    assert found["plan"] == ledger().report(PROMISE, PLAN)["plan"]
-    again = ledger()
-    again.restore(EARLIER)
-    assert again.restored == found
-    assert again.history == [(1.25, 0.1, 7)]
 
 
 def continued(report, steps, noise=1.25):
@@ -131,15 +111,6 @@ def test_another_run_does_not_replace_a_history():
     assert run.epsilon > epsilon([(1.25, 0.1, 7)], 1e-3, "rdp")
 
 
-def test_earlier_reports_are_put_together_by_their_phases():
-    """They do not tell of which start a step was."""
-    run = ledger()
-    run.restore(EARLIER)
-    assert run.add(read_segments(EARLIER | {"history": [[1.25, 0.1, 9], [3.0, 0.1, 1]]})) == 3
-    assert run.add(read_segments(EARLIER | {"history": [[50.0, 0.1, 100]]})) == 100
-    assert run.history == [(1.25, 0.1, 9), (3.0, 0.1, 1), (50.0, 0.1, 100)]
-
-
 def test_the_reports_of_two_runs_in_a_directory_are_both_kept(tmp_path):
     one, two = report_of(ledger(7)), report_of(ledger(2))
     for report in (one, two, two, one):
@@ -184,7 +155,7 @@ def test_doubts_are_kept_with_the_steps_that_they_are_about(tmp_path):
     again = continued(report, 3)
     assert again.doubts == {"shuffled", "seeded"}
     assert again.add(read_segments(report)) == 0
-    earlier = EARLIER | {"sampling": "shuffled; epsilon is nominal"}  # its starts have no names
+    earlier = report | {"segments": [["name", 1.25, 0.1, 1]], "seeded": False}  # without doubts in the names
     assert continued(earlier, 1).doubts == {"shuffled"}
     assert continued(earlier, 1).add(read_segments(earlier)) == 0
 
