@@ -76,7 +76,7 @@ class DifferentialPrivacy(Callback):
         seed: Makes sampling and noise repeatable, for tests. None for secret ones, anew at every start; anything else
             gives no privacy against those who know it.
         check: Take trial steps before training, on random pixels. They find layers and losses that mix samples, and
-            compare the gradients of the samples with the gradient of their batch.
+            compare the gradients of the samples with the gradient of their batch. Reports say it if there were none.
 
     Attributes:
         budget: The privacy to keep.
@@ -326,12 +326,12 @@ class DifferentialPrivacy(Callback):
             self.ledger.restore(state_dict)
 
     def _save(
-        self, trainer: Trainer, original: Any, filepath: Any, weights_only: bool | None = None, *args: Any
+        self, trainer: Trainer, original: Any, path: Any, weights_only: Any = None, *args: Any, **kw: Any
     ) -> None:
         """Write the report before a checkpoint of weights alone, too; callbacks are not asked about these."""
         if weights_only and trainer.is_global_zero:
             write_report(self._directory, self.report())
-        original(filepath, weights_only, *args)
+        original(path, weights_only, *args, **kw)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the report before the checkpoint, so that no checkpoint is ever there which it does not count."""

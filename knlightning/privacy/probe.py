@@ -234,7 +234,7 @@ def _gradients(task: LightningModule, batch: Any, weight: float | None) -> dict[
         gradients = PerSampleGradients(trial, "sum")
         if weight is not None:
             gradients.attach()
-        loss_of(trial.training_step(batch, 0)).backward()
+        trial.backward(loss_of(trial.training_step(batch, 0)))
         if weight is not None:
             weights = torch.ones_like(gradients.norms())
             weights[0] = weight
@@ -280,7 +280,7 @@ def _observed(
             with nullcontext() if precise else task.trainer.precision_plugin.train_step_context():
                 loss = loss_of(trial.training_step(map_tensors(batch, Tensor.clone), 0))
             if loss.requires_grad:
-                loss.backward()
+                trial.backward(loss)
             seen.random = states != _generator_states(task.device)
     finally:
         for handle in handles:

@@ -167,7 +167,7 @@ def _clipped_sum(
             batch = map_tensors(batch, lambda part: torch.full_like(images, math.inf) if part is images else part)
         with trainer.precision_plugin.train_step_context():
             loss = loss_of(task.training_step(batch, 0))
-        (loss / trainer.accumulate_grad_batches).backward()
+        task.backward(loss / trainer.accumulate_grad_batches)
         privacy.on_after_backward(trainer, task)
     return privacy.sums.pop()
 

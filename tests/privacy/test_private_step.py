@@ -116,6 +116,18 @@ def test_a_step_that_an_epoch_leaves_unfinished_begins_anew(tmp_path):
     torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
 
 
+def test_a_step_of_several_draws_is_refused(tmp_path):
+    """A sample would be in it twice, with the noise for once."""
+
+    class Accumulating(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            trainer.accumulate_grad_batches = 4
+
+    run = trainer(tmp_path, privacy(physical_batch_size=3, check=False), Accumulating())
+    with pytest.raises(RuntimeError, match="a step was taken after 4 micro-batches, and each has 2"):
+        run.fit(task(), RandomData(SAMPLES, 5))
+
+
 class Outside(ClassificationTask):
     """Trains a parameter that is in no module."""
 

@@ -68,6 +68,11 @@ class WeightedLoss(ClassificationTask):
         return F.cross_entropy(self(batch[0]), batch[1], weight=batch[0].mean((0, 2, 3)).detach())
 
 
+class WeightedBackward(ClassificationTask):
+    def backward(self, loss):
+        (loss / loss.detach()).backward()
+
+
 class Skipping(ClassificationTask):
     def training_step(self, batch, batch_idx):
         return None
@@ -87,7 +92,14 @@ def test_layers_that_mix_samples_are_found_by_trial(tmp_path, layer, message):
         trainer(tmp_path, privacy()).fit(task(Net(layer)), RandomData(SAMPLES, 5))
 
 
-@pytest.mark.parametrize(("kind", "message"), [(WeightedLoss, "the loss does not treat"), (Skipping, "returned None")])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (WeightedLoss, "the loss does not treat"),
+        (WeightedBackward, "the loss does not treat"),
+        (Skipping, "returned None"),
+    ],
+)
 def test_losses_that_mix_samples_are_found_by_trial(tmp_path, kind, message):
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, privacy()).fit(task(kind=kind), RandomData(SAMPLES, 5))
