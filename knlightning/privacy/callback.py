@@ -331,7 +331,7 @@ class DifferentialPrivacy(Callback):
         """Write the report before a checkpoint of weights alone, too; callbacks are not asked about these."""
         if weights_only and trainer.is_global_zero:
             write_report(self._directory, self.report())
-        original(path, weights_only, *args, **kw)
+        original(path, weights_only, **more)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the report before the checkpoint, so that no checkpoint is ever there which it does not count."""
