@@ -325,9 +325,7 @@ class DifferentialPrivacy(Callback):
         if state_dict:
             self.ledger.restore(state_dict)
 
-    def _save(
-        self, trainer: Trainer, original: Any, path: Any, weights_only: Any = None, *args: Any, **kw: Any
-    ) -> None:
+    def _save(self, trainer: Trainer, original: Any, path: Any, weights_only: Any = None, **more: Any) -> None:
         """Write the report before a checkpoint of weights alone, too; callbacks are not asked about these."""
         if weights_only and trainer.is_global_zero:
             write_report(self._directory, self.report())
