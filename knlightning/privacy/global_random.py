@@ -56,7 +56,11 @@ class RepeatedDraws:
 
     def noted(self) -> AbstractContextManager[Any]:
         """Note what is drawn."""
-        return changing_draws(lambda values: self._drawn.setdefault(torch.initial_seed(), []).append(values.clone()))
+
+        def note(values: Tensor) -> None:
+            self._drawn.setdefault(torch.initial_seed(), []).append(values.clone())
+
+        return changing_draws(note, of_tensors=True)
 
     def repeated(self) -> AbstractContextManager[Any]:
         """Draw what was noted, as far as there is room for it."""
@@ -69,4 +73,4 @@ class RepeatedDraws:
             if before.shape == values.shape:
                 values.copy_(before)
 
-        return changing_draws(repeat)
+        return changing_draws(repeat, of_tensors=True)
