@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from knlightning.callbacks.hparams import TensorBoardLog
+from knlightning.protocols import KeepsLedger
 
 
 class Throughput(Callback):
@@ -16,7 +17,7 @@ class Throughput(Callback):
     seconds since then are logged. The progress bar shows the value during the epoch; it is logged at its end.
     (Lightning's ThroughputMonitor counts over a window of batches, and needs two functions, which a configuration file
     cannot give.) TensorBoard is told how many images were seen since the start of the run, unless it goes on from a
-    checkpoint of a release that did not count them.
+    checkpoint that does not hold it, such as one of private training.
     """
 
     def __init__(self) -> None:
@@ -24,11 +25,12 @@ class Throughput(Callback):
         self._seconds = 0.0
         self._since = 0.0
         self._seen = 0
+        self._private = False
         self._loggers: list[TensorBoardLog] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Store the number of images seen."""
-        return {"seen": self._seen}
+        """Store the number of images seen; 0 in private training, where it tells of the images."""
+        return {"seen": 0 if self._private else self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
@@ -37,6 +39,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, also for a run resumed within an epoch."""
         self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+        self._private = any(isinstance(callback, KeepsLedger) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         self._loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLog)]
         if trainer.global_step and not self._seen:
             self._loggers = []

@@ -39,8 +39,8 @@ def convolves_as(conv: nn.Module, base: type[nn.Module]) -> bool:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Say whether `nn.Module.compile` was called on a module itself. Tried with torch 2.14.1."""
-    return module._compiled_call_impl is not None
+    """Say whether a module was compiled by its own `compile`, or made by `torch.compile`. Tried with torch 2.14.1."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 def version_of(tensor: Tensor) -> int:
@@ -48,21 +48,20 @@ def version_of(tensor: Tensor) -> int:
     return tensor._version
 
 
-def changing_draws(change: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+def changing_draws(change: Callable[[Tensor], None], of_tensors: bool = False) -> AbstractContextManager[Any]:
     """Show a function each tensor that torch fills with random numbers, to change it in place. Tried with torch 2.14.1.
 
-    Left out are permutations, and draws that depend on the values of a tensor, such as `torch.multinomial`.
-
     Args:
-        change: Is called after a draw, before its result is used.
+        change: Is called after a draw, before its result is used; not for permutations and `torch.multinomial`.
+        of_tensors: Whether draws are shown, too, that depend on the values of a tensor, such as `torch.bernoulli`.
     """
-    return _Draws(change)
+    return _Draws(change, of_tensors)
 
 
 class _Draws(TorchDispatchMode):
-    def __init__(self, change: Callable[[Tensor], None]) -> None:
+    def __init__(self, change: Callable[[Tensor], None], of_tensors: bool) -> None:
         super().__init__()
-        self.change = change
+        self.change, self.of_tensors = change, of_tensors
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -73,9 +72,9 @@ class _Draws(TorchDispatchMode):
             output, mask = result
             self.change(mask)
             output.copy_(args[0] * mask / (1.0 - args[1]))
-        elif isinstance(result, Tensor) and name != "randperm":
+        elif isinstance(result, Tensor) and name not in ("randperm", "multinomial"):
             values = args[1:] if name.endswith(("_", "_like")) else args
-            if not any(isinstance(value, Tensor) for value in values):
+            if self.of_tensors or not any(isinstance(value, Tensor) for value in values):
                 self.change(result)
         return result
 

@@ -87,7 +87,8 @@ def epsilon(history: History, delta: float, accountant: Accountant) -> float:
     bound = _rdp(history, delta)
     if accountant == "rdp" or bound > LARGEST_EPSILON:
         return bound
-    return min(bound, (_prv if accountant == "prv" else _pld)(history, delta, bound))
+    pld = accountant == "pld"
+    return min(bound, epsilon_by_pld(history, delta, bound / 10_000) if pld else _prv(history, delta, bound))
 
 
 def merged(history: History) -> list[Phase]:
@@ -148,22 +149,26 @@ def _prv(history: History, delta: float, bound: float) -> float:
     return found if found > 0 else math.inf
 
 
-def _pld(history: History, delta: float, bound: float) -> float:
-    """Compute epsilon by privacy loss distributions, rounded up everywhere.
+def epsilon_by_pld(history: History, delta: float, interval: float) -> float:
+    """Compute epsilon by privacy loss distributions of dp-accounting, rounded up everywhere.
 
     Args:
         history: Steps with noise.
         delta: As in `epsilon`.
-        bound: An upper bound on epsilon.
+        interval: Distance of the values of privacy loss.
+
+    Raises:
+        ValueError: If dp-accounting is not installed.
     """
     try:
         from dp_accounting import dp_event
         from dp_accounting.pld import PLDAccountant
     except ImportError:
         raise ValueError(
-            "accountant pld is that of dp-accounting, which is not installed: pip install 'knlightning[privacy]'"
+            "accountant pld and knl audit-privacy need dp-accounting, which is not installed: pip install"
+            " 'knlightning[privacy]'"
         ) from None
-    accountant = PLDAccountant(value_discretization_interval=bound / 10_000)
+    accountant = PLDAccountant(value_discretization_interval=interval)
     for phase in history:
         noise = dp_event.GaussianDpEvent(phase.noise_multiplier)
         step = dp_event.PoissonSampledDpEvent(phase.sampling_probability, noise)

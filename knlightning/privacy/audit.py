@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from knlightning.checks import check_number
-from knlightning.privacy.accounting import Phase, epsilon
+from knlightning.privacy.accounting import Phase, epsilon, epsilon_by_pld
 from knlightning.privacy.callback import DifferentialPrivacy
 from knlightning.privacy.canaries import Canaries
 from knlightning.privacy.loader import PrivateLoader
@@ -75,7 +75,7 @@ class PrivacyAudit(Callback):
     def __init__(self, samples: int = 8, canaries: int = 0) -> None:
         check_number("samples", samples, at_least=1, integer=True)
         check_number("canaries", canaries, at_least=0, integer=True)
-        _independent_accountant()  # it would be missed only after all other checks
+        epsilon_by_pld([], 0.5, 1.0)  # it would be missed only after all other checks
         self.samples, self.num_canaries = samples, canaries
         self.findings: list[Finding] = []
         self._undo = ExitStack()
@@ -241,7 +241,6 @@ def check_epsilon(privacy: DifferentialPrivacy) -> Finding:
     Args:
         privacy: The callback, after its `on_train_start`.
     """
-    dp_event, PLDAccountant = _independent_accountant()  # noqa: N806 # a class
     plan, budget, delta = privacy.plan, privacy.budget, privacy.budget.accounted_delta
     assert plan is not None
     run = Phase(plan.noise_multiplier, plan.sampling_probability, plan.affordable_steps)
@@ -249,10 +248,7 @@ def check_epsilon(privacy: DifferentialPrivacy) -> Finding:
     if budget.accountant == "pld":  # which is dp-accounting's
         other, theirs = "Opacus (prv)", epsilon([run], delta, "prv")
     else:
-        accountant = PLDAccountant(value_discretization_interval=min(1e-3, ours / 10_000))
-        step = dp_event.PoissonSampledDpEvent(run.sampling_probability, dp_event.GaussianDpEvent(run.noise_multiplier))
-        accountant.compose(dp_event.SelfComposedDpEvent(step, run.num_steps))
-        other, theirs = "dp-accounting", accountant.get_epsilon(delta)
+        other, theirs = "dp-accounting", epsilon_by_pld([run], delta, min(1e-3, ours / 10_000))
     return Finding(
         "epsilon is not understated",
         ours >= 0.99 * theirs,
@@ -276,17 +272,6 @@ def check_canaries(privacy: DifferentialPrivacy, canaries: Canaries) -> Finding:
         f"epsilon is at least {attack.bound:.4g} with 95 % confidence, for {attack.right} of {attack.guesses} guesses"
         f" about {len(canaries.scores)} canaries are right; {claimed:.4g} is claimed, at delta {delta:g}",
     )
-
-
-def _independent_accountant() -> tuple[Any, Any]:
-    try:
-        from dp_accounting import dp_event
-        from dp_accounting.pld import PLDAccountant
-    except ImportError:
-        raise ValueError(
-            "audit-privacy compares epsilon with another accountant's: pip install 'knlightning[privacy]'"
-        ) from None
-    return dp_event, PLDAccountant
 
 
 def _dispersion(counts: Tensor, variance: float, stats: Any) -> float:

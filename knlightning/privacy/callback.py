@@ -76,7 +76,7 @@ class DifferentialPrivacy(Callback):
         seed: Makes sampling and noise repeatable, for tests. None for secret ones, anew at every start; anything else
             gives no privacy against those who know it.
         check: Take trial steps before training, on random pixels. They find layers and losses that mix samples, and
-            compare the gradients of the samples with the gradient of their batch.
+            compare the gradients of the samples with the gradient of their batch. Reports say it if there were none.
 
     Attributes:
         budget: The privacy to keep.
@@ -127,7 +127,7 @@ class DifferentialPrivacy(Callback):
         self.poisson_sampling, self.physical_batch_size = poisson_sampling, physical_batch_size
         self.max_physical_batch_size, self.secure_mode = max_physical_batch_size, secure_mode
         self.metrics_share = METRICS_SHARE if private_metrics else 0.0
-        self._undo = ExitStack()
+        self._undo, self._saving = ExitStack(), ExitStack()
         self._steps_before = self._noisy_steps = 0
 
     # ---- before the first step
@@ -150,6 +150,7 @@ class DifferentialPrivacy(Callback):
         """
         if stage != "fit":
             return
+        self._saving.close()
         self.check_before(trainer, pl_module, trainer.datamodule)  # type: ignore[attr-defined] # set by Lightning
         self.ledger.restored = {}  # a checkpoint is read after this
         key = trainer.strategy.broadcast(fresh_key()) if self.seed is None else known_key(self.seed)
@@ -182,6 +183,8 @@ class DifferentialPrivacy(Callback):
         """
         self._steps_before, self._noisy_steps = trainer.global_step, 0
         self._directory = report_directory(trainer)
+        given = {"shuffled": not self.poisson_sampling, "seeded": self.seed is not None, "unchecked": not self.check}
+        self.ledger.begin(*(doubt for doubt, holds in given.items() if holds))
         take_up_history(self.ledger, trainer, pl_module, self._directory)
         self.plan = plan_run(self.budget, self.ledger, trainer, self.loader)
         self._stored = self._undo.enter_context(watched_values(trainer, pl_module))
@@ -191,9 +194,9 @@ class DifferentialPrivacy(Callback):
         if isinstance(trainer.strategy, DDPStrategy):
             # the sums of the devices are private only together with their noise, which DDP knows nothing of
             self._undo.enter_context(trainer.model.no_sync())  # type: ignore[union-attr, operator] # that of DDP
-        self._undo.enter_context(
-            overridden(trainer, "save_checkpoint", partial(self._save, trainer, trainer.save_checkpoint))
-        )
+        # to the next fit, for the weights may still be saved after an exception or the end
+        save = partial(self._save, trainer, trainer.save_checkpoint)
+        self._saving.enter_context(overridden(trainer, "save_checkpoint", save))
         if self.budget.accountant == "gdp":
             print_once(f"Privacy: {GDP_WARNING}.", flush=True)
         if self.plan.affordable_steps < self.plan.num_steps:
@@ -204,6 +207,10 @@ class DifferentialPrivacy(Callback):
             self._undo.enter_context(overridden(loop.epoch_loop, "min_steps", None))
 
     # ---- every step
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what an epoch that was left within a step has summed up: the step begins anew, with its samples."""
+        self._step.begin()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Check that the step before has left nothing of its samples in what a checkpoint holds."""
@@ -299,7 +306,6 @@ class DifferentialPrivacy(Callback):
             "target_delta": self.budget.target_delta,
             "accounted_delta": self.budget.accounted_delta,
             "accountant": self.budget.accountant,
-            "sampling": "poisson" if self.poisson_sampling else "shuffled; epsilon is nominal",
             "relation": "zero-out of one training sample; their number and the sampling probability are public",
             "max_physical_batch_size": self.max_physical_batch_size,
             "clipping": self.clipping,
@@ -307,7 +313,6 @@ class DifferentialPrivacy(Callback):
             "metrics_share": self.metrics_share,
             "views": self.views,
             "secure_mode": self.secure_mode,
-            "seeded": self.seed is not None,
         }
         return self.ledger.report(promise, self.plan)
 
@@ -320,13 +325,11 @@ class DifferentialPrivacy(Callback):
         if state_dict:
             self.ledger.restore(state_dict)
 
-    def _save(
-        self, trainer: Trainer, original: Any, filepath: Any, weights_only: bool | None = None, *args: Any
-    ) -> None:
+    def _save(self, trainer: Trainer, original: Any, path: Any, weights_only: Any = None, **more: Any) -> None:
         """Write the report before a checkpoint of weights alone, too; callbacks are not asked about these."""
         if weights_only and trainer.is_global_zero:
             write_report(self._directory, self.report())
-        original(filepath, weights_only, *args)
+        original(path, weights_only, **more)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write the report before the checkpoint, so that no checkpoint is ever there which it does not count."""

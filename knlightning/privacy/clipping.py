@@ -95,6 +95,10 @@ class ClippedSum:
             clipped = (norms > self.max_grad_norm).float()
             values = torch.stack([clipped, torch.zeros_like(clipped) if correct is None else correct.to(clipped)])
             self._metrics += values[:, norms.isfinite()].sum(1).cpu()
+        for parameter in self.parameters:  # float32 would round a large sum by more than MARGIN
+            if getattr(parameter, "summed_grad", None) is None:
+                dtype = parameter.dtype if parameter.device.type == "mps" else torch.float64
+                parameter.summed_grad = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)  # type: ignore[attr-defined] # its own
         self._gradients.accumulate(clipping_weights(norms, self.max_grad_norm, self.clipping) * scale)
 
     def pop(self) -> Tensor:
@@ -107,7 +111,7 @@ class ClippedSum:
         for parameter in self.parameters:
             total = getattr(parameter, "summed_grad", None)
             parts.append(torch.zeros_like(parameter).flatten() if total is None else total.flatten())
-            parameter.summed_grad = None  # type: ignore[attr-defined] # made by PerSampleGradients
+            parameter.summed_grad = None  # type: ignore[attr-defined] # its own
         total = torch.cat(parts)
         total = (total if total.device.type == "cuda" else total.cpu()).double()
         metrics = (self._metrics * self._metrics_scale).to(total)

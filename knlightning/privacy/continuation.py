@@ -1,6 +1,7 @@
 """What a private run goes on from (a checkpoint, a network trained before, reports beside them), and its plan."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -22,7 +23,7 @@ def take_up_history(ledger: Ledger, trainer: Trainer, task: LightningModule, dir
     step; nothing that one of them holds is lost by another.
 
     Args:
-        ledger: Of the run; has read the checkpoint.
+        ledger: Of the run; has read the checkpoint, and begun a start.
         trainer: At the start of its training.
         task: The task that is trained.
         directory: Where the run reports.
@@ -30,7 +31,6 @@ def take_up_history(ledger: Ledger, trainer: Trainer, task: LightningModule, dir
     Raises:
         ValueError: If the weights were trained without counting it.
     """
-    ledger.begin()
     if added := ledger.share(task):
         _say(f"the network was trained privately before: its {added} steps count too. A new network starts at 0")
     counted = bool(ledger.restored) if trainer.ckpt_path else bool(ledger.segments)
@@ -40,7 +40,8 @@ def take_up_history(ledger: Ledger, trainer: Trainer, task: LightningModule, dir
             " it tells of the training samples. Start a new run"
         )
     if not ledger.restored:
-        _tell_of_other_runs(directory)
+        if _read(directory):
+            _say(f"{directory / REPORT} tells of another run, which this one does not count; it is kept there")
         return
     directories = [directory, Path(trainer.default_root_dir).absolute()]
     if trainer.ckpt_path:
@@ -77,7 +78,7 @@ def plan_run(budget: Budget, ledger: Ledger, trainer: Trainer, loader: PrivateLo
         )
     taken = trainer.global_step
     num_steps = taken + num_steps_left(trainer)
-    calibrated = ledger.calibrated_noise(budget, loader.sampling_probability, num_steps, taken)
+    before = ledger.restored["plan"]["noise_multiplier"] if ledger.restored else None
     plan = make_plan(
         budget,
         num_samples=loader.num_samples,
@@ -86,23 +87,18 @@ def plan_run(budget: Budget, ledger: Ledger, trainer: Trainer, loader: PrivateLo
         num_steps=num_steps,
         steps_taken=taken,
         spent=ledger.history,
-        calibrated_noise=calibrated,
+        noise_before=before,
     )
-    if ledger.restored and budget.noise_multiplier is None and calibrated is None:
-        before, now = ledger.restored["plan"]["noise_multiplier"], plan.noise_multiplier
-        _say(f"the noise changes from {before:.4g} to {now:.4g} for the steps to come")
+    if before is not None and budget.noise_multiplier is None and plan.noise_multiplier != before:
+        _say(f"the noise changes from {before:.4g} to {plan.noise_multiplier:.4g} for the steps to come")
     return plan
 
 
 def _recall(ledger: Ledger, directory: Path) -> bool:
     """Count what the report in a directory tells of; say whether there is one."""
-    try:
-        report = read_report(directory)
-    except ValueError as error:
-        _say(f"{error}. What the checkpoint itself has spent counts; steps of later checkpoints cannot")
-        return True
-    if report is None:
-        return False
+    report = _read(directory, ". What the checkpoint itself has spent counts; steps of later checkpoints cannot")
+    if not report:
+        return report is not None
     if added := ledger.add(read_segments(report)):
         _say(f"{directory / REPORT} tells of {added} steps that are not in the checkpoint: they count too")
     if NOT_PRIVATE in report:
@@ -110,14 +106,13 @@ def _recall(ledger: Ledger, directory: Path) -> bool:
     return True
 
 
-def _tell_of_other_runs(directory: Path) -> None:
+def _read(directory: Path, more: str = "") -> dict[str, Any] | None:
+    """Read the report in a directory; empty, with a message, if it is damaged."""
     try:
-        there = read_report(directory) is not None
+        return read_report(directory)
     except ValueError as error:
-        _say(str(error))
-    else:
-        if there:
-            _say(f"{directory / REPORT} tells of another run, which this one does not count; it is kept there")
+        _say(f"{error}{more}")
+        return {}
 
 
 def _say(message: str) -> None:

@@ -1,11 +1,15 @@
-"""The global generators of torch, numpy and Python, set for a while."""
+"""The global generators of torch, numpy and Python, set for a while, and what is drawn from torch's."""
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from knlightning.internals.torch import changing_draws
 
 
 @contextmanager
@@ -39,3 +43,34 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+class RepeatedDraws:
+    """What torch draws in a pass over a batch, to be drawn again in a pass over its first samples.
+
+    It is kept by the seed of what draws: a sample that is read, a hook, the training step.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: dict[int, list[Tensor]] = {}
+
+    def noted(self) -> AbstractContextManager[Any]:
+        """Note what is drawn."""
+
+        def note(values: Tensor) -> None:
+            self._drawn.setdefault(torch.initial_seed(), []).append(values.clone())
+
+        return changing_draws(note, of_tensors=True)
+
+    def repeated(self) -> AbstractContextManager[Any]:
+        """Draw what was noted, as far as there is room for it."""
+        again = {seed: iter(each) for seed, each in self._drawn.items()}
+
+        def repeat(values: Tensor) -> None:
+            before = next(again.get(torch.initial_seed(), iter(())), values)
+            if before.dim() == values.dim():  # samples are along one of the dimensions, which is shorter now
+                before = before[tuple(slice(length) for length in values.shape)]
+            if before.shape == values.shape:
+                values.copy_(before)
+
+        return changing_draws(repeat, of_tensors=True)

@@ -8,7 +8,7 @@ histories share are the same steps, and all others are others.
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,22 +16,18 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from knlightning.privacy.accounting import Accountant, Phase, epsilon, merged, total_steps
-from knlightning.privacy.plan import Budget, Plan
+from knlightning.privacy.plan import Plan
 from knlightning.run_directory import NOT_PRIVATE, PRIVACY_REPORT, replacing
 
 REPORT = PRIVACY_REPORT
 """Name of the report, which is written into the run directory with every checkpoint."""
 
-OLD_PLAN_KEYS = {
-    "samples": "num_samples",
-    "batch": "batch_size",
-    "rate": "sampling_probability",
-    "epoch_steps": "steps_per_epoch",
-    "steps": "num_steps",
-    "noise": "noise_multiplier",
-    "last_step": "affordable_steps",
+DOUBTS = {
+    "shuffled": "NOMINAL: batches were shuffled, and the accountant supposes Poisson sampling",
+    "seeded": "sampling and noise can be repeated by those who know the seed",
+    "unchecked": "no trial steps have looked for layers and losses that mix samples",
 }
-"""Names in the plan of earlier reports, and what they are called now."""
+"""What may be wrong with a start: its word in the name of the start, so that histories keep it, and what it means."""
 _SEGMENTS = "_private_segments"
 """Attribute of a module: the segments of the runs that have trained it."""
 
@@ -40,7 +36,7 @@ class Segment(NamedTuple):
     """The steps that one start of a run has taken with one noise; how many there are is kept apart.
 
     Attributes:
-        start: Name of the start.
+        start: Name of the start, and its `DOUBTS` behind it.
         noise_multiplier: Standard deviation of the noise over the clipping bound.
         sampling_probability: Probability of each sample to be in a step.
     """
@@ -80,6 +76,11 @@ class Ledger:
         return history_of(self.segments)
 
     @property
+    def doubts(self) -> set[str]:
+        """Those of `DOUBTS` that hold for any of the steps taken."""
+        return {word for start, *_ in self.segments for word in start.split()} & DOUBTS.keys()
+
+    @property
     def epsilon(self) -> float:
         """What was spent, at `target_delta`."""
         history = self.history
@@ -87,9 +88,9 @@ class Ledger:
             self._epsilon = history, epsilon(history, self.target_delta, self.accountant)
         return self._epsilon[1]
 
-    def begin(self) -> None:
-        """Begin a start: the steps that follow are no others' steps."""
-        self._start = secrets.token_hex(8)
+    def begin(self, *doubts: str) -> None:
+        """Begin a start, with what is doubtful about it: the steps that follow are no others' steps."""
+        self._start = " ".join((secrets.token_hex(8), *doubts))
 
     def record(self, noise_multiplier: float, sampling_probability: float) -> None:
         """Count a step."""
@@ -98,7 +99,7 @@ class Ledger:
 
     def restore(self, report: dict[str, Any]) -> None:
         """Take up what a checkpoint says was spent."""
-        self.restored = current_keys(report)
+        self.restored = report
         self.add(read_segments(report))
 
     def add(self, segments: Mapping[Segment, int]) -> int:
@@ -134,32 +135,6 @@ class Ledger:
             vars(part)[_SEGMENTS] = self.segments
         return added
 
-    def calibrated_noise(
-        self, budget: Budget, sampling_probability: float, num_steps: int | float, steps_taken: int
-    ) -> float | None:
-        """Return the noise multiplier of the restored run, if it was calibrated for the same; None otherwise.
-
-        Args:
-            budget: What this run must keep.
-            sampling_probability: Probability of each sample to be in a step.
-            num_steps: Number of steps of the whole run.
-            steps_taken: Number of steps that the weights have seen.
-        """
-        before = self.restored
-        report = {"accounted_delta": before.get("target_delta"), **before, **before.get("plan", {})}
-        same = {
-            "target_epsilon": budget.target_epsilon,
-            "target_delta": budget.target_delta,
-            "accounted_delta": budget.accounted_delta,
-            "accountant": budget.accountant,
-            "sampling_probability": sampling_probability,
-            "num_steps": num_steps,
-        }
-        taken_again = total_steps(self.history) - steps_taken
-        if not before or taken_again or any(report[name] != value for name, value in same.items()):
-            return None
-        return float(report["noise_multiplier"])
-
     def report(self, promise: dict[str, Any], plan: Plan | None) -> dict[str, Any]:
         """Return what was promised and what was spent, in plain values.
 
@@ -170,6 +145,9 @@ class Ledger:
         return {
             "epsilon": self.epsilon if math.isfinite(self.epsilon) else None,
             **promise,
+            "sampling": "shuffled; epsilon is nominal" if "shuffled" in self.doubts else "poisson",
+            "seeded": "seeded" in self.doubts,
+            "checked": "unchecked" not in self.doubts,
             "plan": asdict(plan) if plan else {},
             "history": [list(phase) for phase in self.history],
             "segments": [[*segment, steps] for segment, steps in self.segments.items()],
@@ -182,20 +160,31 @@ def statement(report: dict[str, Any]) -> str:
     Args:
         report: That of a run.
     """
-    doubt = ""
-    if report["sampling"] != "poisson":
-        doubt += "; NOMINAL: batches were shuffled, and the accountant supposes Poisson sampling"
+    doubt = said_of(doubts_of(report))
     if report["accountant"] == "gdp":
         doubt += "; gdp understates epsilon"
-    if report["seeded"]:
-        doubt += "; sampling and noise can be repeated by those who know the seed"
     spent, plan = report["epsilon"], report["plan"]
     return (
         f"epsilon {math.inf if spent is None else spent:.3f} at delta {report['target_delta']:g}"
-        f" ({report['accountant']}), after {total_steps(read_history(report))} steps with noise"
+        f" ({report['accountant']}), after {total_steps(report['history'])} steps with noise"
         f" {plan['noise_multiplier']:.4g}, clipping at {report['max_grad_norm']:g} and a sampling rate of"
         f" {plan['sampling_probability']:.4g}{doubt}"
     )
+
+
+def doubts_of(report: dict[str, Any]) -> set[str]:
+    """Return those of `DOUBTS` that a report tells of."""
+    holds = {
+        "shuffled": report.get("sampling", "poisson") != "poisson",
+        "seeded": report.get("seeded", False),
+        "unchecked": not report.get("checked", True),
+    }
+    return {doubt for doubt in holds if holds[doubt]}
+
+
+def said_of(doubts: Iterable[str]) -> str:
+    """Put doubts into words, to stand behind a statement."""
+    return "".join(f"; {said}" for word, said in DOUBTS.items() if word in doubts)
 
 
 def history_of(segments: Mapping[Segment, int]) -> list[Phase]:
@@ -203,30 +192,15 @@ def history_of(segments: Mapping[Segment, int]) -> list[Phase]:
     return merged([Phase(*segment[1:], steps) for segment, steps in segments.items()])
 
 
-def read_history(report: dict[str, Any]) -> list[Phase]:
-    """Read the history of a report."""
-    return [Phase(float(noise), float(probability), int(steps)) for noise, probability, steps in report["history"]]
-
-
 def read_segments(report: dict[str, Any]) -> Segments:
-    """Read the segments of a report, with those of other runs in the same directory.
-
-    Earlier reports have none. Their phases are taken for the same steps wherever they stand in the same place of such a
-    history, with the same noise.
-    """
-    if "segments" in report:
-        rows = [*report["segments"], *report.get("other_segments", [])]
-    else:
-        rows = [[f"phase {place}", *phase] for place, phase in enumerate(read_history(report))]
+    """Read the segments of a report, with those of other runs in the same directory."""
+    rows = [*report["segments"], *report.get("other_segments", [])]
+    # those that earlier reports do not have in the names of starts
+    more = doubts_of(report).difference(*(str(start).split() for start, *_ in rows))
     return {
-        Segment(str(start), float(noise), float(probability)): int(steps) for start, noise, probability, steps in rows
+        Segment(" ".join((str(start), *sorted(more))), float(noise), float(probability)): int(steps)
+        for start, noise, probability, steps in rows
     }
-
-
-def current_keys(report: dict[str, Any]) -> dict[str, Any]:
-    """Give the plan of a report today's names, if it has earlier ones."""
-    plan = {OLD_PLAN_KEYS.get(name, name): value for name, value in report["plan"].items()}
-    return {**report, "plan": plan}
 
 
 def write_report(directory: Path, report: dict[str, Any]) -> None:
@@ -241,19 +215,26 @@ def write_report(directory: Path, report: dict[str, Any]) -> None:
     kept = {"other_segments": others} if others else {}
     if NOT_PRIVATE in there:
         kept[NOT_PRIVATE] = there[NOT_PRIVATE]
-    with replacing(directory / REPORT) as temporary:
-        temporary.write_text(json.dumps(report | kept, indent=1) + "\n")
+    write_json(directory / REPORT, report | kept)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a file of plain values, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def read_report(directory: Path) -> dict[str, Any] | None:
-    """Read the report in a directory, with today's names; None if there is none.
+    """Read the report in a directory; None if there is none.
 
     Raises:
         ValueError: If it is damaged.
     """
     path = directory / REPORT
     try:
-        report = current_keys(json.loads(path.read_text()))
+        report: dict[str, Any] = json.loads(path.read_text())
+        if total_steps(report["history"]) < 0 or not isinstance(report["plan"], dict):
+            raise ValueError("its history or plan")
         for segment, steps in read_segments(report).items():
             if not (segment.noise_multiplier >= 0 and 0 <= segment.sampling_probability <= 1 and steps >= 0):
                 raise ValueError(f"{segment}: {steps} steps")

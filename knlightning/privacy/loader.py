@@ -129,13 +129,9 @@ class PrivateLoader:
         return {"num_steps": steps, "micro_batch": rest}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a position; steps may have another number of micro-batches than they had.
-
-        Earlier checkpoints call it `steps` and `part`.
-        """
-        steps = state_dict.get("num_steps", state_dict.get("steps", 0))
-        rest = state_dict.get("micro_batch", state_dict.get("part", 0))
-        self._restored = steps * self.micro_batches + (rest if rest < self.micro_batches else 1)
+        """Go on from a position; steps may have another number of micro-batches than they had."""
+        rest = state_dict["micro_batch"]
+        self._restored = state_dict["num_steps"] * self.micro_batches + (rest if rest < self.micro_batches else 1)
 
     def batch_of(self, samples: Iterable[int], step: int = 0) -> Any:
         """Read a batch of some samples by their numbers, as the training sees them in a step."""

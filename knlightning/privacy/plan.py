@@ -94,7 +94,7 @@ def make_plan(
     num_steps: int | float,
     steps_taken: int = 0,
     spent: History = (),
-    calibrated_noise: float | None = None,
+    noise_before: float | None = None,
 ) -> Plan:
     """Calibrate the noise of a run for its budget, or count for how many steps the budget lasts.
 
@@ -106,7 +106,7 @@ def make_plan(
         num_steps: Number of steps of the whole run; infinite for a run without an end.
         steps_taken: Number of steps taken before.
         spent: What they have cost, together with steps that will be taken again.
-        calibrated_noise: Noise multiplier that was calibrated for the very same run before; it is kept as it is.
+        noise_before: Noise multiplier of the run so far. It is kept if it is what the budget needs.
 
     Returns:
         The plan.
@@ -127,9 +127,7 @@ def make_plan(
     num_steps = affordable = int(num_steps)
     steps_left = num_steps - steps_taken
     if noise is None:
-        noise = calibrated_noise
-        if noise is None:
-            noise = calibrate_noise(budget, sampling_probability, steps_left, spent)
+        noise = calibrate_noise(budget, sampling_probability, steps_left, spent, noise_before)
     elif budget.target_epsilon is not None:
         affordable = steps_taken + count_affordable_steps(budget, noise, sampling_probability, steps_left, spent)
         if affordable == steps_taken and steps_left > 0:
@@ -224,7 +222,13 @@ def count_cut_micro_batches(
     return count
 
 
-def calibrate_noise(budget: Budget, sampling_probability: float, num_steps: int, spent: History = ()) -> float:
+def calibrate_noise(
+    budget: Budget,
+    sampling_probability: float,
+    num_steps: int,
+    spent: History = (),
+    guess: float | None = None,
+) -> float:
     """Find the least noise with which a number of steps stays within a budget.
 
     Args:
@@ -232,6 +236,7 @@ def calibrate_noise(budget: Budget, sampling_probability: float, num_steps: int,
         sampling_probability: Probability of each sample to be in a step.
         num_steps: Number of steps that will be taken.
         spent: Steps that were taken before, and count too.
+        guess: Is returned if it is good enough.
 
     Returns:
         The noise multiplier. Epsilon ends between the budget and a thousandth of it below.
@@ -245,6 +250,8 @@ def calibrate_noise(budget: Budget, sampling_probability: float, num_steps: int,
     def epsilon_with(noise_multiplier: float) -> float:
         return epsilon([*spent, Phase(noise_multiplier, sampling_probability, num_steps)], delta, accountant)
 
+    if guess and (1 - TOLERANCE) * target <= epsilon_with(guess) <= target:
+        return guess
     low, high = 0.0, 1.0
     while (reached := epsilon_with(high)) > target:
         low, high = high, 2 * high

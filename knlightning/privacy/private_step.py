@@ -52,7 +52,7 @@ class PrivateStep:
         self.make_sums, self.check, self.metrics = make_sums, check, metrics
         self._correct: Tensor | None = None
         self._loss = Loss()
-        self._num_samples = self._num_summed = 0
+        self._num_samples = self._num_batches = 0
         self._watching = ExitStack()
 
     def watch(self) -> None:
@@ -78,7 +78,7 @@ class PrivateStep:
         """
         trainable = [parameter for parameter in self.task.parameters() if parameter.requires_grad]
         if list(map(id, trainable)) != list(map(id, self.sums.parameters)):
-            if self._num_summed:
+            if self._num_batches:
                 raise ValueError("privacy: parameters were frozen or unfrozen within a step: do it between two steps")
             self.watch()
 
@@ -112,7 +112,7 @@ class PrivateStep:
     def add(self) -> None:
         """Clip what each sample of a micro-batch contributes, and add it up; after its backward pass."""
         num_samples, self._num_samples = self._num_samples, 0
-        self._num_summed += num_samples
+        self._num_batches += 1
         if num_samples:
             scale = self.loader.micro_batches * (num_samples if self._loss.reduction == "mean" else 1.0)
             self.sums.add(scale, num_samples, self._correct)
@@ -124,13 +124,24 @@ class PrivateStep:
             gradient: For the parameters of `sums` in their order.
 
         Raises:
+            RuntimeError: If the step has more or fewer micro-batches than it should.
             ValueError: If an optimizer holds other parameters too.
         """
+        if self._num_batches != self.loader.micro_batches:  # a sample may be in each step, with up to the bound
+            raise RuntimeError(
+                f"privacy: a step was taken after {self._num_batches} micro-batches, and each has"
+                f" {self.loader.micro_batches}: leave the trainer's accumulate_grad_batches as it is"
+            )
         released = self.sums.set_gradients(gradient)
         if self.metrics:
             self.metrics.add(released)
         check_optimizers(self.trainer, self.task, self.sums.parameters)
-        self._num_summed = 0
+        self._num_batches = 0
+
+    def begin(self) -> None:
+        """Forget a step that was left unfinished: the samples of the one that takes its place are drawn anew."""
+        self.sums.pop()
+        self._num_samples = self._num_batches = 0
 
     def close(self) -> None:
         """Leave the task as it was."""

@@ -2,7 +2,8 @@
 
 The bound on what a sample changes holds only if its gradient depends on that sample alone. Normalization over the
 batch, mixed images, or a loss that is divided by something that all samples share break this without any error. So
-training steps are taken in pairs on a copy of the task: with sample 0 replaced, nothing of the other samples may move.
+training steps are taken in pairs on a copy of the task: with sample 0 replaced, or with the last sample left out,
+nothing of the other samples may move.
 
 The copy has disturbed weights, for layers that start at zero let no gradient through. The pixels are random; the labels
 are made up, of all classes and of none. If a step draws random numbers, many seeds are tried: mixing that happens
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from knlightning.internals.lightning import prepared_batch
 from knlightning.nn.normalization import PRIVATE_NORMS
 from knlightning.privacy.batches import images_of, loss_of, map_tensors
-from knlightning.privacy.global_random import seeded_generators
+from knlightning.privacy.global_random import RepeatedDraws, seeded_generators
 from knlightning.privacy.loader import PrivateLoader
 from knlightning.privacy.loss import Loss, labels_of
 from knlightning.privacy.made_up import random_images, trial_pair
@@ -33,6 +34,8 @@ from knlightning.privacy.rules import LossReduction
 
 RELATIVE = 1e-5
 """Differences up to this fraction of the largest value are taken for rounding."""
+RELATIVE_OF_SIZES = 1e-4
+"""The same between batches of different sizes, for which torch may choose other algorithms."""
 PROBED = 4
 """Number of samples in a trial step."""
 TRIALS = 12
@@ -86,12 +89,17 @@ def check_independence(task: LightningModule, batch: Any) -> frozenset[int]:
     left_out: set[int] = set()
     known = all(type(module).__module__.partition(".")[0] in KNOWN_PACKAGES for module in task.modules())
     trial = _disturbed_copy(task)
-    buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
     for number in range(RANDOM_TRIALS):
         if number >= (KNOWN_TRIALS if known else RANDOM_TRIALS if draws else TRIALS):
             break
-        one, two, ignored = _trial_steps(task, trial, batch, buffers, number, num_classes)
-        _check_outputs(one, two)
+        one, two, ignored = _trial_steps(task, trial, batch, number, num_classes)
+        _check_outputs(one, two, "replacing sample 0", RELATIVE)
+        for name, before in one.buffers.items():
+            if not torch.equal(before, two.buffers[name]):
+                raise ValueError(
+                    f"{name} is a buffer that training samples change, and it is stored without noise: a private"
+                    " network must not have such buffers"
+                )
         try:
             _check_gradients_of_outputs(one, two)
         except ValueError:
@@ -110,7 +118,7 @@ def check_independence(task: LightningModule, batch: Any) -> frozenset[int]:
 
 
 def _trial_steps(
-    task: LightningModule, trial: LightningModule, batch: Any, buffers: dict[str, Tensor], number: int, num_classes: int
+    task: LightningModule, trial: LightningModule, batch: Any, number: int, num_classes: int
 ) -> tuple["_Observation", "_Observation", int | None]:
     """Take a pair of steps with made-up labels; with those of the batch if the loss does not know these.
 
@@ -124,33 +132,27 @@ def _trial_steps(
             # elsewhere, a label that the loss does not know would end the process
             where = _disturbed_copy(task).cpu()
             pair = map_tensors(pair, Tensor.cpu)
-        one, two = (_observed(task, where, given, buffers, number) for given in pair)
+        one, two = (_observed(task, where, given, number) for given in pair)
         return one, two, ignored
     pair, _ = trial_pair(batch, 0, num_classes, task)
-    one, two = (_observed(task, trial, given, buffers, number) for given in pair)
+    one, two = (_observed(task, trial, given, number) for given in pair)
     return one, two, None
 
 
-def _check_outputs(one: "_Observation", two: "_Observation") -> None:
+def _check_outputs(one: "_Observation", two: "_Observation", what: str, tolerance: float) -> None:
     for name, kind, first, second in zip(one.names, one.kinds, one.outputs, two.outputs, strict=False):
-        if (moved := _largest_move(first, second)) is not None:
+        if (moved := _largest_move(first[: len(second)], second, tolerance)) is not None:
             sample, by = moved
             norms = "" if "Norm" not in kind else f"; use norm {', '.join(PRIVATE_NORMS)}"
             raise ValueError(
-                f"{name} ({kind}) does not treat each sample by itself, which private training needs: replacing"
-                f" sample 0 of a batch changed sample {sample} there by {by:.2g}{norms}"
-            )
-    for name, before in one.buffers.items():
-        if not torch.equal(before, two.buffers[name]):
-            raise ValueError(
-                f"{name} is a buffer that training samples change, and it is stored without noise: a private network"
-                " must not have such buffers"
+                f"{name} ({kind}) does not treat each sample by itself, which private training needs: {what}"
+                f" of a batch changed sample {sample} there by {by:.2g}{norms}"
             )
 
 
 def _check_gradients_of_outputs(one: "_Observation", two: "_Observation") -> None:
     for number, gradient in one.gradients.items():  # that of the loss first
-        if number in two.gradients and (moved := _largest_move(gradient, two.gradients[number])) is not None:
+        if number in two.gradients and (moved := _largest_move(gradient, two.gradients[number], RELATIVE)) is not None:
             sample, by = moved
             raise ValueError(
                 "the loss does not treat each sample by itself, which private training needs: replacing sample 0 of a"
@@ -161,29 +163,38 @@ def _check_gradients_of_outputs(one: "_Observation", two: "_Observation") -> Non
 
 
 def loss_reduction(task: LightningModule, batch: Any) -> LossReduction:
-    """Find out whether the loss of a task is the mean or the sum over the samples of a batch.
+    """Leave out the last sample of a batch, and find out whether the loss is the mean or the sum over the samples.
+
+    Steps differ in their number of samples. All others keep the random numbers that they had.
 
     Args:
         task: As in `check_independence`.
         batch: As there.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If it is neither, or the outputs of other samples move.
     """
-    half = map_tensors(batch, lambda part: part[: PROBED // 2])
+    fewer, last = map_tensors(batch, lambda part: part[:-1]), len(images_of(batch)) - 1
+    if last < 2:  # others could not be read
+        return "mean"
     trial = _disturbed_copy(task)
-    whole, part = (_observed(task, trial, given, train=False).gradients for given in (batch, half))
-    last = next((number for number in whole if number in part), None)
-    if last is None:
+    for seed in range(KNOWN_TRIALS):
+        draws = RepeatedDraws()
+        with draws.noted():
+            whole = _observed(task, trial, batch, seed, precise=True)
+        with draws.repeated():
+            part = _observed(task, trial, fewer, seed, precise=True)
+        _check_outputs(whole, part, f"leaving out sample {last}", RELATIVE_OF_SIZES)
+    number = next((number for number in whole.gradients if number in part.gradients), None)
+    before, after = (0.0 if number is None else float(seen.gradients[number][0].norm()) for seen in (whole, part))
+    if min(before, after) == 0.0 or abs(after / before - (last + 1) / last) < 0.01:
         return "mean"
-    largest = float(whole[last][0].norm()), float(part[last][0].norm())  # of sample 1
-    if min(largest) == 0.0 or abs(largest[1] / largest[0] - 2) < 0.02:
-        return "mean"
-    if abs(largest[1] / largest[0] - 1) < 0.02:
+    if abs(after / before - 1) < 0.01:
         return "sum"
     raise ValueError(
-        "the loss is neither the mean nor the sum over the samples of a batch: with half as many samples the gradient"
-        f" of one of them became {largest[1] / largest[0]:.3g} times as large. Let training_step return their mean"
+        f"the loss is neither the mean nor the sum over the samples of a batch: with {last} samples in place of"
+        f" {last + 1} the gradient of one of them became {after / before:.3g} times as large. Let training_step return"
+        " their mean"
     )
 
 
@@ -223,7 +234,7 @@ def _gradients(task: LightningModule, batch: Any, weight: float | None) -> dict[
         gradients = PerSampleGradients(trial, "sum")
         if weight is not None:
             gradients.attach()
-        loss_of(trial.training_step(batch, 0)).backward()
+        trial.backward(loss_of(trial.training_step(batch, 0)))
         if weight is not None:
             weights = torch.ones_like(gradients.norms())
             weights[0] = weight
@@ -253,37 +264,31 @@ class _Observation:
 
 @full_float32()
 def _observed(
-    task: LightningModule,
-    trial: LightningModule,
-    batch: Any,
-    buffers: dict[str, Tensor] | None = None,
-    seed: int = 0,
-    train: bool = True,
+    task: LightningModule, trial: LightningModule, batch: Any, seed: int, precise: bool = False
 ) -> _Observation:
-    """Take a training step on a copy, without an optimizer, from the given buffers."""
+    """Take a training step on a copy, without an optimizer, and set its buffers back; precise without autocast."""
     seen = _Observation(len(images_of(batch)))
-    trial.train(train)
-    for name, buffer in trial.named_buffers():
-        if buffers is not None:
-            buffer.detach().copy_(buffers[name])
+    trial.train()
+    before = {name: buffer.clone() for name, buffer in trial.named_buffers()}
     handles = []
     for name, module in trial.named_modules():
         if not any(module.children()):
             handles.append(module.register_forward_hook(_watching(seen, name)))
     try:
         with seeded_generators(seed, task.device), torch.enable_grad():
-            before = _generator_states(task.device)
-            # to tell a mean from a sum takes no mixed precision, and more digits than it has
-            with task.trainer.precision_plugin.train_step_context() if train else nullcontext():
+            states = _generator_states(task.device)
+            with nullcontext() if precise else task.trainer.precision_plugin.train_step_context():
                 loss = loss_of(trial.training_step(map_tensors(batch, Tensor.clone), 0))
             if loss.requires_grad:
-                loss.backward()
-            seen.random = before != _generator_states(task.device)
+                trial.backward(loss)
+            seen.random = states != _generator_states(task.device)
     finally:
         for handle in handles:
             handle.remove()
         trial.zero_grad()
-    seen.buffers = {name: buffer.clone() for name, buffer in trial.named_buffers()}
+    for name, buffer in trial.named_buffers():
+        seen.buffers[name] = buffer.clone()
+        buffer.detach().copy_(before[name])
     return seen
 
 
@@ -329,7 +334,7 @@ def _note_gradient(seen: _Observation, number: int, gradient: Tensor) -> None:
     seen.gradients[number] = seen.others(gradient)
 
 
-def _largest_move(one: Tensor, two: Tensor) -> tuple[int, float] | None:
+def _largest_move(one: Tensor, two: Tensor, tolerance: float) -> tuple[int, float] | None:
     """Return which sample moved most and how far, relative to the largest value; None if none did."""
     if one.shape != two.shape:
         return None
@@ -339,4 +344,4 @@ def _largest_move(one: Tensor, two: Tensor) -> tuple[int, float] | None:
     scale = max(float(one[one.isfinite()].abs().max()) if bool(one.isfinite().any()) else 0.0, 1e-12)
     most = int(moves.argmax())  # also of one that is not a number
     by = float(moves[most]) / scale
-    return None if by <= RELATIVE else (most + 1, by)
+    return None if by <= tolerance else (most + 1, by)

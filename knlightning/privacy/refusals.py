@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    SpikeDetection,
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -104,6 +105,8 @@ def _trainer_reasons(trainer: Any) -> list[str]:
             reasons.append(f"{name} takes steps that are not counted: find the value on data that need no privacy")
         if isinstance(callback, GradientAccumulationScheduler):
             reasons.append(f"{name} changes the size of a step: set one batch_size for all of the run")
+        if isinstance(callback, SpikeDetection):
+            reasons.append(f"{name} ends the run by its training loss: leave it out")
         if isinstance(callback, StochasticWeightAveraging):
             reasons.append(f"{name} takes steps of its own: use knlightning.callbacks.EMA")
     return reasons

@@ -20,6 +20,7 @@ from knlightning.internals.lightning import overridden, prepared_batch
 from knlightning.internals.torch import changing_draws
 from knlightning.privacy.batches import images_of, loss_of, map_tensors
 from knlightning.privacy.callback import DifferentialPrivacy
+from knlightning.privacy.global_random import RepeatedDraws
 from knlightning.privacy.stored_values import StoredValues
 
 MAX_EMPTY_STEPS = 1000
@@ -101,20 +102,11 @@ def _with_and_without_last(
         The two sums, and by how much the norm of another sample's gradient moved at most, relative to itself; to a
         hundredth of the largest if it is smaller.
     """
-    drawn: dict[int, list[Tensor]] = {}  # by the seed of what draws: a sample that is read, a hook, the training step
-    with changing_draws(lambda values: drawn.setdefault(torch.initial_seed(), []).append(values.clone())):
+    draws = RepeatedDraws()
+    with draws.noted():
         whole = _clipped_sum(trainer, task, privacy, batch, step)
     norms = privacy.sums.norms
-    again = {seed: iter(each) for seed, each in drawn.items()}
-
-    def repeat(values: Tensor) -> None:
-        before = next(again.get(torch.initial_seed(), iter(())), values)
-        if before.dim() == values.dim():  # samples are along one of the dimensions, which is shorter now
-            before = before[tuple(slice(length) for length in values.shape)]
-        if before.shape == values.shape:
-            values.copy_(before)
-
-    with changing_draws(repeat):
+    with draws.repeated():
         without = _clipped_sum(trainer, task, privacy, batch[:-1], step)
     if len(norms) != len(batch) or len(batch) < 2:  # a sample was damaged, or there is no other
         return whole, without, 0.0
@@ -175,7 +167,7 @@ def _clipped_sum(
             batch = map_tensors(batch, lambda part: torch.full_like(images, math.inf) if part is images else part)
         with trainer.precision_plugin.train_step_context():
             loss = loss_of(task.training_step(batch, 0))
-        (loss / trainer.accumulate_grad_batches).backward()
+        task.backward(loss / trainer.accumulate_grad_batches)
         privacy.on_after_backward(trainer, task)
     return privacy.sums.pop()
 

@@ -6,15 +6,14 @@ each run draws its hyperparameters at random, independent of the others. A searc
 is passed, repeats the best, and shows the accuracy of every run does neither.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from knlightning.privacy.accounting import Phase, epsilon, merged, total_steps
-from knlightning.privacy.ledger import history_of, read_report, read_segments
-from knlightning.run_directory import NOT_PRIVATE, PRIVACY_REPORT, replacing
+from knlightning.privacy.ledger import REPORT, doubts_of, history_of, read_report, read_segments, said_of, write_json
+from knlightning.run_directory import NOT_PRIVATE
 
 SEARCH_REPORT = "search_privacy.json"
 """Name of the report of a search, in its directory."""
@@ -37,7 +36,7 @@ def search_report(directories: Sequence[Path]) -> dict[str, Any] | None:
         return None
     history = merged([phase for report in private for phase in history_of(read_segments(report))])
     accountant = private[0]["accountant"]
-    if accountant == "gdp" and len(history) > 1:  # which it cannot compose
+    if accountant == "gdp":  # which cannot compose different runs, and is no bound
         accountant = "prv"
     delta = max(report["target_delta"] for report in private)
     kept = min(report.get("accounted_delta", report["target_delta"]) / report["target_delta"] for report in private)
@@ -47,7 +46,7 @@ def search_report(directories: Sequence[Path]) -> dict[str, Any] | None:
         "epsilon": spent if math.isfinite(spent) else None,
         "target_delta": delta,
         "accountant": accountant,
-        "sampling": next((r["sampling"] for r in private if r["sampling"] != "poisson"), "poisson"),
+        "doubts": sorted(set().union(*map(doubts_of, private))),
         "runs": len(directories),
         "runs_without_privacy": uncounted,
         "largest_epsilon_of_a_run": max((report["epsilon"] or 0.0 for report in private), default=0.0),
@@ -63,13 +62,12 @@ def search_statement(report: dict[str, Any]) -> str:
     """
     if report["runs_without_privacy"]:
         return f"nothing bounds it: {', '.join(report['runs_without_privacy'])} did not count, or did not keep, privacy"
-    nominal = "" if report["sampling"] == "poisson" else "; NOMINAL: batches were shuffled"
     spent = report["epsilon"]
     steps = total_steps([Phase(*phase) for phase in report["history"]])
     return (
         f"epsilon {math.inf if spent is None else spent:.3f} at delta {report['target_delta']:g}"
         f" ({report['accountant']}) for all {report['runs']} runs together, {steps} steps; up to"
-        f" {report['largest_epsilon_of_a_run']:.3f} for one of them alone{nominal}"
+        f" {report['largest_epsilon_of_a_run']:.3f} for one of them alone" + said_of(report["doubts"])
     )
 
 
@@ -86,11 +84,11 @@ def write_search_report(out: Path, directories: Sequence[Path]) -> str | None:
     report = search_report(directories)
     if report is None:
         return None
-    _write(out / SEARCH_REPORT, report)
+    write_json(out / SEARCH_REPORT, report)
     for directory in directories:
         if (run := _read(directory)) is not None:
             said = f"one of the runs of a search; what all of them have spent is in {out / SEARCH_REPORT}"
-            _write(directory / PRIVACY_REPORT, {PART: said, **run})
+            write_json(directory / REPORT, {PART: said, **run})
     return search_statement(report)
 
 
@@ -99,8 +97,3 @@ def _read(directory: Path) -> dict[str, Any] | None:
         return read_report(directory)
     except ValueError:  # damaged
         return None
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from knlightning.internals.lightning import overridden
+from knlightning.privacy.private_metrics import NAMES
 
 CHECKED_BATCHES = 20
 """Number of batches after each of which the state of the task is compared; some may be empty."""
@@ -30,7 +31,7 @@ def check_monitors(trainer: Trainer) -> None:
 
 
 class StoredValues:
-    """Compares what a checkpoint holds of a task, without its parameters, before and after training steps.
+    """Compares what a checkpoint holds of a task, without what is trained, before and after training steps.
 
     Args:
         task: The task that is trained.
@@ -70,8 +71,8 @@ class StoredValues:
         self.before = None
 
     def _state(self) -> dict[str, Any]:
-        parameters = {name for name, _ in self.task.named_parameters(remove_duplicate=False)}
-        state = {name: value for name, value in self.task.state_dict().items() if name not in parameters}
+        trained = {name for name, p in self.task.named_parameters(remove_duplicate=False) if p.requires_grad}
+        state = {name: value for name, value in self.task.state_dict().items() if name not in trained}
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
 
 
@@ -97,7 +98,7 @@ def watched_values(trainer: Trainer, task: LightningModule) -> Iterator[StoredVa
     original = task.log
 
     def log(name: str, *args: Any, **kwargs: Any) -> None:
-        if trainer.training and name in monitors and not name.startswith("privacy/"):
+        if trainer.training and name in monitors and name not in ("privacy/epsilon", *NAMES):
             raise ValueError(_refusal(*monitors[name]))
         original(name, *args, **kwargs)
 
@@ -111,8 +112,9 @@ def _monitors(trainer: Any) -> Iterator[tuple[str, str]]:
         kind = type(callback).__name__
         if isinstance(name := getattr(callback, "monitor", None), str):
             yield name, kind
-        if isinstance(filename := getattr(callback, "filename", None), str):
-            yield from ((name, f"the filename of {kind}") for name in re.findall(r"\{([^{}:]+)", filename))
+        for filename in ("filename", "CHECKPOINT_NAME_LAST"):
+            found = re.findall(r"\{([^{}:]+)", str(getattr(callback, filename, "")))
+            yield from ((name, f"the {filename} of {kind}") for name in found)
     for config in trainer.lr_scheduler_configs:
         if config.reduce_on_plateau:
             yield config.monitor, type(config.scheduler).__name__

@@ -48,6 +48,7 @@ def test_privacy_is_stated(tmp_path, extra, said):
         "max_grad_norm": 1.0,
         "plan": {"noise_multiplier": 1.0, "sampling_probability": 0.1},
         "history": [[1.0, 0.1, 12]],
+        "segments": [["start", 1.0, 0.1, 12]],
     }
     (run / "privacy.json").write_text(json.dumps(report | extra))
     assert said in read_run(run).privacy

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from standins import RandomData, TinyNet, trainer
 
 from knlightning.callbacks import MetricsCSV, TensorBoardLog, Throughput, throughput
@@ -45,11 +46,16 @@ class Told(TensorBoardLog):
         self.told.append(images)
 
 
-@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("counted", [True, False, "private"])
 def test_images_are_counted_over_resumed_runs(tmp_path, counted):
+    """Not in the checkpoints of private runs, which their number would tell of the samples."""
+    keeps_ledger = Callback()
+    keeps_ledger.ledger = None
+
     def fit(epochs, ckpt_path=None):
         log = Told(tmp_path)
-        run = trainer(tmp_path, Throughput(), logger=log, max_epochs=epochs, log_every_n_steps=1)
+        others = [keeps_ledger] if counted == "private" else []
+        run = trainer(tmp_path, Throughput(), *others, logger=log, max_epochs=epochs, log_every_n_steps=1)
         run.fit(ClassificationTask(TinyNet(3)), RandomData(samples=10, batch_size=4), ckpt_path=ckpt_path)
         return run, log.told
 
@@ -60,4 +66,4 @@ def test_images_are_counted_over_resumed_runs(tmp_path, counted):
         stored = torch.load(tmp_path / "a.ckpt", weights_only=True)
         del stored["callbacks"]["Throughput"]
         torch.save(stored, tmp_path / "a.ckpt")
-    assert fit(2, tmp_path / "a.ckpt")[1] == ([10, 14, 18, 20] if counted else [])
+    assert fit(2, tmp_path / "a.ckpt")[1] == ([10, 14, 18, 20] if counted is True else [])

@@ -37,3 +37,17 @@ def test_sums_of_micro_batches_become_gradients():
     assert torch.equal(torch.cat([p.grad.flatten() for p in net.parameters()]), total.float())
     sums.close()
     assert not any(hasattr(p, "summed_grad") for p in net.parameters())
+
+
+def test_large_sums_are_not_rounded_by_more_than_the_margin():
+    """The gradients of all samples point in one direction; float32 would be off by a hundredth of a sample."""
+    net, x = nn.Linear(1, 1, bias=False), torch.full((64, 1), 0.3)
+    sums = ClippedSum(net, 0.1, "flat")
+
+    def total(micro_batches):
+        for _ in range(micro_batches):
+            net(x).sum().backward()
+            sums.add(1.0)
+        return float(sums.pop())
+
+    assert abs(total(200) - 200 * total(1)) < 1e-5 * 0.1

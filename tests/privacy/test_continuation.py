@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
@@ -188,4 +188,33 @@ def test_checkpoints_of_weights_alone_are_counted(tmp_path):
     run.fit(task(), RandomData(SAMPLES, 5))
     assert [path.name for path in (tmp_path / "kept").glob("*.ckpt")] == ["epoch=0-step=3.ckpt"]
     assert report(tmp_path / "kept")["history"] == [[0.8, 0.25, 3]]
-    assert run.save_checkpoint.__func__ is Trainer.save_checkpoint  # as it was
+    run.save_checkpoint(tmp_path / "kept" / "end.ckpt", weights_only=True)  # after the fit, too
+    assert report(tmp_path / "kept")["history"] == [[0.8, 0.25, 4]]
+
+
+@pytest.mark.parametrize(
+    ("before", "doubt"),
+    [
+        ({"poisson_sampling": False}, "NOMINAL: batches were shuffled"),
+        ({"seed": 5}, "repeated by those who know the seed"),
+        ({"check": False}, "no trial steps have looked"),
+    ],
+)
+@pytest.mark.parametrize("way", ["checkpoint", "network"])
+def test_what_is_doubtful_about_the_steps_before_stays_doubtful(tmp_path, capsys, before, doubt, way):
+    sound, module = {"seed": None, "check": before == {"check": False}}, task()
+    path = fit(tmp_path, module, privacy(**(sound | before)))
+    assert doubt in capsys.readouterr().out
+    again, more = (task(), {"epochs": 2, "ckpt_path": path}) if way == "checkpoint" else (task(module.backbone), {})
+    fit(tmp_path, again, privacy(**sound), **more)
+    assert doubt in capsys.readouterr().out
+
+
+def test_a_target_is_kept_where_noise_that_was_given_is_left_to_be_calibrated(tmp_path):
+    """A run that was to stop at its budget goes on with as much noise as the rest of it needs."""
+    budget = {"target_epsilon": 6.5}
+    path = fit(tmp_path, task(), quick(**budget), epochs=5)
+    again = quick(**budget, noise_multiplier=None)
+    fit(tmp_path, task(), again, epochs=5, ckpt_path=path)
+    assert again.plan.noise_multiplier > 0.8
+    assert 6.49 < again.ledger.epsilon <= 6.5

@@ -13,25 +13,15 @@ from knlightning.privacy.ledger import (
     statement,
     write_report,
 )
-from knlightning.privacy.plan import Budget, Plan
+from knlightning.privacy.plan import Plan
 
 PROMISE = {
     "target_epsilon": 6.0,
     "target_delta": 1e-3,
     "accountant": "rdp",
-    "sampling": "poisson",
     "max_grad_norm": 0.5,
-    "seeded": False,
 }
 PLAN = Plan(100, 10, 0.1, 10, 50, 1.25, 50)
-EARLIER = {  # a report as it was before its names changed
-    **PROMISE,
-    "epsilon": 1.0,
-    "plan": {
-        "samples": 100, "batch": 10, "rate": 0.1, "epoch_steps": 10, "steps": 50, "noise": 1.25, "last_step": 50,
-    },
-    "history": [[1.25, 0.1, 7]],
-}  # fmt: skip
 
 
 def ledger(steps=0):
@@ -74,17 +64,6 @@ def test_reports_are_written_and_restored(tmp_path):
     again.restore(found)
     assert again.history == ledger(7).history
     assert again.report(PROMISE, PLAN) == report
-
-
-def test_reports_with_earlier_names(tmp_path):
-    (tmp_path / REPORT).write_text(json.dumps(EARLIER))
-    found = read_report(tmp_path)
-    assert found["plan"] == ledger().report(PROMISE, PLAN)["plan"]
-    again = ledger()
-    again.restore(EARLIER)
-    assert again.restored == found
-    assert again.history == [(1.25, 0.1, 7)]
-    assert again.calibrated_noise(Budget(6.0, 1e-3, accountant="rdp"), 0.1, 50, 7) == 1.25
 
 
 def continued(report, steps, noise=1.25):
@@ -132,15 +111,6 @@ def test_another_run_does_not_replace_a_history():
     assert run.epsilon > epsilon([(1.25, 0.1, 7)], 1e-3, "rdp")
 
 
-def test_earlier_reports_are_put_together_by_their_phases():
-    """They do not tell of which start a step was."""
-    run = ledger()
-    run.restore(EARLIER)
-    assert run.add(read_segments(EARLIER | {"history": [[1.25, 0.1, 9], [3.0, 0.1, 1]]})) == 3
-    assert run.add(read_segments(EARLIER | {"history": [[50.0, 0.1, 100]]})) == 100
-    assert run.history == [(1.25, 0.1, 9), (3.0, 0.1, 1), (50.0, 0.1, 100)]
-
-
 def test_the_reports_of_two_runs_in_a_directory_are_both_kept(tmp_path):
     one, two = report_of(ledger(7)), report_of(ledger(2))
     for report in (one, two, two, one):
@@ -175,21 +145,19 @@ def test_a_network_remembers_what_has_trained_it():
     assert first.share(net) == 0
 
 
-def test_calibrated_noise_is_kept_for_the_same_run_only():
-    budget = Budget(6.0, 1e-3, accountant="rdp")
-    assert ledger().calibrated_noise(budget, 0.1, 50, 0) is None
-    spent = ledger()
-    spent.restore(ledger(7).report(PROMISE, PLAN))
-    assert spent.calibrated_noise(budget, 0.1, 50, 7) == 1.25
-    for other in (
-        (budget, 0.1, 50, 6),  # a step is taken again
-        (budget, 0.2, 50, 7),
-        (budget, 0.1, 60, 7),
-        (Budget(5.0, 1e-3, accountant="rdp"), 0.1, 50, 7),
-        (Budget(6.0, 1e-4, accountant="rdp"), 0.1, 50, 7),
-        (Budget(6.0, 1e-3, accountant="prv"), 0.1, 50, 7),
-    ):
-        assert spent.calibrated_noise(*other) is None
+def test_doubts_are_kept_with_the_steps_that_they_are_about(tmp_path):
+    spent = Ledger(1e-3, "rdp")
+    spent.begin("shuffled", "seeded")
+    assert spent.doubts == set()  # of no steps
+    spent.record(1.25, 0.1)
+    report = report_of(spent)
+    assert (report["sampling"], report["seeded"], report["checked"]) == ("shuffled; epsilon is nominal", True, True)
+    again = continued(report, 3)
+    assert again.doubts == {"shuffled", "seeded"}
+    assert again.add(read_segments(report)) == 0
+    earlier = report | {"segments": [["name", 1.25, 0.1, 1]], "seeded": False}  # without doubts in the names
+    assert continued(earlier, 1).doubts == {"shuffled"}
+    assert continued(earlier, 1).add(read_segments(earlier)) == 0
 
 
 def test_the_statement_says_what_it_rests_on():
@@ -202,6 +170,7 @@ def test_the_statement_says_what_it_rests_on():
         ({"sampling": "shuffled; epsilon is nominal"}, "NOMINAL: batches were shuffled"),
         ({"accountant": "gdp"}, "gdp understates epsilon"),
         ({"seeded": True}, "can be repeated by those who know the seed"),
+        ({"checked": False}, "no trial steps have looked for layers and losses that mix samples"),
         ({"epsilon": None}, "epsilon inf at"),
     ):
         assert doubt in statement(report | change)

@@ -69,16 +69,6 @@ def test_a_resume_with_other_micro_batches():
     assert len(numbers(second)) == 6
 
 
-def test_positions_in_earlier_checkpoints():
-    for old, new in (
-        ({"steps": 2, "part": 0}, {"num_steps": 2, "micro_batch": 0}),
-        ({"steps": 1, "part": 2}, {"num_steps": 1, "micro_batch": 2}),
-    ):
-        second = loader(first=2)
-        second.load_state_dict(old)
-        assert second.state_dict() == new
-
-
 def test_reads_samples_by_their_numbers():
     numbers, _ = loader().batch_of([3, 1])
     assert numbers.tolist() == [3, 1]

@@ -40,7 +40,10 @@ def test_noise_is_calibrated_or_kept():
     plan = make_plan(budget, **SMALL)
     assert plan.noise_multiplier == calibrate_noise(budget, 0.1, 50)
     assert (plan.sampling_probability, plan.num_steps, plan.affordable_steps) == (0.1, 50, 50)
-    assert make_plan(budget, **SMALL, calibrated_noise=3.25).noise_multiplier == 3.25
+    enough = plan.noise_multiplier * 1.0001  # a bit more than was found
+    assert make_plan(budget, **SMALL, noise_before=enough).noise_multiplier == enough
+    for before in (plan.noise_multiplier * 0.99, plan.noise_multiplier * 1.01):
+        assert make_plan(budget, **SMALL, noise_before=before).noise_multiplier == plan.noise_multiplier
 
 
 def test_given_noise_lasts_for_a_number_of_steps():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import BaseFinetuning
-from privacy.private_runs import SAMPLES, privacy, task, trainer
+from privacy.private_runs import SAMPLES, naive, privacy, task, trainer
 from standins import RandomData
 from torch import nn
 
@@ -101,6 +101,31 @@ def test_unfreezing_within_a_step_is_refused(tmp_path):
     run = trainer(tmp_path, privacy(physical_batch_size=5), InTheMiddle(), accumulate_grad_batches=2)
     with pytest.raises(ValueError, match="frozen or unfrozen within a step"):
         run.fit(module, RandomData(SAMPLES, 10))
+
+
+def test_a_step_that_an_epoch_leaves_unfinished_begins_anew(tmp_path):
+    """Its samples are drawn again, and must not count twice."""
+
+    class Leaving(ClassificationTask):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if self.current_epoch == 0 and batch_idx == 7 else None
+
+    module, data = task(kind=Leaving), RandomData(SAMPLES, 5)
+    expected = naive(module, data.dataset, 5, 1 + 4)
+    trainer(tmp_path, privacy(physical_batch_size=1, check=False), max_epochs=2).fit(module, data)
+    torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
+def test_a_step_of_several_draws_is_refused(tmp_path):
+    """A sample would be in it twice, with the noise for once."""
+
+    class Accumulating(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            trainer.accumulate_grad_batches = 4
+
+    run = trainer(tmp_path, privacy(physical_batch_size=3, check=False), Accumulating())
+    with pytest.raises(RuntimeError, match="a step was taken after 4 micro-batches, and each has 2"):
+        run.fit(task(), RandomData(SAMPLES, 5))
 
 
 class Outside(ClassificationTask):

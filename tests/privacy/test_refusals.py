@@ -1,7 +1,8 @@
 """What is refused before any data is read."""
 
 import pytest
-from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging
+import torch
+from lightning.pytorch.callbacks import LearningRateFinder, SpikeDetection, StochasticWeightAveraging
 from privacy.private_runs import SAMPLES, Net, privacy, task, trainer
 from standins import RandomData
 from torch import nn
@@ -29,6 +30,8 @@ REFUSED = {
     "half precision": ({}, {"precision": "bf16-true"}, "precision bf16-true is too coarse"),
     "overfitting": ({}, {"overfit_batches": 1}, "not drawn at random"),
     "a finder": ({}, {"callback": LearningRateFinder()}, "LearningRateFinder takes steps that are not counted"),
+    "compiled by torch": ({"net": torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)))}, {}, "is compiled"),
+    "a detector of spikes": ({}, {"callback": SpikeDetection()}, "SpikeDetection ends the run by its training loss"),
     "averaging": ({}, {"callback": StochasticWeightAveraging(0.1)}, "use knlightning.callbacks.EMA"),
 }
 

@@ -38,8 +38,16 @@ class Noisy(RandomData):
         return [batch[0] + torch.rand_like(batch[0]), batch[1]]
 
 
+class Bernoulli(nn.Module):
+    """Draws by the values of a tensor."""
+
+    def forward(self, x):
+        return x * torch.bernoulli(torch.full_like(x, 0.5))
+
+
 def random_net():
-    return nn.Sequential(KNConv2d(3, 4, 3, 2, 1, dropout_p=0.3), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3))
+    convolution, head = KNConv2d(3, 4, 3, 2, 1, dropout_p=0.3), nn.Linear(64, 3)
+    return nn.Sequential(convolution, Bernoulli(), nn.Dropout(0.5), nn.Flatten(), head)
 
 
 @pytest.mark.parametrize(

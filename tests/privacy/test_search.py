@@ -7,12 +7,13 @@ from knlightning.privacy.ledger import Ledger, read_report, write_report
 from knlightning.privacy.plan import Plan
 from knlightning.privacy.search import SEARCH_REPORT, search_report, search_statement, write_search_report
 
-PROMISE = {"target_delta": 1e-3, "accountant": "rdp", "sampling": "poisson", "max_grad_norm": 0.5, "seeded": False}
+PROMISE = {"target_delta": 1e-3, "accountant": "rdp", "max_grad_norm": 0.5}
 PLAN = Plan(100, 10, 0.1, 10, 50, 1.25, 50)
 
 
-def run(folder, steps, noise=1.25, **promise):
+def run(folder, steps, noise=1.25, doubts=(), **promise):
     ledger = Ledger(1e-3, "rdp")
+    ledger.begin(*doubts)
     for _ in range(steps):
         ledger.record(noise, 0.1)
     write_report(folder, ledger.report(PROMISE | promise, PLAN))
@@ -44,7 +45,7 @@ def test_runs_that_are_not_private(tmp_path):
 
 
 def test_what_it_rests_on(tmp_path):
-    shuffled = run(tmp_path / "a", 5, sampling="shuffled; epsilon is nominal")
+    shuffled = run(tmp_path / "a", 5, doubts=["shuffled"])
     assert "NOMINAL" in search_statement(search_report([shuffled, run(tmp_path / "b", 5)]))
     changed = [run(tmp_path / "c", 5, accountant="gdp"), run(tmp_path / "d", 5, noise=2.0, accountant="gdp")]
     found = search_report(changed)

@@ -35,9 +35,14 @@ def fit(tmp_path, module, *callbacks, **settings):
     return run
 
 
+class Last(ModelCheckpoint):
+    CHECKPOINT_NAME_LAST = "last-{train/loss:.4f}"
+
+
 @pytest.mark.parametrize(
     "follower",
     [
+        Last(save_last=True),
         BestCheckpoint("train/loss"),
         ModelCheckpoint(monitor="train/acc"),
         ModelCheckpoint(filename="{epoch}-{train/loss:.4f}", monitor="val/loss"),
@@ -98,6 +103,13 @@ class Keeps(ClassificationTask):
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         self.kept.update(outputs["loss"])
+
+
+def test_frozen_parameters_that_training_samples_change_are_refused(tmp_path):
+    counts = task(kind=Counts)
+    counts.seen = torch.nn.Parameter(torch.zeros(()), requires_grad=False)
+    with pytest.raises(ValueError, match="a training step has changed seen"):
+        trainer(tmp_path, privacy(check=False), max_epochs=1).fit(counts, RandomData(SAMPLES, 5))
 
 
 @pytest.mark.parametrize("persistent", [True, False])

@@ -16,6 +16,7 @@ from standins import RandomData
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import DropBlock2d
 
 from knlightning.nn import KNConv2d
 from knlightning.privacy import batch_hooks, loader
@@ -166,6 +167,7 @@ CASES = {
     "11 checkpoints share a block": Case(
         lambda: task(Twice()), images, None, ((PerSampleGradients, "_add_earlier", lambda *args: None),), BOUND
     ),
+    "12 masks are scaled by all of them": Case(lambda: task(Net(DropBlock2d(0.3, 1))), images, MIXES),
 }
 """All but 6, the report of another run in the same directory: see tests/privacy/test_continuation.py."""
 
