@@ -155,10 +155,12 @@ def kn_conv(
         TypeError: If the input is not a floating point tensor.
         ArgumentError: If an argument is out of its range, or the filters do not fit the input.
     """
+    # of small convolutions in evaluation all this takes a good part of the time: few calls, and checks once a shape
     compiling = torch.compiler.is_compiling()
+    geometry: list[Any] = [tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation)]
     pads, settings, sampled = (_plan.__wrapped__ if compiling else _plan)(
         input.shape, input.dtype, weight.shape, None if bias is None else bias.shape,
-        None if residual is None else residual.shape, _hashable(stride), _hashable(padding), _hashable(dilation),
+        None if residual is None else residual.shape, *geometry,
         padding_mode, groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output, by_group,
     )  # fmt: skip
     if pads is not None:
@@ -173,7 +175,7 @@ def kn_conv(
         weight = _centre(weight)
     weight = weight if weight.dtype == dtype else weight.to(dtype)
     composed = by_group or function_transforms_active()
-    passes = None if composed or mask is not None else find_passes(input, weight, bias, residual)
+    passes = None if composed or mask is not None else find_passes(input, weight, bias, residual, compiling)
     if composed or (compiling and (torch.compiler.is_exporting() or passes is None)):
         # Compilers and function transforms must see the operations themselves, and derive the gradient from them.
         if sampled and mask is None:
@@ -265,10 +267,6 @@ def _plan(
     pads = None if padding_mode == "zeros" or not any(window.pads) else window.pads
     inner = window if pads is None else window.without_padding()
     return pads, Settings(inner, groups, dropout_p, inflation, eps, relu_input, relu_output), sampled
-
-
-def _hashable(value: int | Sequence[int] | str) -> Any:
-    return value if isinstance(value, (int, str, tuple)) else tuple(value)
 
 
 def _dropout(size: int, p: float, training: bool, eval_statistics: str) -> tuple[bool, float]:

@@ -84,7 +84,11 @@ def fused_kernels(enabled: bool) -> Iterator[None]:
 
 
 def find_passes(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    compiling: bool = False,
 ) -> ModuleType | None:
     """Choose the fused kernels by which a convolution runs, from its tensors as autocast leaves them.
 
@@ -92,14 +96,17 @@ def find_passes(
         `knlightning.nn.fused_passes`, `knlightning.nn.cpu_passes`, or None for plain operations.
     """
     if _choice is None and not input.is_cuda:
+        last = CHANNELS_LAST.get(input.dim())
+        if compiling or last is None or type(input) is not Tensor:  # compilers must see the operations
+            return None
         for tensor in (input, weight, bias, residual):  # they are read by their addresses
             if tensor is not None and not (tensor.is_cpu and tensor.dtype == torch.float32):
                 return None
-        if type(input) is not Tensor or not is_channels_last(input):
+        in_order = weight.is_contiguous()
+        fits = input.is_contiguous(memory_format=last) and (in_order or weight.is_contiguous(memory_format=last))
+        if not fits or (in_order and input.is_contiguous()) or (bias is not None and not bias.is_contiguous()):
             return None
-        if input.is_contiguous() if weight.is_contiguous() else not is_channels_last(weight):
-            return None
-        if torch.compiler.is_compiling():  # compilers must see the operations
+        if residual is not None and not residual.is_contiguous(memory_format=last):
             return None
         return None if cpu_passes.library() is None else cpu_passes
     if not (input.is_cuda if _choice is None else _choice):
@@ -133,6 +140,8 @@ def fused_kn_conv(call: Call, keep_output: bool, passes: ModuleType) -> Tensor:
     learning = torch.is_grad_enabled()
     if passes is cpu_passes and pointwise.is_faster(call):
         return pointwise.Pointwise.apply(*call) if learning else pointwise.forward(call)[0]
+    if passes is cpu_passes and not learning:
+        return cpu_passes.forward(call)
     if passes is not cpu_passes and torch.compiler.is_compiling():
         return torch.ops.knlightning.kn_conv.default(*call[:5], keep_output, *_flatten(call.settings))[0]
     # without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
@@ -152,7 +161,10 @@ def _unpack(weight: Tensor, stride: list[int], pads: list[int], dilation: list[i
 
 def _forward(call: Call, keep_output: bool, passes: ModuleType) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return output, result of the convolution (the same with `keep_output`), mean, rstd, and sums of the filters."""
-    call, memory_format = _dense(call)
+    if passes is cpu_passes:
+        memory_format = CHANNELS_LAST[call.input.dim()]
+    else:
+        call, memory_format = _dense(call)
     mean, rstd, sums, rectified = passes.moments(call)
     convolved = convolve(call.input if rectified is None else rectified, call.weight, call.settings)
     convolved = convolved.contiguous(memory_format=memory_format)

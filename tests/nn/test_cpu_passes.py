@@ -81,6 +81,9 @@ def test_the_operations_around_the_convolution(relu_input, after, statistics, bi
     ours = kn_conv(*inputs[: 2 + bias], **arguments, **around)
     assert is_compiled(ours)
     assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        assert torch.equal(ours, kn_conv(*inputs[: 2 + bias], **arguments, **around))
     reference = around | ({"residual": exact[-1]} if after == "residual" else {})
     expected = kn_conv(*exact[: 2 + bias], mask=mask, **arguments, **reference)
     compare(ours, inputs, expected, exact, 2e-6)
