@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def function_transforms_active() -> bool:
-    """Whether a transform of `torch.func` such as `vmap` or `grad` is running. Tried with torch 2.14."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether a transform of `torch.func` or forward-mode differentiation is running. Tried with torch 2.14."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from knlightning.checks import check_choice
-from knlightning.nn.autograd import Settings
+from knlightning.nn.composite import Settings
 
 Activation = Literal["relu", "mish", "gelu", "silu"]
 

@@ -1,46 +1,27 @@
-"""The kernel normalized convolution as operations for autograd: with its gradient in closed form, and composed."""
+"""The kernel normalized convolution as an operation for autograd, with its gradient in closed form."""
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from knlightning.nn.composite import (
+    Settings,
+    composite_gradients,
+    convolve,
+    filter_sums,
+    is_channels_last,
+    pad_unevenly,
+    per_filter,
+)
 from knlightning.nn.dropout import in_memory_order, mask_of
 from knlightning.nn.statistics import inflate, pixel_moments, pixel_moments_by_sums, window_moments, windows_transposed
-from knlightning.nn.windows import Window
 
 _LARGE = 16 * 2**20
 """Bytes of a temporary on a CPU: larger ones leave the caches, and are new pages, whose first touch is expensive."""
-
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """What a kernel normalized convolution computes with its tensors; a key by identity, which is found fastest.
-
-    Args:
-        window: The windows.
-        groups: Number of blocked connections between channels.
-        dropout_p: Probability with which an element is dropped, if there is a mask.
-        inflation: The factor of `knlightning.nn.statistics.inflate`.
-        eps: Added to the variance.
-        relu_input: Whether the ReLU of the input is convolved.
-        relu_output: Whether the output is followed by a ReLU.
-    """
-
-    window: Window
-    groups: int
-    dropout_p: float
-    inflation: float
-    eps: float
-    relu_input: bool
-    relu_output: bool
 
 
 class Saved(NamedTuple):
@@ -76,51 +57,6 @@ class Saved(NamedTuple):
         dropped = None if self.dropped is None else _restrict(self.dropped, self.input, part)
         input, kept, mean, rstd = (t[part] for t in (self.input, self.kept, self.mean, self.rstd))
         return Saved(input, mean, rstd, self.weight, self.bias, residual, mask, dropped, kept, self.sums)
-
-
-def kn_conv_composite(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    settings: Settings,
-) -> Tensor:
-    """Compute a kernel normalized convolution by differentiable operations; see `knlightning.nn.kn_conv`."""
-    if settings.relu_input:
-        input = input.relu()
-    pixels = pixel_moments(input, mask, settings.dropout_p)
-    mean, var = inflate(*window_moments(*pixels, settings.window), settings.inflation)
-    centred = convolve(input, weight, settings) - mean * _per_filter(filter_sums(weight, mean.dtype), weight)
-    output = centred * torch.rsqrt(var + settings.eps)
-    if bias is not None:
-        output = output + _per_filter(bias, weight)
-    if residual is not None:
-        output = output + residual
-    output = output.to(input.dtype)
-    return output.relu() if settings.relu_output else output
-
-
-def composite_gradients(
-    inputs: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    mask: Tensor | None,
-    grad: Tensor,
-    needs: tuple[bool, ...],
-    settings: Settings,
-) -> list[Tensor | None]:
-    """Differentiate `kn_conv_composite` so that the gradients themselves can be differentiated.
-
-    Args:
-        inputs: Input, weight, bias and residual.
-        mask: Bool tensor of the input's shape, or None.
-        grad: Gradient at the output.
-        needs: Which of the inputs get a gradient.
-        settings: The settings.
-    """
-    wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed and t is not None]
-    output = kn_conv_composite(*inputs, mask, settings)
-    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
-    return [next(found) if needed else None for needed in needs]
 
 
 class KNConvFunction(torch.autograd.Function):
@@ -172,8 +108,8 @@ class KNConvFunction(torch.autograd.Function):
         else:
             kept = convolve(x, weight, settings)
             dtype = kept.dtype
-            kept = kept.to(mean.dtype).addcmul_(mean, _per_filter(sums, weight), value=-1.0)
-        shift = rstd.new_zeros(()) if bias is None else _per_filter(bias, weight)
+            kept = kept.to(mean.dtype).addcmul_(mean, per_filter(sums, weight), value=-1.0)
+        shift = rstd.new_zeros(()) if bias is None else per_filter(bias, weight)
         output = torch.addcmul(shift, kept, rstd, out=kept if keep_output else None)
         if residual is not None:
             output.add_(residual)
@@ -302,26 +238,6 @@ def _restrict(dropped: Tensor, input: Tensor, part: slice) -> Tensor:
     return dropped[first:last].long().sub_(part.start * size)
 
 
-def convolve(input: Tensor, weight: Tensor, settings: Settings, bias: Tensor | None = None) -> Tensor:
-    """Convolve the input in the usual way."""
-    window = settings.window
-    input, padding = pad_unevenly(input, window)
-    convolution = _CONVOLUTIONS[weight.dim() - 2]
-    return convolution(input, weight, bias, window.stride, padding, window.dilation, settings.groups)
-
-
-def pad_unevenly(input: Tensor, window: Window) -> tuple[Tensor, tuple[int, ...]]:
-    """Leave symmetric padding to the convolution; pad the input for what it cannot express."""
-    if all(before == after for before, after in window.padding):
-        return input, tuple(before for before, _ in window.padding)
-    return F.pad(input, window.pads), (0,) * len(window.padding)
-
-
-def filter_sums(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Sum each filter; shape [O]."""
-    return weight.sum(tuple(range(1, weight.dim())), dtype=dtype)
-
-
 def _over_filters(grad: Tensor, vectors: Tensor) -> Tensor:
     """Sum grad [N, O, *positions] times each of the vectors [K, O] over the filters; shape [N, K, *positions]."""
     if is_channels_last(grad):
@@ -332,13 +248,3 @@ def _over_filters(grad: Tensor, vectors: Tensor) -> Tensor:
 def _over_positions(grad: Tensor, map: Tensor) -> Tensor:
     """Sum grad [N, O, *positions] times a map [N, 1, *positions] over samples and positions; shape [O]."""
     return torch.bmm(map.flatten(2), grad.flatten(2).transpose(1, 2)).sum((0, 1))
-
-
-def _per_filter(values: Tensor, weight: Tensor) -> Tensor:
-    """Shape one value for each filter so that it broadcasts over positions."""
-    return values.view(-1, *(1,) * (weight.dim() - 2))
-
-
-def is_channels_last(input: Tensor) -> bool:
-    """Whether a tensor is contiguous in the channels-last format of images or volumes."""
-    return input.dim() in CHANNELS_LAST and input.is_contiguous(memory_format=CHANNELS_LAST[input.dim()])

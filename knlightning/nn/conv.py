@@ -1,6 +1,7 @@
 """The kernel normalized convolutional layers (Nasirigerdeh et al., TMLR 2024, Algorithm 1)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,8 @@ fx.wrap("kn_conv")  # a node of its own in graphs, as the functions of torch are
 
 class _KNConv(KernelNormalized):
     bias: nn.Parameter | None
+    by_group: ClassVar[bool] = False
+    transposed: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -41,7 +44,8 @@ class _KNConv(KernelNormalized):
         self.out_channels = out_channels
         self.groups = groups
         self.relu_output = relu_output
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        outer, inner = (in_channels, out_channels) if self.transposed else (out_channels, in_channels)
+        self.weight = nn.Parameter(torch.empty(outer, inner // groups, *self.kernel_size))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_channels))
         else:
@@ -50,7 +54,8 @@ class _KNConv(KernelNormalized):
 
     def reset_parameters(self) -> None:
         """Draw the weight as the published networks do: Kaiming normal, fan-out, ReLU gain; zero the bias."""
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        # of transposed filters torch calls the fan-out fan-in
+        nn.init.kaiming_normal_(self.weight, mode="fan_in" if self.transposed else "fan_out", nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -91,6 +96,7 @@ class _KNConv(KernelNormalized):
             relu_output=relu_output or self.relu_output,
             residual=residual,
             keep_output=keep_output,
+            by_group=self.by_group,
         )
 
     def extra_repr(self) -> str:

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from knlightning.checks import check, check_number
+from knlightning.checks import check
+from knlightning.nn.conv import _KNConv
 from knlightning.nn.dropout import draw_mask
 from knlightning.nn.functional import EvalStatistics, kn_conv
-from knlightning.nn.module import KernelNormalized
 from knlightning.nn.windows import check_input, per_dimension
 
 
@@ -65,7 +65,7 @@ def kn_conv_transpose(
         ArgumentError: If an argument is out of its range, or the filters do not fit the input.
     """
     spatial = weight.dim() - 2
-    check_input(input, spatial)
+    check_input(input.shape, input.dtype, spatial)
     fits = groups >= 1 and weight.shape[0] == input.shape[1] and weight.shape[0] % groups == 0
     allowed = f"[C, O / groups, *kernel] with C = {input.shape[1]} input channels, a multiple of the groups ({groups})"
     check(fits, "weight's shape", tuple(weight.shape), allowed)
@@ -144,8 +144,8 @@ def _part(start: int, stride: int, dilation: int, kernel_size: int) -> tuple[sli
     return elements, (start - taps[-1] * dilation) // stride, (start - taps[0] * dilation) // stride
 
 
-class _KNConvTranspose(KernelNormalized):
-    bias: nn.Parameter | None
+class _KNConvTranspose(_KNConv):
+    transposed = True
 
     def __init__(
         self,
@@ -164,19 +164,13 @@ class _KNConvTranspose(KernelNormalized):
         dilation: int | Sequence[int] = 1,
     ) -> None:
         padding = per_dimension(padding, self.spatial, "padding", 0)
-        super().__init__(kernel_size, stride, padding, dilation, "zeros", dropout_p, eps, eval_statistics)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            check_number(name, channels, at_least=1, integer=True)
-            check(groups >= 1 and channels % groups == 0, "groups", groups, f"a divisor of {name}={channels}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        super().__init__(
+            *(in_channels, out_channels, kernel_size, stride, padding, groups, bias, dropout_p, eps, eval_statistics),
+            dilation=dilation,
+        )
         self.output_padding = per_dimension(output_padding, self.spatial, "output_padding", 0)
-        self.groups = groups
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")  # what torch calls fan-in is the fan-out here
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override] # without what may surround a convolution
         """Normalize and convolve, see `kn_conv_transpose`.
 
         Args:
@@ -199,9 +193,6 @@ class _KNConvTranspose(KernelNormalized):
             self.eps,
             dilation=self.dilation,
         )
-
-    def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, {super().extra_repr()}"
 
 
 class KNConvTranspose1d(_KNConvTranspose):

@@ -66,7 +66,7 @@ struct Plan {  // what a convolution computes, whatever its tensors hold; as _Pl
     int64_t samples, channels, filters, filter_size;
     float scale, inflation, eps;  // scale: 1 / (1 - dropout_p)
     uint32_t threshold;
-    bool relu_input;
+    bool relu_input, relu_output;
 
     int64_t pixels() const { return samples * windows.pixels(); }
     int64_t positions() const { return windows.lines() * windows.positions[2]; }
@@ -98,7 +98,9 @@ MeanVar moments_of_row(const float* x, float* __restrict copy, Dropout dropout, 
         for (int64_t c = 0; c < channels; ++c) copy[c] = x[c] * (row.keeps(c) ? scale : 0.0f);
         x = copy;
     }
-    const float mean = sum_row(x, channels) / channels;
+    float shifted = 0;  // from the first element: exact where all are equal, however many they are
+    for (int64_t c = 0; c < channels; ++c) shifted += x[c] - x[0];
+    const float mean = x[0] + shifted / channels;
     float var = 0;
     for (int64_t c = 0; c < channels; ++c) var += (x[c] - mean) * (x[c] - mean);
     return {mean, var / channels};
@@ -206,12 +208,13 @@ void knl_moments(
 
 // (convolved - mean * sums) * rstd + bias + residual, and its ReLU if wanted; the output may be the input.
 void knl_normalize(
-    const float* convolved, float* output, const float* mean, const float* rstd, const float* sums, const float* bias,
-    const float* residual, bool relu, int64_t rows, int64_t channels
+    const Plan* plan, const float* convolved, float* output, const float* mean, const float* rstd, const float* sums,
+    const float* bias, const float* residual
 ) {
+    const int64_t rows = plan->samples * plan->positions(), channels = plan->filters;
     const std::vector<float> zeros(bias ? 0 : channels);
     const float* shift = bias ? bias : zeros.data();
-    with(relu, residual, [&](auto RELU, auto ADDED) {
+    with(plan->relu_output, residual, [&](auto RELU, auto ADDED) {
 #pragma omp parallel for schedule(static) if (rows * channels > GRAIN)
         for (int64_t r = 0; r < rows; ++r) {
             const float *x = convolved + r * channels, *added = residual + (ADDED.value ? r * channels : 0);
@@ -230,16 +233,19 @@ void knl_normalize(
 // they are not wanted) of what each pixel of a window gets through its moments, a constant and a slope of its value;
 // and for each channel d_bias, of the gradient, and d_sums, of the scaled one times the mean.
 void knl_scale_gradient(
-    const float* grad, const float* kept, const float* residual, const float* mean, const float* rstd,
-    const float* sums, const float* bias, float* scaled, float* maps, float* d_bias, float* d_sums, float inflation,
-    float constant_scale, float slope_scale, bool kept_output, bool relu, int64_t samples, int64_t positions, int64_t channels
+    const Plan* plan, const float* grad, const float* kept, const float* residual, const float* mean, const float* rstd,
+    const float* sums, const float* bias, const uint64_t* seed, float* scaled, float* maps, float* d_bias, float* d_sums,
+    bool kept_output
 ) {
-    const int64_t rows = samples * positions, blocks = (rows + BLOCK - 1) / BLOCK;
+    const Plan p = *plan;
+    const int64_t positions = p.positions(), rows = p.samples * positions, channels = p.filters;
+    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+    const float scale = seed ? p.scale : 1, share = scale / (p.channels * p.windows.elements());
     const std::vector<float> zeros(channels);
     const int64_t threads = omp_get_max_threads();
     std::vector<double> totals(threads * 2 * channels);
     const float* shift = kept_output && bias ? bias : zeros.data();
-    with(relu, residual, [&](auto RELU, auto ADDED) {
+    with(p.relu_output, residual, [&](auto RELU, auto ADDED) {
 #pragma omp parallel if (rows * channels > GRAIN)
         {
             std::vector<float> part(2 * channels);
@@ -257,11 +263,11 @@ void knl_scale_gradient(
                     if (!maps) continue;
                     const float d_rstd = kept_output ? found.with_kept : s * (found.with_kept - mu * found.with_sums);
                     float d_var = -0.5f * s * s * d_rstd;
-                    const float d_mean = 2 * (inflation - 1) * d_var * mu - found.with_sums * s;
-                    d_var *= inflation;
+                    const float d_mean = 2 * (p.inflation - 1) * d_var * mu - found.with_sums * s;
+                    d_var *= p.inflation;
                     float* map = maps + r / positions * 2 * positions + r % positions;
-                    map[0] = (d_mean - 2 * d_var * mu) * constant_scale;
-                    map[positions] = 2 * d_var * slope_scale;
+                    map[0] = (d_mean - 2 * d_var * mu) * share;
+                    map[positions] = 2 * d_var * share * scale;
                 }
                 for (int64_t i = 0; i < 2 * channels; ++i) mine[i] += part[i];
             }

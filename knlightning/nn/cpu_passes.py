@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knlightning.nn.autograd import Settings
+from knlightning.nn.composite import CHANNELS_LAST, Call, Settings, convolve
 
 _SOURCE = Path(__file__).with_name("cpu_kernels.cpp")
 _FLAGS = "-O3 -std=c++17 -shared -fPIC -fopenmp -fno-math-errno -fno-trapping-math -fno-signed-zeros -fassociative-math"
@@ -27,8 +27,8 @@ _TARGETS = {"AVX512": "-march=x86-64-v4", "AVX2": "-march=x86-64-v3"}
 _ARGUMENTS = {
     "knl_mask": (c_void_p, c_void_p, c_uint32, c_int64, c_int64),
     "knl_moments": (c_void_p,) * 8,
-    "knl_normalize": (*(c_void_p,) * 7, c_bool, c_int64, c_int64),
-    "knl_scale_gradient": (*(c_void_p,) * 11, *(c_float,) * 3, c_bool, c_bool, *(c_int64,) * 3),
+    "knl_normalize": (c_void_p,) * 8,
+    "knl_scale_gradient": (*(c_void_p,) * 13, c_bool),
     "knl_finish_gradient": (c_void_p,) * 7,
     "knl_standardize": (*(c_void_p,) * 6, c_bool),
     "knl_standardize_backward": (c_void_p,) * 6,
@@ -43,12 +43,12 @@ class _Plan(ctypes.Structure):
         *((name, c_int64) for name in ("samples", "channels", "filters", "filter_size")),
         *((name, c_float) for name in ("scale", "inflation", "eps")),
         ("threshold", c_uint32),
-        ("relu_input", c_bool),
+        *((name, c_bool) for name in ("relu_input", "relu_output")),
     )
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def library() -> Any:
     """Load the kernels; the first time on a machine a C++ compiler makes them, in the cache directory of `torch.hub`.
 
     Returns:
@@ -76,129 +76,115 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def _library() -> ctypes.CDLL:
-    found = library()
-    assert found is not None
-    return found
-
-
 def mask_of_seed(seed: Tensor, input: Tensor, dropout_p: float) -> Tensor:
     """Draw the mask of the other passes as a bool tensor of the input's shape, true where an element is kept."""
     mask = torch.empty_like(input, dtype=torch.bool)
     rows, channels = input.numel() // input.shape[1], input.shape[1]
-    _library().knl_mask(mask.data_ptr(), seed.data_ptr(), _threshold(dropout_p), rows, channels)
+    library().knl_mask(mask.data_ptr(), seed.data_ptr(), _threshold(dropout_p), rows, channels)
     return mask
 
 
-def moments(
-    input: Tensor, weight: Tensor, seed: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def forward(call: Call) -> Tensor:
+    """Convolve without a gradient: `moments`, convolution and `normalize` in fewer steps, which small layers feel."""
+    input, weight, bias, residual, seed, settings = call
+    plan, shape = _plan(settings, input.shape, weight.shape)
+    count, rectified = math.prod(shape), torch.empty_like(input) if settings.relu_input else None
+    space = input.new_empty(2 * count + weight.shape[0])
+    mean = space.data_ptr()
+    rstd, sums = mean + 4 * count, mean + 8 * count
+    library().knl_moments(
+        plan, input.data_ptr(), weight.data_ptr(), None if seed is None else seed.data_ptr(),
+        None if rectified is None else rectified.data_ptr(), mean, rstd, sums,
+    )  # fmt: skip
+    output = convolve(input if rectified is None else rectified, weight, settings)
+    output = output.contiguous(memory_format=CHANNELS_LAST[input.dim()])
+    library().knl_normalize(
+        plan, output.data_ptr(), output.data_ptr(), mean, rstd, sums, None if bias is None else bias.data_ptr(),
+        None if residual is None else residual.data_ptr(),
+    )  # fmt: skip
+    return output
+
+
+def moments(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See `knlightning.nn.fused_passes.moments`. Filters are dense in memory, in the usual or channels-last format."""
+    input, weight, _, _, seed, settings = call
     plan, shape = _plan(settings, input.shape, weight.shape)
     mean, rstd, sums = input.new_empty(shape), input.new_empty(shape), input.new_empty(weight.shape[0])
     rectified = torch.empty_like(input) if settings.relu_input else None
-    _library().knl_moments(
+    library().knl_moments(
         plan, input.data_ptr(), weight.data_ptr(), _pointer(seed), _pointer(rectified),
         mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
     )  # fmt: skip
     return mean, rstd, sums, rectified
 
 
-def normalize(
-    convolved: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    in_place: bool,
-) -> Tensor:
+def normalize(call: Call, convolved: Tensor, mean: Tensor, rstd: Tensor, sums: Tensor, in_place: bool) -> Tensor:
     """See `knlightning.nn.fused_passes.normalize`."""
     output = convolved if in_place else torch.empty_like(convolved)
-    _library().knl_normalize(
-        convolved.data_ptr(), output.data_ptr(), mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
-        _pointer(bias), _pointer(residual), relu, mean.numel(), sums.shape[0],
+    library().knl_normalize(
+        _plan(call.settings, call.input.shape, call.weight.shape)[0], convolved.data_ptr(), output.data_ptr(),
+        mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(), _pointer(call.bias), _pointer(call.residual),
     )  # fmt: skip
     return output
 
 
 def scale_gradient(
+    call: Call,
     grad: Tensor,
     kept: Tensor,
-    residual: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     sums: Tensor,
-    bias: Tensor | None,
-    inflation: float,
-    share: float,
-    window_size: int,
     kept_output: bool,
-    relu: bool,
     needs_maps: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """See `knlightning.nn.fused_passes.scale_gradient`. The maps are flat."""
     scaled, d_bias, d_sums = torch.empty_like(grad), torch.empty_like(sums), torch.empty_like(sums)
     maps = mean.new_empty(2 * mean.numel()) if needs_maps else None
-    samples = mean.shape[0]
-    _library().knl_scale_gradient(
-        grad.data_ptr(), kept.data_ptr(), _pointer(residual), mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(),
-        _pointer(bias), scaled.data_ptr(), _pointer(maps), d_bias.data_ptr(), d_sums.data_ptr(),
-        inflation, 1.0 / (window_size * share), 1.0 / (window_size * share**2),
-        kept_output, relu, samples, mean.numel() // max(samples, 1), sums.shape[0],
+    library().knl_scale_gradient(
+        _plan(call.settings, call.input.shape, call.weight.shape)[0], grad.data_ptr(), kept.data_ptr(),
+        _pointer(call.residual), mean.data_ptr(), rstd.data_ptr(), sums.data_ptr(), _pointer(call.bias),
+        _pointer(call.seed), scaled.data_ptr(), _pointer(maps), d_bias.data_ptr(), d_sums.data_ptr(), kept_output,
     )  # fmt: skip
     return scaled, maps, d_bias, d_sums
 
 
 def finish_gradient(
-    d_input: Tensor | None,
-    d_weight: Tensor | None,
-    input: Tensor,
-    weight: Tensor,
-    maps: Tensor | None,
-    d_sums: Tensor,
-    seed: Tensor | None,
-    settings: Settings,
+    call: Call, d_input: Tensor | None, d_weight: Tensor | None, maps: Tensor | None, d_sums: Tensor
 ) -> None:
     """See `knlightning.nn.fused_passes.finish_gradient`."""
-    _library().knl_finish_gradient(
-        _plan(settings, input.shape, weight.shape)[0], _pointer(d_input), _pointer(d_weight),
-        input.data_ptr(), _pointer(maps), d_sums.data_ptr(), _pointer(seed),
+    library().knl_finish_gradient(
+        _plan(call.settings, call.input.shape, call.weight.shape)[0], _pointer(d_input), _pointer(d_weight),
+        call.input.data_ptr(), _pointer(maps), d_sums.data_ptr(), _pointer(call.seed),
     )  # fmt: skip
 
 
-def standardize(
-    input: Tensor, weight: Tensor, seed: Tensor | None, settings: Settings, moments: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def standardize(call: Call, moments: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize each pixel of the ReLU of the input, if wanted, or of the input.
 
     Args:
-        input: Tensor [N, C, *spatial].
-        weight: Filters of a single pixel.
-        seed: Int64 tensor [1] from which the mask is drawn, or None.
-        settings: The settings.
+        call: What is convolved, with filters of a single pixel.
         moments: What was returned before, if it is known.
 
     Returns:
         The normalized input, and mean and 1 / sqrt(var + eps) of the dropped out pixels [N, 1, *spatial].
     """
-    plan, shape = _plan(settings, input.shape, weight.shape)
+    input = call.input
+    plan, shape = _plan(call.settings, input.shape, call.weight.shape)
     output = torch.empty_like(input)
     mean, rstd = moments or (input.new_empty(shape), input.new_empty(shape))
-    _library().knl_standardize(
-        plan, input.data_ptr(), output.data_ptr(), mean.data_ptr(), rstd.data_ptr(), _pointer(seed), moments is not None
-    )
+    library().knl_standardize(
+        plan, input.data_ptr(), output.data_ptr(), mean.data_ptr(), rstd.data_ptr(), _pointer(call.seed),
+        moments is not None,
+    )  # fmt: skip
     return output, mean, rstd
 
 
-def standardize_backward(
-    grad: Tensor, input: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, seed: Tensor | None, settings: Settings
-) -> None:
+def standardize_backward(call: Call, grad: Tensor, mean: Tensor, rstd: Tensor) -> None:
     """Turn the gradient at the result of `standardize` into that at its input, in place."""
-    _library().knl_standardize_backward(
-        _plan(settings, input.shape, weight.shape)[0], grad.data_ptr(), input.data_ptr(),
-        mean.data_ptr(), rstd.data_ptr(), _pointer(seed),
+    library().knl_standardize_backward(
+        _plan(call.settings, call.input.shape, call.weight.shape)[0], grad.data_ptr(), call.input.data_ptr(),
+        mean.data_ptr(), rstd.data_ptr(), _pointer(call.seed),
     )  # fmt: skip
 
 
@@ -212,7 +198,7 @@ def _plan(settings: Settings, size: torch.Size, filters: torch.Size) -> tuple[An
     p = settings.dropout_p
     plan = ctypes.byref(_Plan(
         (c_int64 * 18)(*windows), size[0], size[1], filters[0], math.prod(filters[1:]),
-        1.0 / (1.0 - p), settings.inflation, settings.eps, _threshold(p), settings.relu_input,
+        1.0 / (1.0 - p), settings.inflation, settings.eps, _threshold(p), settings.relu_input, settings.relu_output,
     ))  # fmt: skip
     return plan, (size[0], 1, *positions)
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.internals.torch import function_transforms_active
-from knlightning.nn.autograd import KNConvFunction, Settings, is_channels_last, kn_conv_composite
+from knlightning.nn import cpu_passes
+from knlightning.nn.autograd import KNConvFunction
+from knlightning.nn.composite import Call, Settings, is_channels_last, kn_conv_composite
 from knlightning.nn.dropout import draw_dropped, draw_mask
 from knlightning.nn.fused import draw_seed, find_passes, fused_kn_conv
 from knlightning.nn.kept_moments import Normalization, normalization_of
@@ -73,9 +75,10 @@ def kernel_norm(
         ArgumentError: If an argument is out of its range, or a window does not fit into the padded input.
     """
     spatial = input.dim() - 2
-    check_input(input, spatial)
+    check_input(input.shape, input.dtype, spatial)
     input, window = Window.of(spatial, kernel_size, stride, padding, dilation).pad(input, padding_mode)
-    _check_mask(mask, input)
+    if mask is not None:
+        _check_mask(mask, input)
     size = input.shape[1] * math.prod(window.kernel_size)
     sampled, inflation = _dropout(size, dropout_p, training, eval_statistics)
     if sampled and mask is None:
@@ -110,10 +113,11 @@ def kn_conv(
     *,
     dilation: int | Sequence[int] = 1,
     padding_mode: PaddingMode = "zeros",
+    by_group: bool = False,
 ) -> Tensor:
     """Convolve the kernel normalized windows of the input: (conv(x, W) - mean * sum(W)) / sqrt(var + eps) + b.
 
-    The statistics are those of `kernel_norm`, over all channels whatever the groups. Under autocast the
+    The statistics are those of `kernel_norm`, over all channels whatever the groups, or `by_group`. Under autocast the
     convolution runs in the lower precision and the statistics in float32.
 
     For backward an input and a convolution's result are kept. A network whose layers follow one another needs only
@@ -142,6 +146,7 @@ def kn_conv(
         keep_output: Keep the output for backward.
         dilation: As in `kernel_norm`.
         padding_mode: As in `kernel_norm`.
+        by_group: Normalize each group of channels by its own statistics; then more is kept for backward.
 
     Returns:
         Tensor [N, O, *floor((size + padding - dilation * (k - 1) - 1) / stride + 1)].
@@ -150,46 +155,60 @@ def kn_conv(
         TypeError: If the input is not a floating point tensor.
         ArgumentError: If an argument is out of its range, or the filters do not fit the input.
     """
-    check_input(input, weight.dim() - 2)
+    # of small convolutions in evaluation all this takes a good part of the time: few calls, and checks once a shape
     compiling = torch.compiler.is_compiling()
-    window, settings, sampled = (_plan.__wrapped__ if compiling else _plan)(
-        input.shape, weight.shape, _hashable(stride), _hashable(padding), _hashable(dilation), padding_mode,
-        groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output,
+    geometry: list[Any] = [tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation)]
+    pads, settings, sampled = (_plan.__wrapped__ if compiling else _plan)(
+        input.shape, input.dtype, weight.shape, None if bias is None else bias.shape,
+        None if residual is None else residual.shape, *geometry,
+        padding_mode, groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output, by_group,
     )  # fmt: skip
-    if settings.window is not window:
-        input = F.pad(input, window.pads, padding_mode)
-    _check_mask(mask, input)
-    _check_residual(residual, input, weight, settings)
+    if pads is not None:
+        input = F.pad(input, pads, padding_mode)
+    if mask is not None:
+        _check_mask(mask, input)
     dtype, device = weight.dtype, input.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         input = input.to(dtype)
-    if not sampled and groups == 1 and (input.itemsize < 4 or input.is_cuda):
+    if not sampled and (by_group or (groups == 1 and (input.itemsize < 4 or input.is_cuda))):
         weight = _centre(weight)
     weight = weight if weight.dtype == dtype else weight.to(dtype)
-    transformed = function_transforms_active()
-    passes = find_passes(input, weight) if mask is None and not transformed else None
-    if transformed or (compiling and (torch.compiler.is_exporting() or passes is None)):
+    composed = by_group or function_transforms_active()
+    passes = None if composed or mask is not None else find_passes(input, weight, bias, residual, compiling)
+    if composed or (compiling and (torch.compiler.is_exporting() or passes is None)):
         # Compilers and function transforms must see the operations themselves, and derive the gradient from them.
         if sampled and mask is None:
             mask = draw_mask(input, dropout_p)
-        return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings)
+        return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings, by_group)
 
-    if not (input.is_contiguous() or is_channels_last(input)):
-        input = input.contiguous()
     keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
+    if passes is not cpu_passes and not (input.is_contiguous() or is_channels_last(input)):
+        input = input.contiguous()
     if passes is not None:
         seed = draw_seed(input.device) if sampled else None
-        return fused_kn_conv(input, weight, bias, residual, seed, keep_output, settings, passes)
+        return fused_kn_conv(Call(input, weight, bias, residual, seed, settings), keep_output, passes)
+    return _by_operations(input, weight, bias, residual, mask, sampled, keep_output, settings)
+
+
+def _by_operations(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    sampled: bool,
+    keep_output: bool,
+    settings: Settings,
+) -> Tensor:
     dropped = None
-    if sampled and mask is None:
-        if device == "cpu":
-            dropped = draw_dropped(input.numel(), dropout_p)
-        else:
-            mask = draw_mask(input, dropout_p)
-    return KNConvFunction.apply(
-        input, weight, bias, residual, mask if sampled else None, dropped, keep_output, settings
-    )
+    if not sampled:
+        mask = None
+    elif mask is None and input.device.type == "cpu":
+        dropped = draw_dropped(input.numel(), settings.dropout_p)
+    elif mask is None:
+        mask = draw_mask(input, settings.dropout_p)
+    return KNConvFunction.apply(input, weight, bias, residual, mask, dropped, keep_output, settings)
 
 
 def check_dropout(dropout_p: float, eval_statistics: str) -> None:
@@ -202,10 +221,13 @@ def check_dropout(dropout_p: float, eval_statistics: str) -> None:
     check_choice("eval_statistics", eval_statistics, get_args(EvalStatistics))
 
 
-@functools.lru_cache(maxsize=4096, typed=True)
+@functools.lru_cache(maxsize=4096)
 def _plan(
     shape: torch.Size,
+    dtype: torch.dtype,
     filters: torch.Size,
+    biases: torch.Size | None,
+    added: torch.Size | None,
     stride: int | tuple[int, ...],
     padding: int | tuple[int, ...] | str,
     dilation: int | tuple[int, ...],
@@ -217,24 +239,34 @@ def _plan(
     eps: float,
     relu_input: bool,
     relu_output: bool,
-) -> tuple[Window, Settings, bool]:
+    by_group: bool,
+) -> tuple[tuple[int, ...] | None, Settings, bool]:
     """Check the settings of a convolution with tensors of these shapes; once, since it takes as long as small ones.
 
     Returns:
-        The windows, the settings with the windows of what the input is padded to, and whether a mask is drawn.
+        What the input is to be padded by, the settings with the windows of the result, and whether a mask is drawn.
     """
+    check_input(shape, dtype, len(filters) - 2)
     window = Window.of(len(filters) - 2, filters[2:], stride, padding, dilation)
     window.check(shape[2:], padding_mode)
     if groups < 1 or filters[0] % groups or shape[1] != filters[1] * groups:
         allowed = f"[O, C / groups, *kernel] with C = {shape[1]} input channels and O a multiple of the groups"
         raise ArgumentError("weight's shape", tuple(filters), allowed, f"The number of groups is {groups}")
-    sampled, inflation = _dropout(shape[1] * math.prod(window.kernel_size), dropout_p, training, eval_statistics)
-    inner = window if padding_mode == "zeros" or not any(window.pads) else window.without_padding()
-    return window, Settings(inner, groups, dropout_p, inflation, eps, relu_input, relu_output), sampled
-
-
-def _hashable(value: int | Sequence[int] | str) -> Any:
-    return value if isinstance(value, (int, str, tuple)) else tuple(value)
+    size = math.prod(filters[1:]) * (1 if by_group else groups)
+    if by_group and size == 1:
+        raise ArgumentError("weight's shape", tuple(filters), "filters of more than one element of a group")
+    if biases is not None and biases != filters[:1]:
+        raise ArgumentError("bias's shape", tuple(biases), f"({filters[0]},), a number for each filter")
+    if added is not None:
+        output = (shape[0], filters[0], *window.positions(shape[2:]))
+        if relu_output:
+            raise ArgumentError("relu_output", True, "False with a residual", "Apply the ReLU to the sum")
+        if added != output:
+            raise ArgumentError("residual's shape", tuple(added), f"that of the output, {output}")
+    sampled, inflation = _dropout(size, dropout_p, training, eval_statistics)
+    pads = None if padding_mode == "zeros" or not any(window.pads) else window.pads
+    inner = window if pads is None else window.without_padding()
+    return pads, Settings(inner, groups, dropout_p, inflation, eps, relu_input, relu_output), sampled
 
 
 def _dropout(size: int, p: float, training: bool, eval_statistics: str) -> tuple[bool, float]:
@@ -257,17 +289,7 @@ def _centre(weight: Tensor) -> Tensor:
     return wide - wide.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
-def _check_mask(mask: Tensor | None, input: Tensor) -> None:
-    if mask is not None and (mask.shape != input.shape or mask.dtype != torch.bool):
+def _check_mask(mask: Tensor, input: Tensor) -> None:
+    if mask.shape != input.shape or mask.dtype != torch.bool:
         allowed = f"a bool tensor of shape {tuple(input.shape)}, that of the input or of what it is padded to"
         raise ArgumentError("mask", (mask.dtype, tuple(mask.shape)), allowed)
-
-
-def _check_residual(residual: Tensor | None, input: Tensor, weight: Tensor, settings: Settings) -> None:
-    if residual is None:
-        return
-    if settings.relu_output:
-        raise ArgumentError("relu_output", True, "False with a residual", "Apply the ReLU to the sum")
-    shape = (input.shape[0], weight.shape[0], *settings.window.positions(input.shape[2:]))
-    if residual.shape != shape:
-        raise ArgumentError("residual's shape", tuple(residual.shape), f"that of the output, {shape}")

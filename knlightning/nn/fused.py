@@ -10,12 +10,12 @@ The operators are known to `torch.library`, so that compilers take them as they 
 """
 
 import importlib.util
-import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from knlightning.nn import cpu_passes, pointwise
-from knlightning.nn.autograd import (
+from knlightning.nn.composite import (
     CHANNELS_LAST,
+    Call,
     Settings,
     composite_gradients,
     convolve,
@@ -49,7 +50,7 @@ torch.library.define(
 )
 torch.library.define(
     _BACKWARD,
-    "(Tensor grad, Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, Tensor kept, "
+    "(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? seed, Tensor grad, Tensor kept, "
     f"Tensor mean, Tensor rstd, bool[] needs, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -82,17 +83,30 @@ def fused_kernels(enabled: bool) -> Iterator[None]:
         _choice = before
 
 
-def find_passes(input: Tensor, weight: Tensor) -> ModuleType | None:
-    """Choose the fused kernels by which a convolution runs, from its input and filters as autocast leaves them.
+def find_passes(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    compiling: bool = False,
+) -> ModuleType | None:
+    """Choose the fused kernels by which a convolution runs, from its tensors as autocast leaves them.
 
     Returns:
         `knlightning.nn.fused_passes`, `knlightning.nn.cpu_passes`, or None for plain operations.
     """
     if _choice is None and not input.is_cuda:
-        fits = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu" and type(input) is Tensor
-        fits = fits and is_channels_last(input) and (weight.is_contiguous() or is_channels_last(weight))
-        fits = fits and _format(input, weight) != torch.contiguous_format
-        if not fits or torch.compiler.is_compiling():  # compilers must see the operations
+        last = CHANNELS_LAST.get(input.dim())
+        if compiling or last is None or type(input) is not Tensor:  # compilers must see the operations
+            return None
+        for tensor in (input, weight, bias, residual):  # they are read by their addresses
+            if tensor is not None and not (tensor.is_cpu and tensor.dtype == torch.float32):
+                return None
+        in_order = weight.is_contiguous()
+        fits = input.is_contiguous(memory_format=last) and (in_order or weight.is_contiguous(memory_format=last))
+        if not fits or (in_order and input.is_contiguous()) or (bias is not None and not bias.is_contiguous()):
+            return None
+        if residual is not None and not residual.is_contiguous(memory_format=last):
             return None
         return None if cpu_passes.library() is None else cpu_passes
     if not (input.is_cuda if _choice is None else _choice):
@@ -115,40 +129,23 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(-(2**63), 2**63 - 1, (1,), device=device)
 
 
-def fused_kn_conv(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    seed: Tensor | None,
-    keep_output: bool,
-    settings: Settings,
-    passes: ModuleType,
-) -> Tensor:
+def fused_kn_conv(call: Call, keep_output: bool, passes: ModuleType) -> Tensor:
     """Compute a kernel normalized convolution; see `knlightning.nn.kn_conv`.
 
     Args:
-        input: Tensor [N, C, *spatial], contiguous in the usual or the channels-last format, of a dtype with kernels.
-        weight: Filters [O, C / groups, *kernel] of the same dtype.
-        bias: Tensor [O], or None.
-        residual: Tensor of the output's shape, or None.
-        seed: What `draw_seed` returns, or None for no dropout.
+        call: Its tensors, of a dtype with kernels, and its settings.
         keep_output: Whether to keep the output for backward, in place of the convolution's result.
-        settings: The settings.
         passes: What `find_passes` returns.
     """
-    tensors = input, weight, bias, residual, seed
-    standardizes = passes is cpu_passes and pointwise.is_faster(input, weight, settings)
-    if not torch.is_grad_enabled():
-        if standardizes:
-            return pointwise.forward(*tensors, settings)[0]
-        return _forward(*tensors, keep_output, settings, passes)[0]
-    if standardizes:
-        return pointwise.Pointwise.apply(*tensors, settings)
-    if not torch.compiler.is_compiling():
-        # without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
-        return _Eager.apply(*tensors, keep_output, settings, passes)
-    return torch.ops.knlightning.kn_conv.default(*tensors, keep_output, *_flatten(settings))[0]
+    learning = torch.is_grad_enabled()
+    if passes is cpu_passes and pointwise.is_faster(call):
+        return pointwise.Pointwise.apply(*call) if learning else pointwise.forward(call)[0]
+    if passes is cpu_passes and not learning:
+        return cpu_passes.forward(call)
+    if passes is not cpu_passes and torch.compiler.is_compiling():
+        return torch.ops.knlightning.kn_conv.default(*call[:5], keep_output, *_flatten(call.settings))[0]
+    # without the operator, whose dispatch in Python takes longer than many a convolution on a GPU
+    return _Eager.apply(*call, keep_output, passes) if learning else _forward(call, keep_output, passes)[0]
 
 
 def _flatten(settings: Settings) -> list[Any]:
@@ -162,25 +159,17 @@ def _unpack(weight: Tensor, stride: list[int], pads: list[int], dilation: list[i
     return Settings(Window(tuple(weight.shape[2:]), tuple(stride), padding, tuple(dilation)), *numbers)
 
 
-def _forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    seed: Tensor | None,
-    keep_output: bool,
-    settings: Settings,
-    passes: ModuleType,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return output, convolution's result (empty with `keep_output`), mean and rstd of the windows, sums of filters."""
-    memory_format = _format(input, weight)
-    mean, rstd, sums, rectified = passes.moments(input, weight, seed, settings)
-    convolved = convolve(input if rectified is None else rectified, weight, settings)
+def _forward(call: Call, keep_output: bool, passes: ModuleType) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return output, result of the convolution (the same with `keep_output`), mean, rstd, and sums of the filters."""
+    if passes is cpu_passes:
+        memory_format = CHANNELS_LAST[call.input.dim()]
+    else:
+        call, memory_format = _dense(call)
+    mean, rstd, sums, rectified = passes.moments(call)
+    convolved = convolve(call.input if rectified is None else rectified, call.weight, call.settings)
     convolved = convolved.contiguous(memory_format=memory_format)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=memory_format)
-    output = passes.normalize(convolved, mean, rstd, sums, bias, residual, settings.relu_output, keep_output)
-    return output, output.new_empty(0) if keep_output else convolved, mean, rstd, sums
+    output = passes.normalize(call, convolved, mean, rstd, sums, keep_output)
+    return output, convolved, mean, rstd, sums
 
 
 def _fake_forward(
@@ -207,60 +196,54 @@ def _format(*tensors: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _dense(input: Tensor) -> Tensor:
-    """Make sure of the format, whatever a compiler made of the input; costs nothing if it has it."""
-    return input.contiguous(memory_format=_format(input))
+def _dense(call: Call) -> tuple[Call, torch.memory_format]:
+    """Make sure of the formats in memory, whatever a compiler made of them; return that of the output, too."""
+    input, weight, bias, residual, seed, settings = call
+    own = _format(input)
+    memory_format = own if own != torch.contiguous_format else _format(weight)
+    input = input.contiguous(memory_format=own)
+    bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else residual.contiguous(memory_format=memory_format)
+    return Call(input, weight, bias, residual, seed, settings), memory_format
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor], settings: Settings, passes: ModuleType) -> None:
-    input, weight, bias, residual, seed, keep_output = inputs[:6]
-    result, convolved, mean, rstd = output
-    ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, result if keep_output else convolved)
-    ctx.keep_output, ctx.settings, ctx.passes = keep_output, settings, passes
+def _save(ctx: Any, call: Call, output: Sequence[Tensor], keep_output: bool) -> None:
+    result, convolved, mean, rstd = output[:4]
+    ctx.save_for_backward(call.input, mean, rstd, *call[1:5], result if keep_output else convolved)
+    ctx.keep_output, ctx.settings = keep_output, call.settings
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-    input, mean, rstd, weight, bias, residual, seed, kept = ctx.saved_tensors
-    needs = ctx.needs_input_grad[:4]
+    input, mean, rstd, *rest, kept = ctx.saved_tensors
+    call, needs = Call._make((input, *rest, ctx.settings)), ctx.needs_input_grad[:4]
     nothing = (None,) * (len(ctx.needs_input_grad) - 4)
     if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
-        mask = None if seed is None else ctx.passes.mask_of_seed(seed, input, ctx.settings.dropout_p)
-        return *composite_gradients((input, weight, bias, residual), mask, grad, needs, ctx.settings), *nothing
-    tensors = grad, input, weight, bias, residual, seed, kept, mean, rstd
-    gradients = ctx.run(*tensors, list(needs[:3]), ctx.keep_output, *ctx.arguments)
+        mask = None if call.seed is None else ctx.passes.mask_of_seed(call.seed, input, ctx.settings.dropout_p)
+        return *composite_gradients(call[:4], mask, grad, needs, ctx.settings), *nothing
+    gradients = ctx.run(call, grad, kept, mean, rstd, list(needs[:3]), ctx.keep_output)
     found = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
     return *found, grad if needs[3] else None, *nothing
 
 
 def _backward(
+    call: Call,
     grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    seed: Tensor | None,
     kept: Tensor,
     mean: Tensor,
     rstd: Tensor,
     needs: list[bool],
     keep_output: bool,
-    settings: Settings,
     passes: ModuleType,
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
-    window, memory_format = settings.window, _format(input, weight)
+    call, memory_format = _dense(call)
+    input, weight, bias, _, _, settings = call
+    window = settings.window
     grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
     kept = kept.contiguous(memory_format=memory_format)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=memory_format)
-    share = 1.0 if seed is None else 1.0 - settings.dropout_p
     sums = filter_sums(weight, torch.float32) if sums is None else sums
-    scaled, maps, d_bias, d_sums = passes.scale_gradient(
-        grad, kept, residual, mean, rstd, sums, bias,
-        inflation=settings.inflation, share=share, window_size=input.shape[1] * math.prod(window.kernel_size),
-        kept_output=keep_output, relu=settings.relu_output, needs_maps=needs[0],
-    )  # fmt: skip
+    scaled, maps, d_bias, d_sums = passes.scale_gradient(call, grad, kept, mean, rstd, sums, keep_output, needs[0])
     padded, padding = pad_unevenly(input.relu() if settings.relu_input else input, window)
     d_input, d_weight, _ = torch.ops.aten.convolution_backward.default(
         scaled, padded, weight, None, window.stride, padding, window.dilation,
@@ -272,15 +255,13 @@ def _backward(
         d_input = d_input.contiguous(memory_format=_format(input))
     if needs[1]:
         d_weight = d_weight.contiguous(memory_format=_format(weight))
-    passes.finish_gradient(d_input, d_weight, input, weight, maps, d_sums, seed, settings)
+    passes.finish_gradient(call, d_input, d_weight, maps, d_sums)
     gradients = (d_input, d_weight, d_bias.to(bias.dtype) if needs[2] and bias is not None else None)
     return tuple(input.new_empty(0) if gradient is None else gradient for gradient in gradients)  # type: ignore[return-value]
 
 
-def _fake_backward(
-    grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    needs = rest[5]
+def _fake_backward(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    needs = rest[6]
     d_input, d_weight = (
         tensor.new_empty(tensor.shape).contiguous(memory_format=_format(tensor)) if needed else tensor.new_empty(0)
         for tensor, needed in zip((input, weight), needs[:2], strict=True)
@@ -291,30 +272,28 @@ def _fake_backward(
 # ---- the operators, whose settings are numbers
 
 
-def _forward_by_numbers(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    seed: Tensor | None,
-    keep_output: bool,
-    *numbers: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    settings = _unpack(weight, *numbers)
-    return _forward(_dense(input), weight, bias, residual, seed, keep_output, settings, _triton())[:4]
+def _call(tensors: Sequence[Any], numbers: Sequence[Any]) -> Call:
+    return Call._make((*tensors, _unpack(tensors[1], *numbers)))
 
 
-def _backward_by_numbers(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    arguments = (*rest[:8], _unpack(weight, *rest[8:]), _triton())
-    return _backward(grad, _dense(input), weight, *arguments)
+def _forward_by_numbers(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    keep_output, *numbers = inputs[5:]
+    output, convolved, mean, rstd, _ = _forward(_call(inputs[:5], numbers), keep_output, _triton())
+    return output, output.new_empty(0) if keep_output else convolved, mean, rstd
+
+
+def _backward_by_numbers(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    grad, kept, mean, rstd, needs, keep_output, *numbers = inputs[5:]
+    return _backward(_call(inputs[:5], numbers), grad, kept, mean, rstd, needs, keep_output, _triton())
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    numbers = inputs[6:]
+    keep_output, *numbers = inputs[5:]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    _save(ctx, inputs, output, _unpack(inputs[1], *numbers), _triton())
-    ctx.run, ctx.arguments = torch.ops.knlightning.kn_conv_backward.default, numbers
+    _save(ctx, _call(inputs[:5], numbers), output, keep_output)
+    backward = torch.ops.knlightning.kn_conv_backward.default
+    ctx.passes, ctx.run = _triton(), lambda call, *rest: backward(*call[:5], *rest, *numbers)
 
 
 torch.library.impl(_FORWARD, "default", _forward_by_numbers)
@@ -329,10 +308,11 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *output, sums = _forward(*inputs)
-        settings, passes = inputs[6:]
-        _save(ctx, inputs, output, settings, passes)
-        ctx.run, ctx.arguments = _backward, (settings, passes, sums)
+        *given, keep_output, passes = inputs
+        call = Call._make(given)
+        *output, sums = _forward(call, keep_output, passes)
+        _save(ctx, call, output, keep_output)
+        ctx.passes, ctx.run = passes, partial(_backward, passes=passes, sums=sums)
         return output[0]
 
     backward = staticmethod(_differentiate)

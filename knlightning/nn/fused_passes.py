@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from knlightning.nn import autograd
 from knlightning.nn import triton_kernels as kernels
-from knlightning.nn.autograd import Settings
+from knlightning.nn.composite import Call, filter_sums
 from knlightning.nn.windows import Window
 
 _TILE, _MOST_CHANNELS, _MOST_PIXELS = 4096, 128, 1024
@@ -60,114 +59,84 @@ def window_moments(mean: Tensor, var: Tensor, window: Window, inflation: float, 
     return merged, rstd
 
 
-def moments(
-    input: Tensor, weight: Tensor, seed: Tensor | None, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def moments(call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Compute mean and 1 / sqrt(var + eps) of dropped out windows [N, 1, *positions], and sum each filter.
 
     Args:
-        input: Tensor [N, C, *spatial].
-        weight: Filters [O, C / groups, *kernel].
-        seed: Int64 tensor [1] from which the mask is drawn, or None.
-        settings: The settings.
+        call: What is convolved.
 
     Returns:
         Means, 1 / sqrt(var + eps), the sums [O], and the ReLU of the input if it is wanted.
     """
-    mean, var, rectified = pixel_moments(input, seed, settings.dropout_p, settings.relu_input)
+    settings = call.settings
+    mean, var, rectified = pixel_moments(call.input, call.seed, settings.dropout_p, settings.relu_input)
     moments = window_moments(mean, var, settings.window, settings.inflation, settings.eps)
-    return *moments, autograd.filter_sums(weight, torch.float32), rectified
+    return *moments, filter_sums(call.weight, torch.float32), rectified
 
 
-def normalize(
-    convolved: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    sums: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    in_place: bool,
-) -> Tensor:
+def normalize(call: Call, convolved: Tensor, mean: Tensor, rstd: Tensor, sums: Tensor, in_place: bool) -> Tensor:
     """Compute (convolved - mean * sums) * rstd + bias + residual, and its ReLU if wanted, in one pass."""
     output = convolved if in_place else torch.empty_like(convolved)
-    tensors = (convolved, output, mean, rstd, sums, bias, residual)
-    _over_images(kernels.normalize_kernel, convolved, tensors, (), relu=relu)
+    tensors = (convolved, output, mean, rstd, sums, call.bias, call.residual)
+    _over_images(kernels.normalize_kernel, convolved, tensors, (), relu=call.settings.relu_output)
     return output
 
 
 def scale_gradient(
+    call: Call,
     grad: Tensor,
     kept: Tensor,
-    residual: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     sums: Tensor,
-    bias: Tensor | None,
-    inflation: float,
-    share: float,
-    window_size: int,
     kept_output: bool,
-    relu: bool,
     needs_maps: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Scale the gradient by rstd, behind the ReLU if there is one, and take all sums of it, in one pass.
 
     Args:
+        call: What was convolved.
         grad: Gradient at the output [N, O, *positions].
         kept: The output (`kept_output`) or the result of the convolution, in the format of grad.
-        residual: What was added to the output, if that is kept.
         mean: Means of the windows [N, 1, *positions].
         rstd: 1 / sqrt(var + eps) of the windows.
         sums: Sums of the filters [O].
-        bias: Tensor [O], or None.
-        inflation: The factor of `knlightning.nn.statistics.inflate`.
-        share: Share of the elements that dropout keeps.
-        window_size: Number of elements of a window.
         kept_output: What is kept.
-        relu: Whether the output is that of a ReLU.
         needs_maps: Whether the gradient through the statistics is wanted.
 
     Returns:
         The scaled gradient; float32 maps [N, 2, *positions] or None; and sums over positions [O], of the gradient and
         of the scaled one times the mean.
     """
+    settings = call.settings
     scaled = torch.empty_like(grad)
     maps = mean.new_empty((len(mean), 2, *mean.shape[2:])) if needs_maps else None
     block_p, _ = blocks = _tile(grad)
     partial = mean.new_empty(_programs(grad, block_p), 2, len(sums))
-    tensors = (grad, kept, residual, mean, rstd, sums, bias, scaled, maps, partial)
-    numbers = (inflation, 1.0 / (window_size * share), 1.0 / (window_size * share**2))
-    _over_images(
-        kernels.scale_gradient_kernel, grad, tensors, numbers, blocks=blocks, kept_output=kept_output, relu=relu
-    )
+    tensors = (grad, kept, call.residual, mean, rstd, sums, call.bias, scaled, maps, partial)
+    scale = 1.0 if call.seed is None else 1.0 / (1.0 - settings.dropout_p)
+    share = scale / (call.input.shape[1] * math.prod(settings.window.kernel_size))
+    constants = {"kept_output": kept_output, "relu": settings.relu_output}
+    numbers = (settings.inflation, share, share * scale)
+    _over_images(kernels.scale_gradient_kernel, grad, tensors, numbers, blocks=blocks, **constants)
     return scaled, maps, *partial.sum(0)
 
 
 def finish_gradient(
-    d_input: Tensor | None,
-    d_weight: Tensor | None,
-    input: Tensor,
-    weight: Tensor,
-    maps: Tensor | None,
-    d_sums: Tensor,
-    seed: Tensor | None,
-    settings: Settings,
+    call: Call, d_input: Tensor | None, d_weight: Tensor | None, maps: Tensor | None, d_sums: Tensor
 ) -> None:
     """Add the gradients through the statistics to those through the convolution, in place; then pass the ReLU.
 
     Args:
+        call: What was convolved.
         d_input: Gradient of the input through the convolution, or None.
         d_weight: Gradient of the filters through it, or None.
-        input: Tensor [N, C, *spatial].
-        weight: Filters [O, C / groups, *kernel].
         maps: What `scale_gradient` returns.
         d_sums: The last sums that `scale_gradient` returns.
-        seed: Int64 tensor [1] from which the mask is drawn, or None.
-        settings: The settings.
     """
+    input, settings = call.input, call.settings
     if d_weight is not None:
-        d_weight -= d_sums.to(weight.dtype).view(-1, *(1,) * (weight.dim() - 1))
+        d_weight -= d_sums.to(d_weight.dtype).view(-1, *(1,) * (d_weight.dim() - 1))
     if d_input is None or maps is None:
         return
     size, positions = input.shape[2:], maps.shape[2:]
@@ -175,7 +144,7 @@ def finish_gradient(
     kernel, window = kernels.windows_transposed_kernel, settings.window
     _over_windows(kernel, pixel_maps, (maps, pixel_maps), size, positions, (), window)
     constants = {"threshold": _threshold(settings.dropout_p), "relu": settings.relu_input}
-    _over_images(kernels.finish_gradient_kernel, input, (d_input, input, pixel_maps, seed), (), **constants)
+    _over_images(kernels.finish_gradient_kernel, input, (d_input, input, pixel_maps, call.seed), (), **constants)
 
 
 def _over_images(

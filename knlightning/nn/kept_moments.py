@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from knlightning.nn.autograd import Settings
+from knlightning.nn.composite import Settings
 from knlightning.nn.windows import Window
 
 

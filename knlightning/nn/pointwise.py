@@ -11,38 +11,31 @@ import torch
 from torch import Tensor
 
 from knlightning.nn import cpu_passes
-from knlightning.nn.autograd import CHANNELS_LAST, Settings, composite_gradients, convolve
+from knlightning.nn.composite import CHANNELS_LAST, Call, composite_gradients, convolve
 
 
-def is_faster(input: Tensor, weight: Tensor, settings: Settings) -> bool:
+def is_faster(call: Call) -> bool:
     """Whether to standardize the input rather than normalize the result; as measured with batches of two.
 
     It does not depend on the size of the batch, so that samples do not depend on each other.
     """
-    window = settings.window
+    window = call.settings.window
     if max(window.kernel_size + window.stride) > 1 or any(window.pads):
         return False
-    pixels, filters = math.prod(input.shape[2:]), len(weight)
+    pixels, filters = math.prod(call.input.shape[2:]), call.weight.shape[0]
     if not torch.is_grad_enabled():  # the result is still in the caches; many filters are not
         return filters > 8 * pixels
-    saved = 0 if settings.relu_output else 4 * filters
-    return pixels * (3 * input.shape[1] - saved) < weight.numel() / 2
+    saved = 0 if call.settings.relu_output else 4 * filters
+    return pixels * (3 * call.input.shape[1] - saved) < call.weight.numel() / 2
 
 
-def forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    seed: Tensor | None,
-    settings: Settings,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, mean and 1 / sqrt(var + eps) of the pixels."""
-    standardized, mean, rstd = cpu_passes.standardize(input, weight, seed, settings)
-    output = convolve(standardized, weight, settings, bias)
-    if residual is not None:
-        output += residual
-    return output.relu_() if settings.relu_output else output, mean, rstd
+    standardized, mean, rstd = cpu_passes.standardize(call)
+    output = convolve(standardized, call.weight, call.settings, call.bias)
+    if call.residual is not None:
+        output += call.residual
+    return output.relu_() if call.settings.relu_output else output, mean, rstd
 
 
 class Pointwise(torch.autograd.Function):
@@ -56,38 +49,32 @@ class Pointwise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        residual: Tensor | None,
-        seed: Tensor | None,
-        settings: Settings,
-    ) -> Tensor:
-        output, mean, rstd = forward(input, weight, bias, residual, seed, settings)
-        shown = output if settings.relu_output else None
-        ctx.save_for_backward(input, mean, rstd, weight, bias, residual, seed, shown)
-        ctx.settings = settings
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        call = Call._make(inputs)
+        output, mean, rstd = forward(call)
+        shown = output if call.settings.relu_output else None
+        ctx.save_for_backward(call.input, mean, rstd, *call[1:5], shown)
+        ctx.settings = call.settings
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, mean, rstd, weight, bias, residual, seed, shown = ctx.saved_tensors
-        settings, needs = ctx.settings, ctx.needs_input_grad[:4]
+        input, mean, rstd, *rest, shown = ctx.saved_tensors
+        call, needs = Call._make((input, *rest, ctx.settings)), ctx.needs_input_grad[:4]
+        _, weight, bias, _, seed, settings = call
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
             mask = None if seed is None else cpu_passes.mask_of_seed(seed, input, settings.dropout_p)
-            return *composite_gradients((input, weight, bias, residual), mask, grad, needs, settings), None, None
+            return *composite_gradients(call[:4], mask, grad, needs, settings), None, None
         ones, zeros = settings.window.stride, (0,) * (input.dim() - 2)
         d_residual = grad if needs[3] else None
         if shown is not None:
             grad = torch.ops.aten.threshold_backward(grad, shown, 0)
-        standardized = cpu_passes.standardize(input, weight, seed, settings, (mean, rstd))[0]
+        standardized = cpu_passes.standardize(call, (mean, rstd))[0]
         d_input, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
             grad, standardized, weight, None if bias is None else bias.shape, ones, zeros, ones, False, zeros,
             settings.groups, needs[:3],
         )  # fmt: skip
         if needs[0]:
             d_input = d_input.contiguous(memory_format=CHANNELS_LAST[input.dim()])
-            cpu_passes.standardize_backward(d_input, input, weight, mean, rstd, seed, settings)
+            cpu_passes.standardize_backward(call, d_input, mean, rstd)
         return d_input, d_weight, d_bias, d_residual, None, None

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -180,19 +181,19 @@ def per_dimension(
     return values  # type: ignore[return-value] # checked above
 
 
-def check_input(input: Tensor, spatial: int) -> None:
-    """Check that kernel normalization can take an input.
+def check_input(shape: Sequence[int], dtype: torch.dtype, spatial: int) -> None:
+    """Check that kernel normalization can take an input of a shape and a dtype.
 
     Raises:
         TypeError: If it is not a floating point tensor.
         ArgumentError: If it has not one to three spatial dimensions, as many as the windows have.
     """
-    if not input.is_floating_point():
-        raise TypeError(f"input must be a floating point tensor, got {input.dtype}")
-    if not 1 <= spatial <= 3 or input.dim() != spatial + 2:
+    if not dtype.is_floating_point:
+        raise TypeError(f"input must be a floating point tensor, got {dtype}")
+    if not 1 <= spatial <= 3 or len(shape) != spatial + 2:
         raise ArgumentError(
             "input",
-            tuple(input.shape),
+            tuple(shape),
             "a tensor [N, C, *spatial] with one to three spatial dimensions, as many as the windows have",
             f"The windows have {spatial}",
         )

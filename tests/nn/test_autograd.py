@@ -2,8 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from nn.cases import cases, close, gradients
+from nn.cases import close, gradients
 
 from knlightning.nn import autograd, fused_kernels, kn_conv
 from knlightning.nn.dropout import draw_dropped, mask_of
@@ -82,21 +81,6 @@ def test_a_given_mask_and_a_drawn_one_agree_in_low_precision(dtype):
     precision = 4 * torch.finfo(dtype).eps
     one, other = gradients(drawn, [x])[0].float(), gradients(given_, [x])[0].float()
     assert (one - other).norm() < precision * other.norm()
-
-
-@settings(max_examples=30, deadline=None)
-@given(cases())
-def test_compilers_and_transforms_get_the_gradient_of_the_closed_form(case):
-    """`torch.func` takes the composite operations; their gradient is the closed form's."""
-    x, weight, *rest = case.arguments()
-
-    def loss(x, weight):
-        return kn_conv(x, weight, *rest, mask=case.mask, **case.rest).square().sum()
-
-    closed = torch.autograd.grad(loss(x, weight), (x, weight))
-    composite = torch.func.grad(loss, argnums=(0, 1))(x.detach(), weight.detach())
-    for a, b in zip(closed, composite, strict=True):
-        close(a, b.detach())
 
 
 @pytest.mark.parametrize(

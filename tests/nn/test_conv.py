@@ -6,6 +6,7 @@ import pytest
 import torch
 from nn import naive
 from torch import nn
+from torch.autograd import forward_ad
 
 from knlightning.analysis.measure import bytes_kept
 from knlightning.nn import KernelNorm2d, KNConv1d, KNConv2d, KNConv3d, kn_conv
@@ -127,6 +128,16 @@ def test_functional_call_and_vmap():
         torch.testing.assert_close(batched["bias"][i], one[1])
     trained = torch.func.vmap(lambda image: layer.train()(image[None]), randomness="different")(x)
     assert trained.shape == (4, 1, 5, 5, 5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch itself calls it
+def test_forward_mode_differentiation_without_a_graph():
+    """The fused kernels would leave it out."""
+    layer = KNConv2d(3, 5, 2).to(memory_format=torch.channels_last).eval()
+    x, direction = torch.randn(2, 2, 3, 5, 5).movedim(2, -1).contiguous().movedim(-1, 2)
+    with forward_ad.dual_level(), torch.no_grad():
+        found = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, direction))).tangent
+    torch.testing.assert_close(found, torch.func.jvp(layer, (x,), (direction,))[1])
 
 
 def test_export():

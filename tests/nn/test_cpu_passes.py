@@ -10,7 +10,7 @@ from nn.cases import cases, compare
 from torch.utils.checkpoint import checkpoint
 
 from knlightning.nn import KNConv2d, cpu_passes, fused_kernels, kn_conv
-from knlightning.nn.autograd import Settings
+from knlightning.nn.composite import Call, Settings
 from knlightning.nn.cpu_passes import library, mask_of_seed
 from knlightning.nn.functional import normalization_of
 from knlightning.nn.fused import draw_seed, find_passes
@@ -81,6 +81,9 @@ def test_the_operations_around_the_convolution(relu_input, after, statistics, bi
     ours = kn_conv(*inputs[: 2 + bias], **arguments, **around)
     assert is_compiled(ours)
     assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        assert torch.equal(ours, kn_conv(*inputs[: 2 + bias], **arguments, **around))
     reference = around | ({"residual": exact[-1]} if after == "residual" else {})
     expected = kn_conv(*exact[: 2 + bias], mask=mask, **arguments, **reference)
     compare(ours, inputs, expected, exact, 2e-6)
@@ -109,16 +112,24 @@ def test_moments_are_exact_where_the_mean_is_far_above_the_spread():
     x = 1e4 + images(2, 130, 4, 9)
     weight, window = images(5, 130, 1, 1), Window.of(2, 1)
     settings = Settings(window, 1, 0.0, 1.0, 0.0, True, False)
-    mean, rstd, sums, rectified = cpu_passes.moments(x, weight, None, settings)
+    mean, rstd, sums, rectified = cpu_passes.moments(Call(x, weight, None, None, None, settings))
     exact_mean, exact_var = pixel_moments(x.double(), None, 0.0)
     assert torch.equal(rectified, x)
     torch.testing.assert_close(sums, weight.sum((1, 2, 3)))
     torch.testing.assert_close(mean.double(), exact_mean, rtol=2e-7, atol=0)
     torch.testing.assert_close(rstd.double(), exact_var.rsqrt(), rtol=1e-3, atol=0)
     settings = Settings(window, 1, 0.3, 1.0, 0.0, False, False)
-    dropped_mean, dropped_rstd, _, _ = cpu_passes.moments(x, weight, SEED, settings)
+    dropped_mean, dropped_rstd, _, _ = cpu_passes.moments(Call(x, weight, None, None, SEED, settings))
     mean, var = pixel_moments(x, mask_of_seed(SEED, x, 0.3), 0.3)
     torch.testing.assert_close((dropped_mean, dropped_rstd), (mean, var.rsqrt()), rtol=1e-5, atol=0)
+
+
+def test_constant_pixels_of_many_channels_become_zero():
+    x = torch.full((1, 2048, 2, 2), 1000.1).contiguous(memory_format=torch.channels_last)
+    settings = Settings(Window.of(2, 1), 1, 0.0, 1.0, 1e-5, False, False)
+    output, mean, _ = cpu_passes.standardize(Call(x, torch.ones(1, 2048, 1, 1), None, None, None, settings))
+    assert not output.any()
+    assert torch.equal(mean, x[:, :1])
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
@@ -185,8 +196,30 @@ def test_what_has_no_passes_takes_plain_operations(monkeypatch):
     assert find_passes(x.as_subclass(type("Other", (torch.Tensor,), {})), weight) is None
     with fused_kernels(False):
         assert find_passes(x, weight) is None
+    low, other = torch.ones(2, dtype=torch.bfloat16), torch.ones(2, device="meta")
+    for tensor in (low, low.double(), other):  # they would be read as if they were float32 on the CPU
+        assert find_passes(x, weight, tensor) is find_passes(x, weight, None, tensor) is None
     monkeypatch.setattr(cpu_passes, "library", lambda: None)
     assert find_passes(x, weight) is None
+
+
+def test_filters_on_another_device_are_an_error():
+    with pytest.raises(RuntimeError, match="device"):
+        kn_conv(images(1, 4, 4, 4), images(2, 4, 2, 2).to("meta"))
+
+
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("bias", [torch.arange(12.0)[::2], torch.ones(1).expand(6), torch.arange(6.0).double()])
+def test_biases_and_residuals_may_lie_and_be_stored_otherwise(bias, learning):
+    torch.manual_seed(0)
+    x, weight, residual = images(2, 8, 5, 5), images(6, 8, 3, 3), torch.randn(2, 12, 3, 3)[:, ::2].bfloat16()
+    with torch.set_grad_enabled(learning):
+        for tensors in ((bias, None), (bias, residual), (None, residual.float())):
+            ours, exact = (
+                kn_conv(x.to(dtype), weight.to(dtype), tensors[0], dropout_p=0.0, residual=tensors[1])
+                for dtype in (torch.float32, torch.float64)
+            )
+            torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])

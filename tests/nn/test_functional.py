@@ -251,6 +251,7 @@ def test_plain_backgrounds_in_low_precision(training, dtype):
             r"^residual's shape must be that of the output, \(1, 4, 4, 4\), got \(1, 4, 1, 1\)$",
         ),
         ({"relu_output": True, "residual": torch.ones(1, 4, 4, 4)}, "^relu_output must be False with a residual"),
+        ({"bias": torch.ones(3)}, r"^bias's shape must be \(4,\), a number for each filter, got \(3,\)$"),
         ({"mask": torch.ones(1, 4, 5, 5)}, "^mask must be a bool tensor"),
         ({"mask": torch.ones(1, 4, 5, 4, dtype=torch.bool)}, r"^mask must be .*\(1, 4, 5, 4\)"),
     ],

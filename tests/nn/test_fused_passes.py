@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from knlightning.nn import fused_passes
-from knlightning.nn.autograd import Settings
+from knlightning.nn.composite import Call, Settings
 from knlightning.nn.fused_passes import mask_of_seed
 from knlightning.nn.statistics import inflate, pixel_moments, window_moments, windows_transposed
 from knlightning.nn.windows import Window
@@ -45,7 +45,8 @@ def test_windows_and_their_transpose(window):
     d_input = torch.zeros(2, 3, *size)  # so that all that is added is seen
     x = torch.randn(2, 3, *size)
     settings, filters = Settings(window, 1, 0.0, 1.0, 1e-2, False, False), torch.empty(4, 3)
-    fused_passes.finish_gradient(d_input, None, x, filters, maps, torch.empty(4), None, settings)
+    call = Call(x, filters, None, None, None, settings)
+    fused_passes.finish_gradient(call, d_input, None, maps, torch.empty(4))
     constant, slope = windows_transposed(maps, size, window).split(1, 1)
     torch.testing.assert_close(d_input, constant + slope * x)
 

@@ -58,6 +58,7 @@ def test_activations_and_sums_around_it_are_those_of_the_other_layers():
     x, residual = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(layer(x, relu_input=True, relu_output=True), layer(x.relu()).relu())
     torch.testing.assert_close(layer(x, residual=residual, keep_output=True), layer(x) + residual)
+    assert layer(x[:0]).shape == (0, 4, 5, 5)
     layer.load_state_dict(KNConv2d(4, 4, 3, groups=2).state_dict())
 
 

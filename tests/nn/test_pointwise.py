@@ -96,7 +96,7 @@ def test_its_moments_are_found_for_private_training():
 def test_where_it_is_taken(channels, filters, size, around, learning, faster, monkeypatch):
     monkeypatch.undo()
     taken = []
-    monkeypatch.setattr(pointwise, "forward", lambda *args: taken.append(args) or (args[0],) * 3)
+    monkeypatch.setattr(pointwise, "forward", lambda call: taken.append(call) or (call.input,) * 3)
     x, weight = images(1, channels, size, size), torch.zeros(filters, channels, 1, 1, requires_grad=True)
     with torch.set_grad_enabled(learning):
         kn_conv(x, weight, dropout_p=0.0, **around)

@@ -88,10 +88,10 @@ def test_inputs_that_do_not_fit_are_told(padding, padding_mode, message):
 
 
 def test_inputs_have_one_to_three_spatial_dimensions_of_floats():
-    check_input(torch.ones(1, 2, 3), 1)
+    check_input((1, 2, 3), torch.float16, 1)
     with pytest.raises(ValueError, match=r"^input must be .*got \(4, 5, 5\). The windows have 2$"):
-        check_input(torch.ones(4, 5, 5), 2)
+        check_input((4, 5, 5), torch.float32, 2)
     with pytest.raises(ValueError, match="input must be"):
-        check_input(torch.ones(4, 5), 0)
+        check_input((4, 5), torch.float32, 0)
     with pytest.raises(TypeError, match=r"input must be a floating point tensor, got torch\.int64"):
-        check_input(torch.ones(1, 2, 3, dtype=torch.int64), 1)
+        check_input((1, 2, 3), torch.int64, 1)
