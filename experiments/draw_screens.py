@@ -1,6 +1,6 @@
 """Draw what a terminal of 80 and of 120 columns shows of a mistyped option and of a short run, as SVG files.
 
-    python experiments/draw_screens.py --out docs
+    python experiments/draw_screens.py --out docs/pictures
 
 Each command runs in a pseudo-terminal of that width. Nothing is drawn that it has not printed.
 """
@@ -77,7 +77,7 @@ def draw(output: str, columns: int) -> str:
     return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # a font would be fetched
 
 
-def main(out: Path = Path("docs"), columns: tuple[int, ...] = (80, 120)) -> None:
+def main(out: Path = Path("docs/pictures"), columns: tuple[int, ...] = (80, 120)) -> None:
     """Run the commands, and draw the terminal within the last epoch and at the end.
 
     Args:
