@@ -77,8 +77,16 @@ def main(args: list[str] | None = None) -> None:
         check_early(name, args[1:])
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())  # a configuration may name classes in files that lie here
-        with plain_errors(f"knl {name}"):
-            _import(f"{commands.__name__}.{module}").main(args[1:])
+        try:
+            with plain_errors(f"knl {name}"):
+                _import(f"{commands.__name__}.{module}").main(args[1:])
+            return
+        except SystemExit as end:
+            status = end.code
+        # outside the handler, where the error has let the trainer go: torch may abort if it goes with the interpreter
+        atexit.unregister(gc.collect)
+        atexit.register(gc.collect)
+        raise SystemExit(status)
 
 
 @contextmanager

@@ -67,9 +67,10 @@ def read(batches: Iterable[Any]) -> Iterator[Any]:
     """
     iterator = iter(batches)
     workers = workers_of(iterator)
+    exceeded = threading.Event()
     while True:
         try:
-            with _time_limit(workers) as exceeded:
+            with _time_limit(workers, exceeded):
                 batch = next(iterator)
         except StopIteration:
             return
@@ -97,16 +98,13 @@ def _explained(error: Exception, workers: list[Any], late: bool) -> Exception | 
 
 
 @contextmanager
-def _time_limit(workers: list[Any]) -> Iterator[threading.Event]:
+def _time_limit(workers: list[Any], exceeded: threading.Event) -> Iterator[None]:
     """Kill processes if the block takes longer than `READ_TIMEOUT`: a stopped one would be waited for without end.
 
     Args:
         workers: The processes.
-
-    Yields:
-        What is set if they were killed.
+        exceeded: Is set if they were killed.
     """
-    exceeded = threading.Event()
 
     def kill() -> None:
         exceeded.set()
@@ -119,7 +117,7 @@ def _time_limit(workers: list[Any]) -> Iterator[threading.Event]:
     if workers:
         timer.start()
     try:
-        yield exceeded
+        yield
     finally:
         timer.cancel()
 

@@ -109,12 +109,12 @@ def worker_failure(error: BaseException) -> str | None:
     Args:
         error: What the DataLoader raises, or its handler of the signal SIGCHLD in whatever runs.
     """
-    if not isinstance(error, RuntimeError):
-        return None
-    text = str(error)
     died = r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: [^.]+|exited unexpectedly)"
-    if found := re.match(died, text):
-        return f"A process that reads images has died (number {found[1]} {found[2]})."
+    cause: BaseException | None = error
+    while cause is not None:  # what the handler has interrupted may make another error of it
+        if isinstance(cause, RuntimeError) and (found := re.match(died, str(cause))):
+            return f"A process that reads images has died (number {found[1]} {found[2]})."
+        cause = cause.__context__
     return None
 
 

@@ -185,6 +185,13 @@ def test_other_errors_are_not_taken_for_those_of_processes():
     assert worker_failure(RuntimeError("DataLoader is slow")) is None
 
 
+def test_a_signal_that_is_hidden_by_another_error_is_found():
+    """`threading.Thread.start` makes a KeyError of it."""
+    error = KeyError("Timer")
+    error.__context__ = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert worker_failure(error) == "A process that reads images has died (number 7 is killed by signal: Killed)."
+
+
 def test_a_lost_connection_is_told_from_other_errors():
     """As gloo of torch 2.14.1 says it; tests/integration/test_ddp.py has it from real processes."""
     said = "[../third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:16805: Connection reset by peer"
