@@ -30,6 +30,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.data import ImageFolderDataModule
 from knlightning.data.labelled_files import IMAGENET_MEAN, IMAGENET_STD
@@ -121,7 +122,12 @@ def measure(images: int = 128, batch_size: int = 32, rounds: int = 7) -> dict[st
 
     Returns:
         For each way the median of its ratios to torchvision's reference.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
     """
+    for name, value in {"images": images, "batch_size": batch_size, "rounds": rounds}.items():
+        check_number(name, value, at_least=1, integer=True)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -23,6 +23,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.models import knresnet18
 
@@ -82,7 +83,12 @@ def measure(batch_size: int = 16, steps: int = 2, rounds: int = 7) -> dict[str, 
 
     Returns:
         For each way its speed over twice that of one process.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
     """
+    for name, value in {"batch_size": batch_size, "steps": steps, "rounds": rounds}.items():
+        check_number(name, value, at_least=1, integer=True)
     results = get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         spawn(_work, (f"{folder}/meeting", batch_size, steps, rounds, results), nprocs=2)

@@ -15,6 +15,7 @@ import time
 import torch
 
 from knlightning.analysis.measure import bytes_kept
+from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.data import TrainSampler
 from knlightning.models import knresnet50
@@ -67,7 +68,12 @@ def simulate(
         written_per_second: Gigabytes of a checkpoint.
         hours_between_failures: Of one device; 50,000 are those of Llama 3 (Dubey et al., 2024, table 5: 419 in 54 days
             of 16,384 GPUs).
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
     """
+    for name, value in dict(locals()).items():
+        check_number(name, value, above=0)
     network = knresnet50(num_classes=1000)
     weights = sum(4 * parameter.numel() for parameter in network.parameters())
     kept = bytes_kept(network, torch.rand(1, 3, 224, 224))

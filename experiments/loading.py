@@ -23,6 +23,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR100
 
 from knlightning.analysis.measure import Device, choose_device
+from knlightning.checks import check, check_number
 from knlightning.commands.command import command
 from knlightning.data import CIFAR100DataModule
 
@@ -101,7 +102,12 @@ class SingleImages:
 
 
 def images_per_second(batches: Iterable[tuple[Tensor, Tensor]], device: str) -> float:
-    """Time an epoch."""
+    """Time an epoch.
+
+    Args:
+        batches: The epoch.
+        device: On which they are.
+    """
     start = time.perf_counter()
     count = sum(len(labels) for _, labels in batches)
     if device == "cuda":
@@ -127,7 +133,14 @@ def measure(
 
     Returns:
         For each number of processes the median of the ratios.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
     """
+    check(bool(num_workers) and min(num_workers) >= 0, "num_workers", num_workers, "a list of numbers of at least 0")
+    check_number("batch_size", batch_size, at_least=1, integer=True)
+    check_number("images", images, at_least=1, integer=True)
+    check_number("rounds", rounds, at_least=1, integer=True)
     device = choose_device(device)
     ratios = {}
     print(f"Images a second on {device}, batches of {batch_size}; medians of {rounds} rounds of {images} images\n")

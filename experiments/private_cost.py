@@ -30,6 +30,7 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.models import knresnet18, resnet18
 from knlightning.privacy import PerSampleGradients, register_opacus_rules, watch_statistics
@@ -191,7 +192,13 @@ def measure(
 
     Returns:
         For each network and way the ratios of time (a median), of bytes kept and of the peak.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
     """
+    check_number("batch_size", batch_size, at_least=1, integer=True)
+    check_number("rounds", rounds, at_least=1, integer=True)
+    check_number("threads", threads, at_least=1, integer=True, none="the default of torch")
     if threads is not None:
         torch.set_num_threads(threads)
     ways: tuple[Way, ...] = get_args(Way)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from knlightning.analysis.variants import AlgorithmOneConv2d, compute_as_published
+from knlightning.checks import check_number
 from knlightning.commands.command import command
 from knlightning.models import knresnet50
 from knlightning.nn import KNConv2d, fused_kernels, fused_passes, triton_kernels
@@ -80,7 +81,11 @@ def traffic(batch_size: int = 32) -> dict[str, tuple[float, float]]:
     Returns:
         For each way to normalize the tensors that a layer of 256 filters 3x3 on 56x56 moves, in units of its input, and
         the gigabytes of a training step at 224x224 of KNResNet-50 with that normalization.
+
+    Raises:
+        ArgumentError: If an argument is out of its range.
     """
+    check_number("batch_size", batch_size, at_least=1, integer=True)
     results = {}
     print("| | layer, in tensors of the size of its input | KNResNet-50, in GB |\n| --- | --- | --- |")
     for name, layer in layers().items():

@@ -39,7 +39,8 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, also for a run resumed within an epoch."""
         self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
-        self._private = any(isinstance(callback, KeepsLedger) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined] # set where mypy does not look
+        self._private = any(isinstance(callback, KeepsLedger) for callback in callbacks)
         self._loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLog)]
         if trainer.global_step and not self._seen:
             self._loggers = []

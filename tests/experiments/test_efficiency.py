@@ -9,3 +9,8 @@ def test_two_processes_are_compared_with_one(capsys):
     assert found[ALONE] == 1
     assert all(value > 0 for value in found.values())
     assert capsys.readouterr().out.count("\n| ") == 2 + len(found)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="steps must be a whole number at least 1, got 0"):
+        measure(steps=0)

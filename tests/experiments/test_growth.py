@@ -25,3 +25,8 @@ def test_time_and_checkpoints_by_hand(monkeypatch, capsys):
     ]
     assert [row[8] for row in rows] == ["0", "3", "11"]
     assert [float(row[7]) for row in rows] == pytest.approx([142, 71, 36], abs=1)
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="batch_size must be a number above 0, got 0"):
+        growth.simulate(batch_size=0)

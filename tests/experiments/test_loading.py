@@ -45,3 +45,17 @@ def test_whole_batches_are_ten_times_as_fast(capsys):
     ratios = measure(num_workers=(0,), images=4000, rounds=3)
     assert ratios[0] >= 10
     assert "| 0 | " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number at least 1"),
+        ({"num_workers": [-1]}, "num_workers must be a list of numbers of at least 0"),
+        ({"rounds": 0}, "rounds must be a whole number at least 1"),
+        ({"images": 0}, "images must be a whole number at least 1"),
+    ],
+)
+def test_wrong_arguments_are_named(argument, message):
+    with pytest.raises(ValueError, match=message):
+        measure(**argument)

@@ -43,3 +43,9 @@ def test_private_steps_cost_less_than_opacus_takes(monkeypatch, capsys):
         assert peak < 1.5
         assert peak < results[name, "hooks"][2]
     assert capsys.readouterr().out.count("\n| kernel | ") == 4
+
+
+@pytest.mark.parametrize("name", ["batch_size", "rounds", "threads"])
+def test_wrong_arguments_are_named(name):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number at least 1"):
+        measure(**{name: 0})
