@@ -14,6 +14,9 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from knlightning.analysis.variants import Case, build, count_flops
 from knlightning.checks import check
@@ -45,24 +48,41 @@ def choose_device(device: Device) -> Device:
 
 
 def bytes_kept(net: nn.Module, images: Tensor) -> int:
-    """Count the bytes of the distinct storages that autograd saves in a forward pass, those of parameters aside.
+    """Count the bytes of the distinct storages that a forward pass leaves in memory for the backward pass.
+
+    They are those of the images and of what is made of them, without the parameters, whoever holds them.
 
     Args:
         net: The network, in the mode that is wanted.
         images: Its input.
     """
+    made = _Storages(images)
+    with made:
+        graph = net(images).grad_fn  # the output itself goes, unless it is kept
     parameters = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
-    saved: dict[int, torch.UntypedStorage] = {}  # alive until all are counted: none takes the place of another
+    kept = {address: size for address, (storage, size) in made.found.items() if not storage.expired()}
+    del graph
+    return sum(size for address, size in kept.items() if address not in parameters)
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            saved[storage.data_ptr()] = storage
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        net(images)
-    return sum(storage.nbytes() for storage in saved.values())
+class _Storages(TorchDispatchMode):
+    """Look at the storages of the results of all operations, without holding them."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.found: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._look(images)
+
+    def _look(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            self.found[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            self._look(value)
+        return result
 
 
 def largest_map(net: nn.Module, images: Tensor) -> int:

@@ -16,6 +16,11 @@ def function_transforms_active() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def saved_tensors_are_hooked() -> bool:
+    """Whether hooks see what autograd saves, as for activation checkpointing. Tried with torch 2.14.1."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FORWARD_PARTS = ("forward", "_conv_forward")
 

@@ -18,6 +18,7 @@ from knlightning.nn.composite import (
     per_filter,
 )
 from knlightning.nn.dropout import in_memory_order, mask_of
+from knlightning.nn.kept_results import KeptResult
 from knlightning.nn.statistics import inflate, pixel_moments, pixel_moments_by_sums, window_moments, windows_transposed
 
 _LARGE = 16 * 2**20
@@ -36,7 +37,8 @@ class Saved(NamedTuple):
         residual: Tensor [N, O, *positions], or None.
         mask: Bool tensor of the input's shape, or None.
         dropped: Positions of dropped elements, or None.
-        kept: The output, or the centred result of the convolution: [N, O, *positions].
+        kept: The output, or the centred result of the convolution: [N, O, *positions]; None while the context has it,
+            and where it is not needed.
         sums: Sums of the filters [O].
     """
 
@@ -48,14 +50,14 @@ class Saved(NamedTuple):
     residual: Tensor | None
     mask: Tensor | None
     dropped: Tensor | None
-    kept: Tensor
+    kept: Tensor | None
     sums: Tensor
 
     def select(self, part: slice) -> "Saved":
         """Restrict to a slice of the samples."""
-        residual, mask = (None if t is None else t[part] for t in (self.residual, self.mask))
+        residual, mask, kept = (None if t is None else t[part] for t in (self.residual, self.mask, self.kept))
         dropped = None if self.dropped is None else _restrict(self.dropped, self.input, part)
-        input, kept, mean, rstd = (t[part] for t in (self.input, self.kept, self.mean, self.rstd))
+        input, mean, rstd = (t[part] for t in (self.input, self.mean, self.rstd))
         return Saved(input, mean, rstd, self.weight, self.bias, residual, mask, dropped, kept, self.sums)
 
 
@@ -116,8 +118,10 @@ class KNConvFunction(torch.autograd.Function):
         if settings.relu_output:
             output.relu_()
         output = output.to(dtype)
-        kept = output if keep_output else kept.to(dtype)
-        ctx.save_for_backward(*Saved(input, mean, rstd, weight, bias, residual, mask, dropped, kept, sums))
+        if not keep_output and ctx.needs_input_grad[0]:
+            ctx.kept = KeptResult(kept.to(dtype), output)
+        shown = output if keep_output else None
+        ctx.save_for_backward(*Saved(input, mean, rstd, weight, bias, residual, mask, dropped, shown, sums))
         ctx.kept_output, ctx.settings = keep_output, settings
         return output
 
@@ -133,9 +137,14 @@ class KNConvFunction(torch.autograd.Function):
 
         # whatever backward itself is called under; for the meta device there is no autocast
         with nullcontext() if grad.is_meta else torch.autocast(grad.device.type, enabled=False):
+            kept_output, kept = ctx.kept_output, saved.kept
+            if kept is None:
+                kept, kept_output = ctx.kept.take(grad) if needs[0] else (grad, False)  # else it is not read
+            if kept is None:
+                kept, kept_output = _centred(saved, ctx.settings), False
+            saved = saved._replace(kept=kept)
             parts = [
-                _gradients(grad[part], saved.select(part), needs, ctx.kept_output, ctx.settings)
-                for part in _slices(saved.kept)
+                _gradients(grad[part], saved.select(part), needs, kept_output, ctx.settings) for part in _slices(kept)
             ]
         d_input, d_weight, d_bias = parts[0]
         if len(parts) > 1:
@@ -146,6 +155,13 @@ class KNConvFunction(torch.autograd.Function):
         return d_input, d_weight, d_bias, grad if needs[3] else None, *nothing
 
 
+def _centred(saved: Saved, settings: Settings) -> Tensor:
+    """Compute the centred result of the convolution again."""
+    convolved = convolve(saved.input.relu() if settings.relu_input else saved.input, saved.weight, settings)
+    sums = per_filter(saved.sums, saved.weight)
+    return convolved.to(saved.mean.dtype).addcmul_(saved.mean, sums, value=-1.0).to(convolved.dtype)
+
+
 def _gradients(
     grad: Tensor, saved: Saved, needs: tuple[bool, ...], kept_output: bool, settings: Settings
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -154,6 +170,7 @@ def _gradients(
     Temporaries of the output's size share one tensor.
     """
     weight, bias, mean, rstd = saved.weight, saved.bias, saved.mean, saved.rstd
+    assert saved.kept is not None
     x = saved.input.relu() if settings.relu_input else saved.input
     dtype, spatial = mean.dtype, weight.dim() - 2
     d_input = d_weight = d_bias = scratch = maps = d_sums = None

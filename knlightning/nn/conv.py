@@ -139,7 +139,7 @@ class KNConv2d(_KNConv):
         padding_mode: What stands around the input: "zeros", "reflect", "replicate" or "circular", as in
             `torch.nn.Conv2d`. It is part of the windows.
         relu_output: Whether to return the ReLU of the output. Then the layer keeps nothing but its input and that for
-            backward; with a `torch.nn.ReLU` behind it, it keeps one more tensor.
+            backward; so it does with a `torch.nn.ReLU` and another layer behind it, and else keeps one more tensor.
 
     Raises:
         ArgumentError: If an argument is out of its range.

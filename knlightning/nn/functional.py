@@ -21,6 +21,7 @@ from knlightning.nn.composite import Call, Settings, is_channels_last, kn_conv_c
 from knlightning.nn.dropout import draw_dropped, draw_mask
 from knlightning.nn.fused import draw_seed, find_passes, fused_kn_conv
 from knlightning.nn.kept_moments import Normalization, normalization_of
+from knlightning.nn.kept_results import hand_back
 from knlightning.nn.statistics import expected_inflation, inflate, pixel_moments, statistics_dtype, window_moments
 from knlightning.nn.windows import PaddingMode, Window, check_input
 
@@ -120,8 +121,9 @@ def kn_conv(
     The statistics are those of `kernel_norm`, over all channels whatever the groups, or `by_group`. Under autocast the
     convolution runs in the lower precision and the statistics in float32.
 
-    For backward an input and a convolution's result are kept. A network whose layers follow one another needs only
-    one tensor a layer: with `keep_output` the output, which the next layer keeps anyway, replaces the result, and
+    For backward an input and a convolution's result are kept; the latter until the output, or a ReLU of it, is the
+    input of the next such convolution, which keeps that (`knlightning.nn.kept_results`). A network that knows what
+    follows makes fewer tensors in the first place: with `keep_output` the output replaces the result, and
     with `relu_input`, `relu_output` and `residual` the operations around the convolution keep nothing of their own.
     Then the output must not be changed in place; autograd raises an error if it is. A padding that is not with zeros
     makes a copy of the input, which is kept.
@@ -163,6 +165,7 @@ def kn_conv(
         None if residual is None else residual.shape, *geometry,
         padding_mode, groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output, by_group,
     )  # fmt: skip
+    given = input
     if pads is not None:
         input = F.pad(input, pads, padding_mode)
     if mask is not None:
@@ -183,6 +186,8 @@ def kn_conv(
         return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings, by_group)
 
     keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
+    if torch.is_grad_enabled() and not compiling:
+        hand_back(given)
     if passes is not cpu_passes and not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
     if passes is not None:

@@ -34,6 +34,7 @@ from knlightning.nn.composite import (
     is_channels_last,
     pad_unevenly,
 )
+from knlightning.nn.kept_results import KeptResult
 from knlightning.nn.windows import Window
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -207,9 +208,8 @@ def _dense(call: Call) -> tuple[Call, torch.memory_format]:
     return Call(input, weight, bias, residual, seed, settings), memory_format
 
 
-def _save(ctx: Any, call: Call, output: Sequence[Tensor], keep_output: bool) -> None:
-    result, convolved, mean, rstd = output[:4]
-    ctx.save_for_backward(call.input, mean, rstd, *call[1:5], result if keep_output else convolved)
+def _save(ctx: Any, call: Call, mean: Tensor, rstd: Tensor, kept: Tensor | None, keep_output: bool) -> None:
+    ctx.save_for_backward(call.input, mean, rstd, *call[1:5], kept)
     ctx.keep_output, ctx.settings = keep_output, call.settings
 
 
@@ -220,7 +220,10 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
     if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
         mask = None if call.seed is None else ctx.passes.mask_of_seed(call.seed, input, ctx.settings.dropout_p)
         return *composite_gradients(call[:4], mask, grad, needs, ctx.settings), *nothing
-    gradients = ctx.run(call, grad, kept, mean, rstd, list(needs[:3]), ctx.keep_output)
+    keep_output = ctx.keep_output
+    if kept is None:
+        kept, keep_output = ctx.kept.take(grad) if needs[0] else (grad, False)  # else it is not read
+    gradients = ctx.run(call, grad, kept, mean, rstd, list(needs[:3]), keep_output)
     found = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
     return *found, grad if needs[3] else None, *nothing
 
@@ -228,7 +231,7 @@ def _differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...
 def _backward(
     call: Call,
     grad: Tensor,
-    kept: Tensor,
+    kept: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     needs: list[bool],
@@ -239,12 +242,15 @@ def _backward(
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
     call, memory_format = _dense(call)
     input, weight, bias, _, _, settings = call
-    window = settings.window
+    window, x = settings.window, input.relu() if settings.relu_input else input
+    if kept is None:
+        with torch.autocast(grad.device.type, enabled=False):  # whatever backward itself is called under
+            kept, keep_output = convolve(x, weight, settings), False
     grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
     kept = kept.contiguous(memory_format=memory_format)
     sums = filter_sums(weight, torch.float32) if sums is None else sums
     scaled, maps, d_bias, d_sums = passes.scale_gradient(call, grad, kept, mean, rstd, sums, keep_output, needs[0])
-    padded, padding = pad_unevenly(input.relu() if settings.relu_input else input, window)
+    padded, padding = pad_unevenly(x, window)
     d_input, d_weight, _ = torch.ops.aten.convolution_backward.default(
         scaled, padded, weight, None, window.stride, padding, window.dilation,
         False, (0,) * len(padding), settings.groups, (needs[0], needs[1], False),
@@ -291,7 +297,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     keep_output, *numbers = inputs[5:]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    _save(ctx, _call(inputs[:5], numbers), output, keep_output)
+    result, convolved, mean, rstd = output
+    _save(ctx, _call(inputs[:5], numbers), mean, rstd, result if keep_output else convolved, keep_output)
     backward = torch.ops.knlightning.kn_conv_backward.default
     ctx.passes, ctx.run = _triton(), lambda call, *rest: backward(*call[:5], *rest, *numbers)
 
@@ -310,9 +317,11 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *given, keep_output, passes = inputs
         call = Call._make(given)
-        *output, sums = _forward(call, keep_output, passes)
-        _save(ctx, call, output, keep_output)
+        output, convolved, mean, rstd, sums = _forward(call, keep_output, passes)
+        _save(ctx, call, mean, rstd, output if keep_output else None, keep_output)
+        if not keep_output and ctx.needs_input_grad[0]:
+            ctx.kept = KeptResult(convolved, output)
         ctx.passes, ctx.run = passes, partial(_backward, passes=passes, sums=sums)
-        return output[0]
+        return output
 
     backward = staticmethod(_differentiate)
