@@ -11,10 +11,10 @@ from torch import Tensor
 from knlightning.nn.composite import (
     Settings,
     composite_gradients,
+    convolution_gradients,
     convolve,
     filter_sums,
     is_channels_last,
-    pad_unevenly,
     per_filter,
 )
 from knlightning.nn.dropout import in_memory_order, mask_of
@@ -189,16 +189,12 @@ def _gradients(
     if needs[1]:
         d_sums = _over_positions(grad, mean * rstd).neg_()
     scaled = torch.mul(grad, rstd, out=scratch)
-    padded, padding = pad_unevenly(x, settings.window)
-    d_input, d_weight, _ = torch.ops.aten.convolution_backward(
-        scaled.to(weight.dtype), padded, weight, None, settings.window.stride, padding, settings.window.dilation,
-        False, (0,) * spatial, settings.groups, (needs[0], needs[1], False),
-    )  # fmt: skip
+    d_input, d_weight, _ = convolution_gradients(
+        scaled.to(weight.dtype), x, weight, settings, (needs[0], needs[1], False)
+    )
     if d_sums is not None:
         d_weight += d_sums.to(weight.dtype).view(-1, *(1,) * (1 + spatial))
     if maps is not None:
-        if padded is not x:
-            d_input = F.pad(d_input, [-p for p in settings.window.pads])
         d_input = _add_statistics_gradient(d_input.to(dtype), x.to(dtype), maps, saved, settings)
         d_input = d_input.to(saved.input.dtype)
     return d_input, d_weight, d_bias

@@ -1,7 +1,8 @@
 """The kernel normalized convolution composed of differentiable operations, and the parts that all ways share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +117,26 @@ def convolve(input: Tensor, weight: Tensor, settings: Settings, bias: Tensor | N
     input, padding = pad_unevenly(input, window)
     convolution = _CONVOLUTIONS[weight.dim() - 2]
     return convolution(input, weight, bias, window.stride, padding, window.dilation, settings.groups)
+
+
+def convolution_gradients(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    settings: Settings,
+    needs: Sequence[bool],
+    bias: Tensor | None = None,
+) -> tuple[Any, Any, Any]:
+    """Return the gradients of input, weight and bias of `convolve`; None for those that are not needed."""
+    window = settings.window
+    padded, padding = pad_unevenly(input, window)
+    d_input, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
+        grad, padded, weight, None if bias is None else bias.shape, window.stride, padding, window.dilation,
+        False, (0,) * len(padding), settings.groups, list(needs),
+    )  # fmt: skip
+    if needs[0] and padded is not input:
+        d_input = F.pad(d_input, [-p for p in window.pads])
+    return d_input, d_weight, d_bias
 
 
 def pad_unevenly(input: Tensor, window: Window) -> tuple[Tensor, tuple[int, ...]]:

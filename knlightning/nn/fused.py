@@ -20,7 +20,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from knlightning.nn import cpu_passes, pointwise
@@ -29,10 +28,8 @@ from knlightning.nn.composite import (
     Call,
     Settings,
     composite_gradients,
-    convolve,
     filter_sums,
     is_channels_last,
-    pad_unevenly,
 )
 from knlightning.nn.kept_results import KeptResult
 from knlightning.nn.windows import Window
@@ -167,7 +164,7 @@ def _forward(call: Call, keep_output: bool, passes: ModuleType) -> tuple[Tensor,
     else:
         call, memory_format = _dense(call)
     mean, rstd, sums, rectified = passes.moments(call)
-    convolved = convolve(call.input if rectified is None else rectified, call.weight, call.settings)
+    convolved = passes.convolve(call.input if rectified is None else rectified, call.weight, call.settings)
     convolved = convolved.contiguous(memory_format=memory_format)
     output = passes.normalize(call, convolved, mean, rstd, sums, keep_output)
     return output, convolved, mean, rstd, sums
@@ -242,22 +239,16 @@ def _backward(
     """Return the gradients of input, weight and bias; empty tensors for those that are not needed."""
     call, memory_format = _dense(call)
     input, weight, bias, _, _, settings = call
-    window, x = settings.window, input.relu() if settings.relu_input else input
+    x = input.relu() if settings.relu_input else input
     if kept is None:
         with torch.autocast(grad.device.type, enabled=False):  # whatever backward itself is called under
-            kept, keep_output = convolve(x, weight, settings), False
+            kept, keep_output = passes.convolve(x, weight, settings), False
     grad = grad.to(kept.dtype).contiguous(memory_format=memory_format)
     kept = kept.contiguous(memory_format=memory_format)
     sums = filter_sums(weight, torch.float32) if sums is None else sums
     scaled, maps, d_bias, d_sums = passes.scale_gradient(call, grad, kept, mean, rstd, sums, keep_output, needs[0])
-    padded, padding = pad_unevenly(x, window)
-    d_input, d_weight, _ = torch.ops.aten.convolution_backward.default(
-        scaled, padded, weight, None, window.stride, padding, window.dilation,
-        False, (0,) * len(padding), settings.groups, (needs[0], needs[1], False),
-    )  # fmt: skip
+    d_input, d_weight, _ = passes.convolution_gradients(scaled, x, weight, settings, (needs[0], needs[1], False))
     if needs[0]:
-        if padded.shape != input.shape:
-            d_input = F.pad(d_input, [-p for p in window.pads])
         d_input = d_input.contiguous(memory_format=_format(input))
     if needs[1]:
         d_weight = d_weight.contiguous(memory_format=_format(weight))

@@ -10,8 +10,18 @@ import torch
 from torch import Tensor
 
 from knlightning.nn import triton_kernels as kernels
-from knlightning.nn.composite import Call, filter_sums
+from knlightning.nn.composite import Call, convolution_gradients, convolve, filter_sums
 from knlightning.nn.windows import Window
+
+__all__ = [
+    "convolution_gradients",
+    "convolve",
+    "finish_gradient",
+    "mask_of_seed",
+    "moments",
+    "normalize",
+    "scale_gradient",
+]
 
 _TILE, _MOST_CHANNELS, _MOST_PIXELS = 4096, 128, 1024
 """Elements that a program takes at a time, 16 for each thread, and the most of those that are neighbours in memory."""

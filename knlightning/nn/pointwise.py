@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from knlightning.nn import cpu_passes
-from knlightning.nn.composite import CHANNELS_LAST, Call, composite_gradients, convolve
+from knlightning.nn.composite import CHANNELS_LAST, Call, composite_gradients
 
 
 def is_faster(call: Call) -> bool:
@@ -20,7 +20,7 @@ def is_faster(call: Call) -> bool:
     It does not depend on the size of the batch, so that samples do not depend on each other.
     """
     window = call.settings.window
-    if max(window.kernel_size + window.stride) > 1 or any(window.pads):
+    if not window.of_pixels:
         return False
     pixels, filters = math.prod(call.input.shape[2:]), call.weight.shape[0]
     if not torch.is_grad_enabled():  # the result is still in the caches; many filters are not
@@ -32,7 +32,7 @@ def is_faster(call: Call) -> bool:
 def forward(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Return output, mean and 1 / sqrt(var + eps) of the pixels."""
     standardized, mean, rstd = cpu_passes.standardize(call)
-    output = convolve(standardized, call.weight, call.settings, call.bias)
+    output = cpu_passes.convolve(standardized, call.weight, call.settings, call.bias)
     if call.residual is not None:
         output += call.residual
     return output.relu_() if call.settings.relu_output else output, mean, rstd
@@ -65,16 +65,14 @@ class Pointwise(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the gradient is wanted: differentiate the operations
             mask = None if seed is None else cpu_passes.mask_of_seed(seed, input, settings.dropout_p)
             return *composite_gradients(call[:4], mask, grad, needs, settings), None, None
-        ones, zeros = settings.window.stride, (0,) * (input.dim() - 2)
         d_residual = grad if needs[3] else None
         if shown is not None:
             grad = torch.ops.aten.threshold_backward(grad, shown, 0)
         standardized = cpu_passes.standardize(call, (mean, rstd))[0]
-        d_input, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
-            grad, standardized, weight, None if bias is None else bias.shape, ones, zeros, ones, False, zeros,
-            settings.groups, needs[:3],
-        )  # fmt: skip
-        if needs[0]:
+        d_input, d_weight, d_bias = cpu_passes.convolution_gradients(
+            grad.contiguous(memory_format=CHANNELS_LAST[input.dim()]), standardized, weight, settings, needs[:3], bias
+        )
+        if d_input is not None:
             d_input = d_input.contiguous(memory_format=CHANNELS_LAST[input.dim()])
             cpu_passes.standardize_backward(call, d_input, mean, rstd)
         return d_input, d_weight, d_bias, d_residual, None, None

@@ -1,5 +1,6 @@
 """Windows of convolutions and of kernel normalization: their elements, and their positions on an input."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -69,6 +70,11 @@ class Window:
             others = (", (left, right, top, bottom)" if spatial == 2 else "") + ', "same" or "valid"'
             pairs = tuple((p, p) for p in per_dimension(padding, spatial, "padding", 0, others))
         return cls(kernel_size, stride, pairs, dilation)
+
+    @functools.cached_property
+    def of_pixels(self) -> bool:
+        """Whether the windows are the single pixels of the input."""
+        return max(self.kernel_size + self.stride) == 1 and not any(self.pads)
 
     @property
     def span(self) -> tuple[int, ...]:

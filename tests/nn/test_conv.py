@@ -90,9 +90,11 @@ def test_channels_last(training):
     assert last.grad.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_in_place_operation_on_the_output():
-    layer = KNConv2d(4, 8, 3)
-    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_in_place_operation_on_the_output(kernel_size, memory_format):
+    layer = KNConv2d(4, 8, kernel_size).to(memory_format=memory_format)
+    x = torch.randn(2, 4, 6, 6).contiguous(memory_format=memory_format).requires_grad_()
     grads = []
     for activation in (nn.ReLU(), nn.ReLU(inplace=True)):
         torch.manual_seed(0)

@@ -9,7 +9,7 @@ from nn import naive
 from nn.cases import cases, compare
 from torch.utils.checkpoint import checkpoint
 
-from knlightning.nn import KNConv2d, cpu_passes, fused_kernels, kn_conv
+from knlightning.nn import KNConv2d, composite, cpu_passes, fused_kernels, kn_conv
 from knlightning.nn.composite import Call, Settings
 from knlightning.nn.cpu_passes import library, mask_of_seed
 from knlightning.nn.functional import normalization_of
@@ -228,3 +228,33 @@ def test_without_a_compiler_there_are_no_passes(compiler, monkeypatch, tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert library.__wrapped__() is None
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [(2, 6, 3, 5), (2, 6, 1, 1), (2, 6, 2, 3, 2), (0, 6, 2, 2), (1, 6, 96, 96)])
+def test_single_pixels_are_convolved_by_products(size, bias, monkeypatch):
+    x, grad = images(*size), images(size[0], 8, *size[2:])
+    weight = torch.randn(8, 6, *[1] * (x.dim() - 2)).contiguous(memory_format=FORMATS[x.dim()])
+    plan = Settings(Window.of(x.dim() - 2, 1), 1, 0.0, 1.0, 1e-5, False, False)
+    shift = torch.randn(8) if bias else None
+    expected = composite.convolve(x, weight, plan, shift)
+    gradients = composite.convolution_gradients(grad, x, weight, plan, (True, True, bias), shift)
+    monkeypatch.setattr(composite, "convolve", None)
+    if x.numel() < 10**4:  # else torch's convolution computes the gradient
+        monkeypatch.setattr(composite, "convolution_gradients", None)
+    output = cpu_passes.convolve(x, weight, plan, shift)
+    assert output.is_contiguous(memory_format=FORMATS[x.dim()])
+    torch.testing.assert_close(output, expected)
+    found = cpu_passes.convolution_gradients(grad, x, weight, plan, (True, True, bias), shift)
+    torch.testing.assert_close(found, gradients, atol=1e-4, rtol=1e-4)
+    assert cpu_passes.convolution_gradients(x[:, :1].expand_as(grad), x, weight, plan, (False,) * 3) == (None,) * 3
+
+
+def test_backward_under_autocast_does_not_round():
+    layer = KNConv2d(32, 8, 1, dropout_p=0.0).to(memory_format=torch.channels_last)
+    x = images(1, 32, 16, 16).requires_grad_()
+    y = layer(x)
+    expected = torch.autograd.grad(y.square().sum(), (x, layer.weight), retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y.square().sum(), (x, layer.weight))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
