@@ -10,6 +10,9 @@ from torch import Tensor
 
 from knlightning.internals.torch import saved_tensors_are_hooked, version_of
 
+_RELUS = ("ReluBackward0", "HardtanhBackward0")
+"""Nodes whose gradient is 0 wherever they change their input; the second is that of ReLU6."""
+
 
 class KeptResult:
     """The result of a convolution, or what has taken its place.
@@ -54,8 +57,8 @@ class KeptResult:
     def take(self, grad: Tensor) -> tuple[Tensor | None, bool]:
         """Return what is kept, and whether it is the output; None if it does not fit. Then keep nothing.
 
-        The ReLU of the output will do where the gradient is 0 unless the output is positive: so if the gradient is that
-        of the ReLU, and nothing else was made of the output.
+        The ReLU of the output will do if the gradient is 0 wherever they differ: if it is the gradient of the ReLU, and
+        nothing else was made of the output.
 
         Args:
             grad: The gradient at the output.
@@ -72,7 +75,7 @@ class KeptResult:
 def hand_back(input: Tensor) -> None:
     """Hand the input of a layer, which keeps it, to the layer that made it, directly or with a ReLU between them."""
     node, relu = input.grad_fn, None
-    if node is not None and node.name() == "ReluBackward0":
+    if node is not None and node.name() in _RELUS:
         relu, node = node, node.next_functions[0][0]
     kept = getattr(node, "kept", None)
     if isinstance(kept, KeptResult):

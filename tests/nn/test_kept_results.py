@@ -37,6 +37,8 @@ CASES = {
     "directly": (lambda y, after: after(y), True, False),
     "relu": (lambda y, after: after(y.relu()), True, False),
     "relu in place": (lambda y, after: after(y.relu_()), True, False),
+    "relu6": (lambda y, after: after(F.relu6(y)), True, False),
+    "relu6 in place": (lambda y, after: after(F.hardtanh(y, -0.5, 0.5, inplace=True)), True, False),
     "two layers": (lambda y, after: after(y.relu()) + after(y), True, True),
     "twice": (lambda y, after: after(y.relu()).sum() + y.sin().sum(), True, True),
     "not behind the relu": (lambda y, after: (after(y.relu()), y.sin())[1], True, True),
