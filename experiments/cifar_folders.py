@@ -9,7 +9,7 @@ images as val. What was learned on the first is then taken to classes that it di
 from pathlib import Path
 
 import torch
-from torchvision.io import write_png
+from torchvision.transforms.v2.functional import to_pil_image
 
 from knlightning.commands.command import command
 from knlightning.data import CIFAR10DataModule
@@ -34,7 +34,7 @@ def write(root: str, to: str, few: int = 40, val: int = 200) -> None:
             folder = Path(to, "first" if name in FIRST else "second", "train" if train else "val", name)
             folder.mkdir(parents=True)
             for index in torch.nonzero(labels == label).flatten()[:count].tolist():
-                write_png(images[index], str(folder / f"{index}.png"))
+                to_pil_image(images[index]).save(folder / f"{index}.png")
     for part in ("first", "second"):
         print(part, *(f"{where} {len(list(Path(to, part, where).glob('*/*')))}" for where in ("train", "val")))
 

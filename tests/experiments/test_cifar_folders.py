@@ -1,5 +1,6 @@
 import torch
-from torchvision.io import read_image
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from experiments import cifar_folders
 
@@ -11,5 +12,5 @@ def test_folders_have_the_images_of_their_classes(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().out == "first train 30 val 15\nsecond train 10 val 15\n"
     names = {path.name for path in tmp_path.glob("*/train/*")}
     assert names == set(cifar_folders.CIFAR10DataModule.class_names)
-    assert torch.equal(read_image(str(tmp_path / "first/train/bird/52.png")), images[52])
+    assert torch.equal(pil_to_tensor(Image.open(tmp_path / "first/train/bird/52.png")), images[52])
     assert sorted(path.name for path in (tmp_path / "second/train/deer").iterdir()) == ["14.png", "4.png"]
