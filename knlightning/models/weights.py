@@ -96,7 +96,7 @@ def _state_dict(network: nn.Module, source: Any, where: str) -> dict[str, Any]:
         if weights is None:
             raise ValueError(f"{IMAGENET} are weights of knresnet18, 34 and 50, not of this {type(network).__name__}")
         source = weights[IMAGENET.upper()].get_state_dict()
-    content = source if isinstance(source, Mapping) else _read(where)
+    content = source if isinstance(source, Mapping) else read_weights(where)
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} holds a {type(content).__name__}; expected a state dict")
     state: dict[str, Any] = dict(content)
@@ -118,16 +118,26 @@ def _state_dict(network: nn.Module, source: Any, where: str) -> dict[str, Any]:
     return state
 
 
-def _read(path: str) -> Any:
+def read_weights(path: str) -> Any:
+    """Read a file of weights, without running code from it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or safetensors is needed and not installed.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of weights {path}")
     if not path.endswith(".safetensors"):
         return read_checkpoint(path)
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise ValueError(f"{path} needs safetensors: pip install 'knlightning[export]'") from error
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or not of safetensors: {error}") from error
 
 
 def _is_empty(layer: nn.Module | None) -> bool:
