@@ -64,22 +64,14 @@ class HubModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
+        cls, name_or_path: str | os.PathLike[str], *, revision: str | None = None, token: str | bool | None = None
     ) -> Self:
         """Make a network again from what `save_pretrained` wrote; no code in it is run or imported.
 
         Args:
-            name_or_path: The folder, or else the name on the Hub; the arguments that follow are for this alone.
-            revision: Branch, tag or commit.
-            token: Token of the Hub; None for the stored one.
-            cache_dir: Where downloads are kept; None for the usual folder.
-            local_files_only: Whether nothing is downloaded.
+            name_or_path: The folder, or else the name on the Hub.
+            revision: Branch, tag or commit on the Hub; None for the latest.
+            token: Token of the Hub; None for the one of `hf auth login`.
 
         Returns:
             The network, in evaluation mode.
@@ -92,9 +84,8 @@ class HubModel(nn.Module):
         hub, folder = _hub(), os.fspath(name_or_path)
         try:
             if not os.path.isdir(folder):
-                options: Any = {"revision": revision, "token": token, "cache_dir": cache_dir}
-                options |= {"local_files_only": local_files_only, "allow_patterns": [CONFIG, WEIGHTS]}
-                folder = hub.snapshot_download(folder, **options)
+                files = [CONFIG, WEIGHTS]
+                folder = hub.snapshot_download(folder, revision=revision, token=token, allow_patterns=files)
         except hub.errors.HFValidationError as error:
             raise FileNotFoundError(f"{folder} is no folder, and no name on the Hub such as me/net") from error
         text, state = Path(folder, CONFIG).read_bytes(), read_weights(os.path.join(folder, WEIGHTS))
