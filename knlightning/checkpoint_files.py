@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
@@ -41,6 +42,8 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             _check_size(content)
         except Exception as error:  # what damaged bytes make a decoder raise can be anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if isinstance(error, UnpicklingError | LookupError):  # torch's own text tells how to run code from the file
+                reason = "it holds more than tensors and plain values, or none; of a network, save the state_dict()"
             raise ValueError(f"{os.fspath(path)} is damaged, or not a checkpoint: {reason}") from error
     return content
 

@@ -3,12 +3,14 @@
 Those are left out whose names timm has itself, such as resnet18.
 """
 
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
-from knlightning.models import KNResNet18_Weights, Model, list_models
+from knlightning.models import KNResNet18_Weights, Model, list_models, load_weights
+from knlightning.models.hub import WEIGHTS
 from knlightning.models.norm_torch import IMAGENET
 
 
@@ -21,14 +23,21 @@ def _register(model: Model) -> None:
         num_classes: int | None = None,
         **kwargs: Any,
     ) -> nn.Module:
-        """Make a network by the arguments of `timm.create_model`, of which `pretrained` takes the published weights."""
-        if pretrained:
+        """Make a network by the arguments of `timm.create_model`, of which `pretrained` takes the published weights.
+
+        For `hf-hub:NAME` and `local-dir:FOLDER`, which timm resolves, it takes those that `save_pretrained` wrote.
+        """
+        stored = pretrained_cfg if isinstance(pretrained_cfg, dict) and "source" in pretrained_cfg else None
+        kwargs.pop("pretrained_model_args", None)  # those of what is stored, before changes by the user
+        if pretrained and stored is None:
             if not model.weights:
                 raise ValueError(f"there are no published weights of {model.name}: leave out pretrained")
             kwargs["weights"] = IMAGENET
         if num_classes:  # 0 is for no last layer
             kwargs["num_classes"] = num_classes
         network: Any = model.make(**kwargs)
+        if pretrained and stored is not None:
+            load_weights(network, _weights(stored, cache_dir))
         if num_classes == 0:
             network.reset_classifier(0)
         network.pretrained_cfg = network.default_cfg = {  # what timm.data.resolve_data_config reads
@@ -44,6 +53,12 @@ def _register(model: Model) -> None:
 
     create.__name__ = model.name
     timm.models.register_model(create)
+
+
+def _weights(stored: dict[str, Any], cache_dir: Any) -> Any:
+    if "file" in stored:
+        return Path(stored["file"], WEIGHTS)
+    return timm.models.load_state_dict_from_hf(stored["hf_hub_id"], cache_dir=cache_dir)
 
 
 _PREPROCESSING = KNResNet18_Weights.IMAGENET1K_NORM_TORCH.transforms()

@@ -12,6 +12,7 @@ from standins import RandomData, TinyFCN, TinyNet, tiny_config, write_image_fold
 import knlightning
 from knlightning.callbacks import BestCheckpoint, LastCheckpoint, RunConfig
 from knlightning.data import DigitScenesDataModule, ImageFolderDataModule
+from knlightning.models import HubModel, resnet8
 from knlightning.tasks import ClassificationTask, SegmentationTask, segmentation
 from knlightning.tasks.inference import by_tiles
 
@@ -113,6 +114,17 @@ def test_tasks_are_loaded_with_their_arguments(folders):
         SegmentationTask.load_from_checkpoint(path)
 
 
+def test_networks_of_runs_go_to_the_hub(tmp_path):
+    config = tiny_config()
+    settings = {"num_classes": 10, "dropout_p": 0.0}
+    config["model"]["init_args"]["backbone"] = {"class_path": "knlightning.models.resnet8", "init_args": settings}
+    task = ClassificationTask(resnet8(**settings))
+    save(tmp_path / "run", task, RandomData(), config)
+    knlightning.load(tmp_path / "run").network.save_pretrained(tmp_path / "hub")
+    state = HubModel.from_pretrained(tmp_path / "hub").state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in task.backbone.state_dict().items())
+
+
 def test_what_is_no_run_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(FileNotFoundError, match=r"no checkpoint .*, and none in it"):
@@ -125,7 +137,7 @@ def test_what_is_no_run_is_named(tmp_path):
 def test_folders_of_the_package_are_imported_when_they_are_used():
     code = (
         "import sys, knlightning; assert 'torch' not in sys.modules; knlightning.nn.KNConv2d; knlightning.load;"
-        " assert {'nn', 'load'} <= {*dir(knlightning)}"
+        " assert {'nn', 'load'} <= {*dir(knlightning)}; assert 'huggingface_hub' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="'knlightning' has no attribute 'nothing'"):

@@ -30,6 +30,19 @@ def test_pretrained_networks(monkeypatch):
         timm.create_model("knresnet8", pretrained=True)
 
 
+def test_networks_that_are_stored(tmp_path, monkeypatch):
+    network = knresnet8(num_classes=3, activation="gelu")
+    network.save_pretrained(tmp_path)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, dropout_p=0.2)
+    assert str(again) == str(knresnet8(num_classes=3, activation="gelu", dropout_p=0.2))
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in network.state_dict().items())
+    assert not torch.equal(timm.create_model(f"local-dir:{tmp_path}").fc.weight, network.fc.weight)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(tmp_path / filename))
+    other = timm.create_model("hf-hub:me/net@main", pretrained=True, num_classes=5)
+    assert other.fc.out_features == 5
+    assert torch.equal(other.stem[0].weight, network.stem[0].weight)
+
+
 def test_torch_hub():
     clone = str(Path(__file__).parents[1])
     network = torch.hub.load(clone, "knresnet8", source="local", num_classes=3)

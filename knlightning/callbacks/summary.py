@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from knlightning.protocols import KeepsLedger, data_of
+from knlightning.tasks.fine_tuning import Freezing
 from knlightning.text import counted
 
 
@@ -41,13 +42,16 @@ class Summary(Callback):
             self._flops = count_flops(network, (channels, *data.image_size))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the lines, with what was loaded and how a network was converted."""
+        """Print the lines, with what was loaded or frozen, and how a network was converted."""
         if trainer.is_global_zero:
             print(f"Network: {self._network(pl_module)}")
             if conversion := getattr(getattr(pl_module, "backbone", None), "conversion", ""):
                 print(f"         {conversion}")
             if loaded := getattr(pl_module, "loaded", None):
                 print(f"Weights: {loaded}")
+            freezing = getattr(pl_module, "freezing", None)
+            if frozen := freezing.describe(trainer.max_epochs) if isinstance(freezing, Freezing) else "":
+                print(f"Frozen:  {frozen}")
             print(f"Data:    {_data(trainer)}")
             print(f"Run:     {_run(trainer)}", flush=True)
 

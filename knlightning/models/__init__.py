@@ -15,6 +15,7 @@ from knlightning.models.fcn import (
     fcn_resnet50,
 )
 from knlightning.models.fine_tuned import fine_tuned
+from knlightning.models.hub import HubModel
 from knlightning.models.kernel_normalize import is_batch_independent, kernel_normalize
 from knlightning.models.knresnet import (
     KNResNet,
@@ -37,6 +38,7 @@ from knlightning.models.weights import LoadedWeights, load_weights
 __all__ = [
     "FCN",
     "DenseNet",
+    "HubModel",
     "KNResNet",
     "KNResNet18_Weights",
     "KNResNet34_Weights",

@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 
 from knlightning.checks import check_number
+from knlightning.models.hub import HubModel
 
 
-class Classifier(nn.Module):
+class Classifier(HubModel):
     """Base of networks from images to logits, with the methods by which timm's networks are used.
 
     Attributes:

@@ -16,6 +16,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from knlightning.models.hub import HubModel
 from knlightning.models.knresnet import KNTrunk, Transition
 from knlightning.models.layers import Layers, Options, Stage
 from knlightning.models.registry import register, with_arguments_of
@@ -29,7 +30,7 @@ MAX_HEAD_DROPOUT = 0.5
 """Largest dropout probability of the KernelNorm before the classifier; the paper's."""
 
 
-class FCN(nn.Module):
+class FCN(HubModel):
     """A backbone and a classifier of its every position, whose logits are brought to the size of the image.
 
     Maps images [N, 3, H, W] of any size, floating point, to logits [N, num_classes, H, W].

@@ -89,11 +89,24 @@ _MODELS: dict[str, Model] = {}
 def register(
     *, task: Task = "classification", weights: str = "", tables: Sequence[str] = ()
 ) -> Callable[[Factory], Factory]:
-    """Put the function that is decorated on the list of networks; arguments as in `Model`."""
+    """Put the function that is decorated on the list of networks; arguments as in `Model`.
+
+    Its networks get an attribute `made_by`: the name of the function, and all its arguments but published weights.
+    """
 
     def decorate(make: Factory) -> Factory:
-        _MODELS[make.__name__] = Model(make.__name__, make, task, weights, tuple(tables))
-        return make
+        @functools.wraps(make)
+        def making(*args: Any, **kwargs: Any) -> nn.Module:
+            network: Any = make(*args, **kwargs)
+            bound = inspect.signature(make).bind(*args, **kwargs)
+            bound.apply_defaults()
+            arguments = {name: value for name, value in bound.arguments.items() if name != "weights"}
+            network.made_by = {"architecture": make.__name__, "model_args": arguments}
+            return network
+
+        made: Any = making
+        _MODELS[make.__name__] = Model(make.__name__, made, task, weights, tuple(tables))
+        return made
 
     return decorate
 

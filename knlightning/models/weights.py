@@ -14,6 +14,8 @@ from knlightning.models.replaceable import Conv, KNConv
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before every name."""
+MOST_LINES = 12
+"""Names in an error."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def load_weights(
         FileNotFoundError: If there is no such file.
         OSError: If it cannot be downloaded or opened.
         ValueError: If the file cannot be read without running code from it, or if a tensor is missing, extra or of
-            another shape; all of them are named.
+            another shape; the first of them are named.
     """
     where = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
     state = _state_dict(network, source, where)
@@ -77,7 +79,12 @@ def load_weights(
         if not (in_head or of_converted or name in removed or name.endswith("num_batches_tracked")):
             problems.append(_problem(name, state, own))
     if problems:
-        lines = "\n  ".join(problems)
+        few = (
+            problems
+            if len(problems) <= MOST_LINES
+            else [*problems[:MOST_LINES], f"and {len(problems) - MOST_LINES} more"]
+        )
+        lines = "\n  ".join(few)
         raise ValueError(f"{where} does not fit this {type(network).__name__}; nothing was loaded:\n  {lines}")
     network.load_state_dict(fitting, strict=False)
     return LoadedWeights(tuple(fitting), anew, skipped)
@@ -96,7 +103,7 @@ def _state_dict(network: nn.Module, source: Any, where: str) -> dict[str, Any]:
         if weights is None:
             raise ValueError(f"{IMAGENET} are weights of knresnet18, 34 and 50, not of this {type(network).__name__}")
         source = weights[IMAGENET.upper()].get_state_dict()
-    content = source if isinstance(source, Mapping) else _read(where)
+    content = source if isinstance(source, Mapping) else read_weights(where)
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} holds a {type(content).__name__}; expected a state dict")
     state: dict[str, Any] = dict(content)
@@ -112,22 +119,35 @@ def _state_dict(network: nn.Module, source: Any, where: str) -> dict[str, Any]:
     for prefix in prefixes:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{where} holds no weights; expected a state dict")
     if "block0.0.weight" in state:
         names = norm_torch_names(network)
         state = {names.get(name, name): value for name, value in state.items()}
     return state
 
 
-def _read(path: str) -> Any:
+def read_weights(path: str) -> Any:
+    """Read a file of weights, without running code from it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or safetensors is needed and not installed.
+    """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file of weights {path}")
+        folder = ", but a folder: name a file in it" if Path(path).is_dir() else ""
+        raise FileNotFoundError(f"there is no file of weights {path}{folder}")
     if not path.endswith(".safetensors"):
         return read_checkpoint(path)
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise ValueError(f"{path} needs safetensors: pip install 'knlightning[export]'") from error
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged, or not of safetensors: {error}") from error
 
 
 def _is_empty(layer: nn.Module | None) -> bool:

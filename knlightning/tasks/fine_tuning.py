@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from knlightning.checks import check, check_number
 from knlightning.models.weights import last_layer
+from knlightning.text import counted
 
 _following: ContextVar[bool] = ContextVar("weights_follow", default=False)
 
@@ -78,6 +79,14 @@ class Freezing:
             layer.training = not frozen
         for parameter in self._parameters:
             parameter.requires_grad_(not frozen)
+
+    def describe(self, max_epochs: int | None) -> str:
+        """Say what is frozen in a run of so many epochs, -1 and None for no limit; "" for nothing."""
+        text = counted(len(self._parameters), "tensor") if self._parameters else ""
+        if not text or self.thaw_epoch is None:
+            return text
+        reached = max_epochs in (None, -1) or self.thaw_epoch < max_epochs
+        return f"{text} before epoch {self.thaw_epoch}" + ("" if reached else ", which this run does not reach")
 
     def begin(self, task: LightningModule) -> None:
         """Freeze or thaw when training starts, and check that something is trained.

@@ -16,15 +16,17 @@ def test_three_lines_and_how_the_network_was_converted(capsys):
     summary = Summary({"model": {"class_path": "x.Task", "init_args": {"backbone": backbone}}})
     few = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1, "accumulate_grad_batches": 2}
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 10))
-    network[0].requires_grad_(False)
+    network[0].bias.requires_grad_(False)
     network.conversion = "Kernel normalized: all."
-    trainer(None, summary, **few).fit(ClassificationTask(network), DigitsDataModule(batch_size=4, val_split=0.2))
+    task = ClassificationTask(network, freeze="0", thaw_epoch=3)
+    trainer(None, summary, **few).fit(task, DigitsDataModule(batch_size=4, val_split=0.2))
     lines = capsys.readouterr().out.splitlines()
     conv, linear = 2 * 30 * 30 * 2 * 27, 2 * 20
     assert conv + linear == 97240
     assert lines == [
-        "Network: a.resnet with kernel normalization, 86 parameters (30 trained), 97.2 k FLOPs an image",
+        "Network: a.resnet with kernel normalization, 86 parameters (84 trained), 97.2 k FLOPs an image",
         "         Kernel normalized: all.",
+        "Frozen:  1 tensor before epoch 3, which this run does not reach",
         "Data:    DigitsDataModule, 1,149 training images, 288 for validation, 10 classes, 32x32",
         "Run:     1 epoch, 1 step an epoch, CPU, precision 32-true",
     ]

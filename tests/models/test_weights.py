@@ -112,15 +112,27 @@ def test_files_that_are_no_checkpoint(tmp_path):
             return (Path.touch, (tmp_path / "attacked",))
 
     with (tmp_path / "attack.pth").open("wb") as file:
-        pickle.dump({"model": Attack()}, file)
+        pickle.dump({"model": Attack()}, file, protocol=2)
     (tmp_path / "damaged.pth").write_bytes(b"not a checkpoint")
+    (tmp_path / "damaged.safetensors").write_bytes(b"not a checkpoint")
     torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"epoch": 1}, tmp_path / "empty.pth")
+    torch.save({f"layer{number}.weight": torch.zeros(1) for number in range(40)}, tmp_path / "other.pth")
     model = nn.Linear(1, 1)
     with pytest.raises(FileNotFoundError, match=r"no file of weights .*absent.pth"):
         load_weights(model, tmp_path / "absent.pth")
-    for name, said in (("attack", "attack.pth is damaged"), ("damaged", "damaged.pth"), ("list", "holds a list")):
+    with pytest.raises(FileNotFoundError, match="but a folder: name a file in it"):
+        load_weights(model, tmp_path)
+    for name, said in (
+        ("attack.pth", r"attack.pth is damaged, .*: it holds more than tensors and plain values.* save the state_dict"),
+        ("damaged.pth", r"damaged.pth is damaged, or not a checkpoint: it holds more"),
+        ("damaged.safetensors", r"damaged.safetensors is damaged, or not of safetensors"),
+        ("list.pth", "holds a list"),
+        ("empty.pth", "empty.pth holds no weights"),
+        ("other.pth", r"does not fit this Linear; (.*\n){13}  and 28 more$"),
+    ):
         with pytest.raises(ValueError, match=said):
-            load_weights(model, tmp_path / f"{name}.pth")
+            load_weights(model, tmp_path / name)
     assert not (tmp_path / "attacked").exists()
 
 

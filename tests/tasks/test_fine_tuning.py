@@ -1,6 +1,9 @@
+from itertools import pairwise
+
 import pytest
 import torch
-from standins import RandomData, TinyNet, tiny_config, trainer, write_config
+from lightning.pytorch import Callback
+from standins import RandomData, TinyNet, assert_same_weights, finished, knl, tiny_config, trainer, write_config
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
@@ -11,6 +14,8 @@ from knlightning.commands.main import run
 from knlightning.models import knresnet8
 from knlightning.tasks import ClassificationTask
 from knlightning.tasks.fine_tuning import Freezing
+
+UNUSED = ["--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true"]
 
 
 class Net(nn.Module):
@@ -133,6 +138,37 @@ def test_resumed_run_ends_as_an_uninterrupted_one(folder, step, capsys):
     assert "init_from: weights.pth" in (folder / "cut" / "config.yaml").read_text()
     task = ClassificationTask.load_from_checkpoint(folder / "cut" / "checkpoints" / "last.ckpt")
     assert changed(task.state_dict(), cut["state_dict"]) == set()
+
+
+class Recorder(Callback):
+    """Writes what each process holds at the start of each epoch, and at the end."""
+
+    def on_train_epoch_start(self, trainer, task):
+        name = f"{trainer.current_epoch}-{trainer.global_rank}.pt"
+        torch.save({name: tensor.detach().clone() for name, tensor in task.backbone.state_dict().items()}, name)
+
+    on_train_end = on_train_epoch_start
+
+
+@pytest.mark.slow
+def test_two_processes_thaw_together_and_resume(folder):
+    def fit(*args):
+        command = ["fit", "--config", "tiny.yaml", f"--trainer.callbacks={__name__}.Recorder", *UNUSED]
+        finished(knl(*command, *args, cwd=folder))
+
+    fit("--run_dir", "whole")
+    held = [[torch.load(folder / f"{epoch}-{rank}.pt") for rank in (0, 1)] for epoch in range(4)]
+    names = {name for name, _ in Net().named_parameters()}
+    for first, second in held:
+        assert changed(first, second) <= {"body.1.1"}  # statistics of batch normalization are those of a process
+        assert all(torch.equal(first[name], second[name]) for name in names)
+    trained = [changed(before, after) for (before, _), (after, _) in pairwise(held)]
+    rest = {"body.1.0", "body.1.1", "shift", "head"}
+    assert trained == [rest, rest, rest | {"body.0.0", "body.0.1"}]
+
+    fit("--run_dir", "cut", "--trainer.max_steps", "6")  # in the second epoch
+    fit("--run_dir", "cut", "--ckpt_path", "last")
+    assert_same_weights(*(folder / run / "checkpoints" / "last.ckpt" for run in ("whole", "cut")))
 
 
 def test_learning_rates_fall_with_the_depth():
