@@ -145,8 +145,11 @@ def _make(config: Mapping[str, Any]) -> nn.Module:
     """Make a network by its description, without weights."""
     makers = {model.name: model.make for model in list_models()}
     check_choice("architecture", name := config.get("architecture"), tuple(makers))
+    arguments = config.get("model_args", {})
+    if isinstance(arguments, Mapping) and "weights" in arguments:  # those of the authors would be downloaded
+        raise ValueError("weights is no argument of what is stored")
     with torch.device("meta"):
-        return makers[str(name)](**config.get("model_args", {}))
+        return makers[str(name)](**arguments)
 
 
 def _parts(network: nn.Module) -> dict[str, str]:

@@ -128,6 +128,7 @@ def test_other_networks_are_not_stored(network, message, tmp_path):
         ({"model_args": {"classes": 3}}, "holds no network of this .* unexpected keyword argument 'classes'"),
         ({"model_args": {"activation": "os.system"}}, "activation must be one of .*, got 'os.system'"),
         ({"model_args": {"num_classes": 4}}, r"(?s)fc.weight: copying a param with shape torch.Size\(\[10, 64\]\)"),
+        ({"model_args": {"weights": "imagenet1k_norm_torch"}}, "weights is no argument of what is stored"),
         ({"model_args": None}, "holds no network of this release .* must be a mapping"),
         ([], "holds no network of this release .*: 'list'"),
     ],
