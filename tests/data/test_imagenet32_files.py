@@ -18,15 +18,6 @@ def read(root, train):
     return np.concatenate(images), np.concatenate(labels)
 
 
-@pytest.mark.parametrize("pickles", [False, True])
-def test_every_image_and_label_is_read(tmp_path, pickles):
-    contents = write_imagenet32(tmp_path, pickles)
-    for train, names in ((True, TRAIN), (False, ["val_data"])):
-        images, labels = read(tmp_path, train)
-        np.testing.assert_array_equal(images.reshape(-1, 3072), np.concatenate([contents[n]["data"] for n in names]))
-        assert labels.tolist() == [label - 1 for name in names for label in contents[name]["labels"]]
-
-
 def test_nothing_is_found_where_nothing_is(tmp_path):
     assert find_sources(tmp_path, train=True) == []
     assert read_class_map(tmp_path) == {}

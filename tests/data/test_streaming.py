@@ -2,7 +2,6 @@ import io
 import pickle
 import time
 import warnings
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -47,16 +46,6 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_mixes():
 def _generator():
     seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0])
     return torch.Generator().manual_seed(seed)
-
-
-def test_ranks_share_the_epoch_of_one_process():
-    alone = order(epoch=4)
-    parts = []
-    for rank in range(3):
-        sampler = ShardSampler(72, 0, 3, rank, shards=SHARDS, mixed_shards=3)
-        sampler.set_epoch(4)
-        parts.append([index.image for index in sampler])
-    assert list(chain(*zip(*parts, strict=True))) == alone
 
 
 def test_balanced_sampling_goes_from_shard_to_shard_too():
