@@ -10,20 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from standins import PROJECT, TESTS, assert_same_weights, knl, tiny_config, write_cifar100, write_config
+from standins import PROJECT, TESTS, TWO, assert_same_weights, finished, knl, tiny_config, write_cifar100, write_config
 
 from knlightning.commands import peers
 from knlightning.commands.main import main
 from knlightning.run_directory import numbered_runs
 
-TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-
 
 def run(*args, cwd):
-    process = knl(*args, cwd=cwd)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    return finished(knl(*args, cwd=cwd))
 
 
 def scores(directory):
