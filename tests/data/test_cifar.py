@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+from standins import Malicious
 from torchvision import datasets
 
 from knlightning.data import CIFAR10DataModule, CIFAR100DataModule
@@ -187,18 +188,10 @@ def test_another_content_is_named(tiny):
         tiny.data().setup("fit")
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 def test_a_malicious_file_is_named_and_not_run(tiny, tmp_path):
     trace = tmp_path / "was_run"
     path = tiny.folder / tiny.train
-    path.write_bytes(pickle.dumps({"data": Evil(trace)}, protocol=2))
+    path.write_bytes(pickle.dumps({"data": Malicious(os.mkdir, str(trace))}, protocol=2))
     with pytest.raises(ValueError, match=rf"{path}: .*posix\.mkdir is not allowed"):
         tiny.data().setup("fit")
     assert not trace.exists()

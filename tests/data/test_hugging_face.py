@@ -1,27 +1,19 @@
 import copy
-import io
 import pickle
 import shutil
-import socket
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as EncodedImage
 from PIL import Image
-from standins import write_parquet
+from standins import encoded, write_parquet
 
 from knlightning.data import DigitsDataModule, HuggingFaceDataModule
 from knlightning.data.samplers import SeededIndex
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the network is asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
+ORANGE = encoded(Image.new("RGB", (40, 30), "orange"))
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +26,6 @@ def digits(tmp_path_factory):
 def module(path, **arguments):
     small = {"train_size": 32, "eval_resize": 32, "eval_size": 32, "num_workers": 0, "scaling": "unit"}
     return HuggingFaceDataModule(path, cache_dir=f"{path}-cache", **{**small, **arguments})
-
-
-def encoded(image=None, kind="PNG", **options):
-    file = io.BytesIO()
-    (image or Image.new("RGB", (40, 30), "orange")).save(file, kind, **options)
-    return file.getvalue()
 
 
 def saved(folder, images, labels, feature, image_feature=None):
@@ -134,7 +120,7 @@ def test_the_package_is_named_where_it_is_missing(monkeypatch):
     ],
 )
 def test_classes_are_stated_or_follow_from_the_training_images(tmp_path, feature, labels, names, numbers):
-    data = saved(tmp_path / "saved", [{"bytes": encoded(), "path": None}] * 3, labels, feature)
+    data = saved(tmp_path / "saved", [{"bytes": ORANGE, "path": None}] * 3, labels, feature)
     if names is None:
         with pytest.raises(ValueError, match=numbers):
             data.setup("fit")
@@ -150,7 +136,7 @@ def test_the_rules_of_files_hold_for_rows(tmp_path, monkeypatch):
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.paste("black", (0, 0, 20, 30))  # the left half: the upper one, once it is turned
-    (tmp_path / "file.png").write_bytes(encoded())
+    (tmp_path / "file.png").write_bytes(ORANGE)
     images = [
         {"bytes": encoded(turned, "JPEG", exif=exif, quality=100), "path": None},
         {"bytes": None, "path": str(tmp_path / "file.png")},
@@ -179,6 +165,6 @@ def test_the_rules_of_files_hold_for_rows(tmp_path, monkeypatch):
 
 
 def test_a_column_of_bytes_is_one_of_images(tmp_path):
-    data = saved(tmp_path / "saved", [encoded()], [0], ClassLabel(names=["a"]), Value("binary"))
+    data = saved(tmp_path / "saved", [ORANGE], [0], ClassLabel(names=["a"]), Value("binary"))
     data.setup("validate")
     assert data.val_dataloader().dataset[0][0][:, 16, 16].tolist() == [255, 165, 0]

@@ -1,7 +1,5 @@
-import io
 import json
 import pickle
-import socket
 
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ import torch
 from datasets import Dataset, Features
 from datasets import Image as EncodedImage
 from PIL import Image
+from standins import encoded
 
 from knlightning.data import DigitScenesDataModule, HuggingFaceSegmentationDataModule
 from knlightning.data.samplers import SeededIndex
@@ -16,19 +15,11 @@ from knlightning.data.samplers import SeededIndex
 NUMBERS = np.array([[7, 7, 9], [0, 255, 7]], np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise OSError("the network is asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
+    return {"bytes": encoded(Image.fromarray(pixels)), "path": None}
 
 
 def write(folder, images, masks, names=None):

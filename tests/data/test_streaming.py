@@ -1,4 +1,3 @@
-import io
 import pickle
 import time
 import warnings
@@ -7,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from standins import encoded
 
 from knlightning.data import StreamingDataModule
 from knlightning.data.datasets import TensorImages
@@ -175,12 +175,11 @@ def test_images_that_are_sorted_by_class_are_told(tmp_path, pixels):
 
 
 def test_a_row_that_is_no_image_is_named_or_skipped(tmp_path):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
+    content = encoded(Image.new("RGB", (8, 8)))
 
     class Files(list):
         def encoded(self, index):
-            return file.getvalue() if index else b"\x80\x04cos\nsystem\n"  # a pickle is data like any other
+            return content if index else b"\x80\x04cos\nsystem\n"  # a pickle is data like any other
 
     images = Files([(None, 0)] * 4)
     for split in ("train", "validation"):

@@ -1,13 +1,12 @@
 """Segmentation through the command line, in one process and in two."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from standins import TWO, RandomScenes, finished, knl, tiny_config, write_config
+from standins import TWO, RandomScenes, run, scores, tiny_config, write_config
 
 from knlightning.commands.main import main
 from knlightning.run_directory import numbered_runs
@@ -51,19 +50,6 @@ def test_trains_resumes_tests_and_predicts(config, tmp_path, capsys):
     assert {"train/miou", "val/iou/1", "val/loss"} <= set(columns)
 
 
-def run(*args, cwd):
-    return finished(knl(*args, cwd=cwd))
-
-
-def scores(directory):
-    stored = json.loads((directory / "test" / "test.json").read_text())["scores"]
-    return {
-        name.removeprefix("test/"): value
-        for name, value in stored.items()
-        if name.startswith("test/") and not name.endswith("_mean")
-    }
-
-
 def last_validation(directory):
     with (directory / "metrics.csv").open(newline="") as file:
         return {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
@@ -80,10 +66,10 @@ def test_two_processes_train_together_and_count_every_pixel_once(config, tmp_pat
     run("test", "--config", "a.yaml", "--ckpt_path", "last", *TWO, cwd=tmp_path)
     together = scores(directory)
     names = ("loss", "miou", "pixel_acc", "mean_acc", "iou/0", "iou/1", "iou/2")
-    assert alone.keys() == set(names)
+    assert alone.keys() == {f"test/{name}" for name in names}
     assert together == pytest.approx(alone, rel=1e-6)
     # validation data are the same
-    assert {name: validated[f"val/{name}"] for name in names} == pytest.approx(alone, rel=1e-5)
+    assert {f"test/{name}": validated[f"val/{name}"] for name in names} == pytest.approx(alone, rel=1e-5)
     output = run("predict", "--config", "a.yaml", "--ckpt_path", "last", *TWO, cwd=tmp_path)
     assert output.count("Predictions of 7 images: ") == 1
     for folder in ("colours", "overlays", "label_ids"):
@@ -94,4 +80,4 @@ def test_two_processes_train_together_and_count_every_pixel_once(config, tmp_pat
     for number in range(SAMPLES):
         with Image.open(where / f"{number}.jpg.png") as image:
             hits += int((torch.tensor(np.asarray(image)) == labels[number]).sum())
-    assert hits / int((labels != 255).sum()) == pytest.approx(alone["pixel_acc"], rel=1e-6)
+    assert hits / int((labels != 255).sum()) == pytest.approx(alone["test/pixel_acc"], rel=1e-6)
