@@ -168,6 +168,17 @@ def finished(process):
     return output
 
 
+def run(*args, cwd):
+    """Run the command in a process of its own, and return what it has printed."""
+    return finished(knl(*args, cwd=cwd))
+
+
+def scores(directory):
+    """Return what `knl test` has stored of a run, without the means over classes."""
+    stored = json.loads((directory / "test" / "test.json").read_text())["scores"]
+    return {name: value for name, value in stored.items() if name.startswith("test/") and not name.endswith("_mean")}
+
+
 def weights(checkpoint):
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
@@ -177,6 +188,23 @@ def assert_same_weights(one, other):
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert not different, f"{one} and {other} differ in {different}"
+
+
+class Malicious:
+    """What calls a function when it is unpickled."""
+
+    def __init__(self, call, *args):
+        self.call, self.args = call, args
+
+    def __reduce__(self):
+        return self.call, self.args
+
+
+def encoded(image, kind="PNG", **options):
+    """Return the bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def write_cifar100(root, train=24, test=7):
@@ -207,13 +235,12 @@ def write_cifar10(root, images=6):
 
 def write_imagenet(root, classes=1000, size=(8, 8)):
     """Write folders in the layout of ImageNet, with one image of (width, height) `size` for each class and split."""
-    file = io.BytesIO()
-    Image.new("RGB", size, "orange").save(file, "JPEG")
+    content = encoded(Image.new("RGB", size, "orange"), "JPEG")
     for split in ("train", "val"):
         for number in range(classes):
             wnid = f"n{number + 1440764:08d}"
             (root / split / wnid).mkdir(parents=True)
-            (root / split / wnid / f"{wnid}_{split}.JPEG").write_bytes(file.getvalue())
+            (root / split / wnid / f"{wnid}_{split}.JPEG").write_bytes(content)
 
 
 def write_image_folder(root, classes=("cat", "dog"), count=3, size=(40, 30)):
@@ -242,9 +269,8 @@ def write_parquet(folder, splits=("train", "validation")):
         images, labels = DigitsDataModule().read(train)
         rows = []
         for number, image in enumerate(images):
-            file = io.BytesIO()
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
-            rows.append({"bytes": file.getvalue(), "path": f"{number}.png"})
+            content = encoded(Image.fromarray(image.permute(1, 2, 0).numpy()), compress_level=1)
+            rows.append({"bytes": content, "path": f"{number}.png"})
         table = pa.table({"image": rows, "label": labels.numpy()})
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet")

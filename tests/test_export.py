@@ -126,17 +126,3 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"format onnx needs onnx, onnxruntime, onnxscript: pip install 'knlightning"):
         check_request(tmp_path / "out", ["state_dict", "onnx"])
-
-
-@pytest.mark.parametrize("name", ["folder", "file"])
-def test_what_is_there_is_not_overwritten(tmp_path, name):
-    (tmp_path / "folder").mkdir()
-    for path in ("folder/a", "file"):
-        (tmp_path / path).touch()
-    with pytest.raises(ValueError, match="to must be a new or an empty directory, got"):
-        check_request(tmp_path / name, ["state_dict"])
-
-
-def test_unknown_format():
-    with pytest.raises(ValueError, match=r"formats must be one of state_dict, .*, got 'tensorflow'"):
-        export(TinyNet(), None, ["tensorflow"], (32, 32), {})

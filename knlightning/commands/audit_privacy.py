@@ -66,13 +66,4 @@ class AuditPrivacyCLI(KNLightningCLI):
             raise SystemExit(1)
 
 
-def main(args: list[str]) -> None:
-    """Run `knl audit-privacy`.
-
-    Args:
-        args: Command line after `audit-privacy`.
-
-    Raises:
-        SystemExit: If a check fails, with status 1.
-    """
-    AuditPrivacyCLI(args)
+main = AuditPrivacyCLI

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -187,10 +188,4 @@ def benchmark(
     return rows
 
 
-def main(args: list[str]) -> None:
-    """Run `knl benchmark`.
-
-    Args:
-        args: Command line after `benchmark`.
-    """
-    command(benchmark, "knl benchmark", args)
+main = partial(command, benchmark, "knl benchmark")

@@ -12,6 +12,7 @@ as `knl sweep-lr` does.
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from knlightning.analysis.curves import SCORES, draw_convergence, draw_scores, score_of
@@ -115,10 +116,4 @@ def _write(searches: Mapping[Cell, Search], out: Path, searched: bool) -> None:
     save_figure(draw_convergence(runs), out / "convergence.png")
 
 
-def main(args: list[str]) -> None:
-    """Run `knl compare`.
-
-    Args:
-        args: Command line after `compare`.
-    """
-    command(compare, "knl compare", args)
+main = partial(command, compare, "knl compare")

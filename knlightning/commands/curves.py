@@ -4,6 +4,7 @@ knl curves --runs '[runs/quickstart/0]' --out curves.png
 knl curves --runs '{batch: [runs/a/0, runs/a/1], kernel: [runs/b/0, runs/b/1]}' --x hours
 """
 
+from functools import partial
 from pathlib import Path
 
 from knlightning.analysis.curves import XAxis, draw_curves
@@ -28,10 +29,4 @@ def curves(runs: list[Path] | dict[str, list[Path]], x: XAxis = "epochs", out: P
     print(out)
 
 
-def main(args: list[str]) -> None:
-    """Run `knl curves`.
-
-    Args:
-        args: Command line after `curves`.
-    """
-    command(curves, "knl curves", args)
+main = partial(command, curves, "knl curves")

@@ -91,11 +91,7 @@ def memory(model: LightningModule) -> str:
 
 
 def main(args: list[str]) -> None:
-    """Run `knl doctor`.
-
-    Args:
-        args: Command line after `doctor`.
-    """
+    """Run `knl doctor`; `args` is the command line after it."""
     if not {"-h", "--help"} & {*args}:
         say(machine())
     if args:

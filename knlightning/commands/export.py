@@ -84,10 +84,4 @@ class ExportCLI(KNLightningCLI):
         print(to / PREPROCESSING)
 
 
-def main(args: list[str]) -> None:
-    """Run `knl export`.
-
-    Args:
-        args: Command line after `export`.
-    """
-    ExportCLI(args)
+main = ExportCLI

@@ -125,10 +125,4 @@ class FitCLI(KNLightningCLI):
         return "\n".join(lines)
 
 
-def main(args: list[str]) -> FitCLI:
-    """Run `knl fit`.
-
-    Args:
-        args: Command line after `fit`.
-    """
-    return FitCLI(args)
+main = FitCLI

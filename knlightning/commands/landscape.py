@@ -225,10 +225,4 @@ def _loss_of(task: LightningModule) -> Any:
     return partial(F.cross_entropy, ignore_index=getattr(task, "ignore_index", -100))
 
 
-def main(args: list[str]) -> None:
-    """Run `knl landscape`.
-
-    Args:
-        args: Command line after `landscape`.
-    """
-    command(landscape, "knl landscape", args)
+main = partial(command, landscape, "knl landscape")

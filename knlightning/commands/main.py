@@ -4,6 +4,7 @@ import ast
 import atexit
 import gc
 import os
+import re
 import shlex
 import signal
 import sys
@@ -165,10 +166,10 @@ def _scan() -> Iterator[tuple[str, str]]:
 
 @cache
 def _outline(path: str) -> tuple[bool, str]:
-    """Say whether a file has a function `main`, and return the first line of its docstring, without importing it."""
-    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    has_main = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
-    return has_main, (ast.get_docstring(tree) or "").partition("\n")[0]
+    """Say whether a file defines `main`, and return the first line of its docstring, without importing it."""
+    source = Path(path).read_text(encoding="utf-8")
+    has_main = re.search(r"^(def main\(|main = )", source, re.MULTILINE) is not None
+    return has_main, (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 if __name__ == "__main__":

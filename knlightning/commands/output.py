@@ -16,11 +16,7 @@ _muted = False
 
 @rank_zero_only
 def say(message: str) -> None:
-    """Print a message at once, unless within `muted`.
-
-    Args:
-        message: The message.
-    """
+    """Print a message at once, unless within `muted`."""
     if not _muted:
         print(message, flush=True)
 
@@ -38,24 +34,14 @@ def muted() -> Iterator[None]:
 
 @rank_zero_only
 def write_text(path: Path, text: str) -> None:
-    """Write a text file.
-
-    Args:
-        path: The file.
-        text: Its content.
-    """
+    """Write a text file."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 @rank_zero_only
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table.
-
-    Args:
-        path: The file.
-        rows: At least one, all with the same keys.
-    """
+    """Write a table of at least one row, all with the same keys."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -64,11 +50,6 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @rank_zero_only
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG file.
-
-    Args:
-        figure: The figure.
-        path: The file.
-    """
+    """Write a PNG file."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

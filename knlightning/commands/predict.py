@@ -56,10 +56,4 @@ class PredictCLI(KNLightningCLI):
         say(f"Look at them: {writer.path.with_name(WRITTEN[2])}")
 
 
-def main(args: list[str]) -> PredictCLI:
-    """Run `knl predict`.
-
-    Args:
-        args: Command line after `predict`.
-    """
-    return PredictCLI(args)
+main = PredictCLI

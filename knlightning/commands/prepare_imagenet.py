@@ -3,6 +3,7 @@
 knl prepare-imagenet --archives DOWNLOADS --root IMAGENET
 """
 
+from functools import partial
 from pathlib import Path
 
 from knlightning.commands.command import command
@@ -34,10 +35,4 @@ def prepare_imagenet(archives: Path, root: Path) -> None:
         unpack(split, archives, root, say)
 
 
-def main(args: list[str]) -> None:
-    """Run `knl prepare-imagenet`.
-
-    Args:
-        args: Command line after `prepare-imagenet`.
-    """
-    command(prepare_imagenet, "knl prepare-imagenet", args)
+main = partial(command, prepare_imagenet, "knl prepare-imagenet")

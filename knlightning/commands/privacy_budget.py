@@ -5,6 +5,7 @@ knl privacy-budget --config configs/digits_dp.yaml
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -160,10 +161,4 @@ def _of_run(
     say(f"\nWritten: {out}")
 
 
-def main(args: list[str]) -> None:
-    """Run `knl privacy-budget`.
-
-    Args:
-        args: Command line after `privacy-budget`.
-    """
-    command(privacy_budget, "knl privacy-budget", args)
+main = partial(command, privacy_budget, "knl privacy-budget")

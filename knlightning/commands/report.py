@@ -35,10 +35,6 @@ def report(run: Path) -> None:
 
 
 def main(args: list[str]) -> None:
-    """Run `knl report`.
-
-    Args:
-        args: Command line after `report`: the run, with or without `--run` before it.
-    """
+    """Run `knl report`; `args` is the command line after it: the run, with or without `--run` before it."""
     named = ["--run", *args] if args and not args[0].startswith("-") else args
     command(report, "knl report", named)

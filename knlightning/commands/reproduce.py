@@ -158,9 +158,5 @@ def reproduce(
 
 
 def main(args: list[str]) -> None:
-    """Run `knl reproduce`.
-
-    Args:
-        args: Command line after `reproduce`.
-    """
+    """Run `knl reproduce`; `args` is the command line after it."""
     command(reproduce, "knl reproduce", [f"{arg}=true" if arg in ("--all", "--ablation") else arg for arg in args])

@@ -4,6 +4,7 @@ knl sweep-lr --config configs/quickstart.yaml --start 0.012 --trainer.max_epochs
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from knlightning.analysis.search import Search, draw_learning_rates
@@ -83,10 +84,4 @@ def sweep_lr(
     return found
 
 
-def main(args: list[str]) -> None:
-    """Run `knl sweep-lr`.
-
-    Args:
-        args: Command line after `sweep-lr`.
-    """
-    command(sweep_lr, "knl sweep-lr", args)
+main = partial(command, sweep_lr, "knl sweep-lr")

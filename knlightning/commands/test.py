@@ -9,10 +9,4 @@ class TestCLI(EvaluationCLI):
     command = "test"
 
 
-def main(args: list[str]) -> TestCLI:
-    """Run `knl test`.
-
-    Args:
-        args: Command line after `test`.
-    """
-    return TestCLI(args)
+main = TestCLI

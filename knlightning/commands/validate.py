@@ -9,10 +9,4 @@ class ValidateCLI(EvaluationCLI):
     command = "validate"
 
 
-def main(args: list[str]) -> ValidateCLI:
-    """Run `knl validate`.
-
-    Args:
-        args: Command line after `validate`.
-    """
-    return ValidateCLI(args)
+main = ValidateCLI

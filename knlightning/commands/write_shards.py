@@ -53,9 +53,5 @@ def write(data: LightningDataModule, out: str, images_per_shard: int = 1000) -> 
 
 
 def main(args: list[str]) -> None:
-    """Run `knl write-shards`.
-
-    Args:
-        args: Command line after `write-shards`.
-    """
+    """Run `knl write-shards`; `args` is the command line after it."""
     command(write, "knl write-shards", complete_names(args))

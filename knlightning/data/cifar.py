@@ -20,6 +20,9 @@ from knlightning.data.unpickling import load_pickle, pixel_rows, require_key
 from knlightning.internals.torchvision import CIFAR10, CIFAR100, check_integrity, download_url
 from knlightning.protocols import batch_independent
 
+# in the order of the labels; taken from the dataset's own list once that is read
+_CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
+
 
 class CIFAR10DataModule(ImageDataModule):
     """CIFAR-10: 50,000 training and 10,000 test images of 32x32 pixels in 10 classes.
@@ -38,18 +41,7 @@ class CIFAR10DataModule(ImageDataModule):
         ArgumentError: If an argument is out of range.
     """
 
-    class_names: tuple[str, ...] = (
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    )
+    class_names = tuple(_CIFAR10_NAMES.split())
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2471, 0.2435, 0.2616)
     image_size = (32, 32)
@@ -146,7 +138,6 @@ class CIFAR10DataModule(ImageDataModule):
         return images, np.array(labels, np.int64)
 
 
-# in the order of the labels; taken from the dataset's own list once that is read
 _CIFAR100_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
 castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin

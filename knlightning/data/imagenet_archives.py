@@ -143,10 +143,7 @@ def unpack(split: str, archives: Path, root: Path, say: Callable[[str], None] = 
 @contextmanager
 def _partial(folder: Path, archive: Path) -> Iterator[Path]:
     """Hold the folder to unpack into; it is removed if the archive is found to be damaged."""
-    if not archive.is_file():
-        raise FileNotFoundError(
-            f"There is no file {archive.absolute()}. It comes from image-net.org, after registration."
-        )
+    _check_file(archive)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with held(folder):

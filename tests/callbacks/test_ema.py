@@ -129,8 +129,7 @@ def test_command_line_evaluates_what_fit_reported(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     ema = {"class_path": "knlightning.callbacks.EMA", "init_args": {"decay": 0.9, "every_n_steps": 2}}
     few = {"limit_train_batches": 8, "limit_val_batches": 1, "limit_test_batches": 1}  # validation data are the same
-    config = tiny_config(max_epochs=2, callbacks=[ema], **few) | {"pictures": {"every_n_epochs": 0}}
-    write_config(tmp_path / "tiny.yaml", config)
+    write_config(tmp_path / "tiny.yaml", tiny_config(max_epochs=2, callbacks=[ema], **few))
     reported = commands.run(["fit", "--config", "tiny.yaml"]).trainer.callback_metrics["val/acc"]
     best = tmp_path / "runs" / "tiny" / "0" / "checkpoints" / "best.ckpt"
     cli = commands.run(["test", "--config", "tiny.yaml", "--ckpt_path", "best"])

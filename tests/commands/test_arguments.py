@@ -88,8 +88,3 @@ def test_traceback_on_demand(monkeypatch):
     monkeypatch.setenv("KNL_DEBUG", "1")
     with pytest.raises(ValueError, match="bad"), plain_errors("knl x"):
         raise ValueError("bad")
-
-
-def test_faults_of_the_program_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="a bug"), plain_errors("knl x"):
-        raise RuntimeError("a bug")

@@ -83,13 +83,14 @@ def test_arguments_inside_of_unions_are_named_without_the_union(refuse):
     assert message.startswith("knl fit: error: model.init_args.label_smoothing must be a number")
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, TypeError])
 @pytest.mark.parametrize("where", ["knlightning.tasks.ClassificationTask.training_step", "standins.TinyNet.forward"])
-def test_faults_in_running_code_keep_their_traceback(empty, monkeypatch, where):
+def test_faults_in_running_code_keep_their_traceback(empty, monkeypatch, where, kind):
     def broken(*args, **kwargs):
-        raise TypeError("a bug")
+        raise kind("a bug")
 
     monkeypatch.setattr(where, broken)
-    with pytest.raises(TypeError, match="a bug"):
+    with pytest.raises(kind, match="a bug"):
         main(["fit", "--config", "tiny.yaml"])
 
 

@@ -7,7 +7,7 @@ from commands.runs import help_text, refused
 from PIL import Image
 from standins import PROJECT, TinyNet, tiny_config, weights, write_config
 
-from knlightning.commands.main import main, run
+from knlightning.commands.main import main
 from knlightning.data import DigitScenesDataModule
 from knlightning.export import FORMATS
 from knlightning.models import fcn_knresnet8
@@ -149,15 +149,6 @@ def test_requests_that_cannot_be_met(folder, capsys, args, said):
     before = sorted(path for path in folder.rglob("*"))
     assert said in refused(capsys, "export", "--config", "tiny.yaml", *args)
     assert sorted(path for path in folder.rglob("*")) == before
-
-
-def test_averaged_weights_are_exported(folder):
-    ema = {"class_path": "knlightning.callbacks.EMA", "init_args": {"decay": 0.9}}
-    write_config(folder / "ema.yaml", tiny_config(max_epochs=1, limit_train_batches=3, callbacks=[ema]))
-    cli = run(["fit", "--config", "ema.yaml"])
-    main(["export", "--config", "ema.yaml", "--ckpt_path", "last", "--to", "out"])
-    exported = torch.load(folder / "out" / "weights.pt", weights_only=True)
-    torch.testing.assert_close(exported, dict(cli.model.backbone.state_dict()), rtol=0, atol=0)
 
 
 def test_help_begins_with_what_matters(capsys):

@@ -4,7 +4,6 @@ import os
 import pytest
 from commands.runs import help_text, refused
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from standins import tiny_config, write_config
 
 from knlightning import callbacks, data, tasks
 from knlightning.checks import ArgumentError
@@ -23,11 +22,6 @@ from knlightning.commands.main import main
 def test_missing_checkpoint_is_an_error_before_anything_else(empty, capsys, command, args, looked):
     assert looked in refused(capsys, command, "--config", "tiny.yaml", *args)
     assert os.listdir(empty) == ["tiny.yaml"]
-
-
-def test_damaged_checkpoint_is_named(empty, capsys):
-    (empty / "a.ckpt").write_text("not a checkpoint")
-    assert "a.ckpt is damaged" in refused(capsys, "fit", "--config", "tiny.yaml", "--ckpt_path", "a.ckpt")
 
 
 def test_same_configuration_shows_no_differences(folder, capsys):
@@ -63,15 +57,6 @@ def test_faults_of_the_configuration(empty, capsys, args, said):
     assert said in refused(capsys, "fit", *args)
 
 
-def test_faults_of_the_program_keep_their_traceback(empty, monkeypatch):
-    def broken(self, batch, batch_idx):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr("knlightning.tasks.ClassificationTask.training_step", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        main(["fit", "--config", "tiny.yaml"])
-
-
 @pytest.mark.parametrize(
     ("where", "name", "args", "said"),
     [
@@ -82,18 +67,6 @@ def test_faults_of_the_program_keep_their_traceback(empty, monkeypatch):
             "model.init_args.backbone.init_args.dropout_p must be another, got 0.25",
         ),
         (
-            "knlightning.data.DigitsDataModule.setup",
-            "batch_size",
-            ["--data.batch_size=7"],
-            "data.init_args.batch_size must be another, got 7",
-        ),
-        (
-            "knlightning.callbacks.LastCheckpoint.setup",
-            "every_n_steps",
-            ["--last_checkpoint.every_n_steps=7"],
-            "last_checkpoint.every_n_steps must be another, got 7",
-        ),
-        (
             "lightning.pytorch.callbacks.EarlyStopping.setup",
             "patience",
             [
@@ -102,12 +75,6 @@ def test_faults_of_the_program_keep_their_traceback(empty, monkeypatch):
                 "--trainer.callbacks.patience=7",
             ],
             "trainer.callbacks[0].init_args.patience must be another, got 7",
-        ),
-        (
-            "lightning.pytorch.Trainer.fit",
-            "log_every_n_steps",
-            ["--trainer.log_every_n_steps=7"],
-            "trainer.log_every_n_steps must be another, got 7",
         ),
     ],
 )
@@ -140,28 +107,3 @@ def test_no_argument_of_ours_is_any_function():
                 parameters = inspect.signature(kind, eval_str=True).parameters.values()
                 found |= {parameter.name for parameter in parameters if "Callable" in str(parameter.annotation)}
     assert found <= {"optimizer", "lr_scheduler"}
-
-
-def test_datamodule_of_ones_own(empty, monkeypatch, capsys):
-    """A file and a class_path are all that it takes."""
-    (empty / "stripes.py").write_text(
-        "import torch\n"
-        "from lightning.pytorch import LightningDataModule\n"
-        "from torch.utils.data import DataLoader, TensorDataset\n"
-        "class Stripes(LightningDataModule):\n"
-        "    def __init__(self, width: int = 2):\n"
-        "        super().__init__()\n"
-        "        self.width = width\n"
-        "    def train_dataloader(self):\n"
-        "        labels = torch.arange(8) % 2\n"
-        "        images = torch.zeros(8, 3, 8, 8)\n"
-        "        images[labels == 1, :, :self.width] = 1\n"
-        "        return DataLoader(TensorDataset(images, labels), 4)\n"
-        "    val_dataloader = train_dataloader\n"
-    )
-    config = tiny_config(max_epochs=1)
-    config["data"] = {"class_path": "stripes.Stripes", "init_args": {"width": 3}}
-    write_config(empty / "tiny.yaml", config)
-    monkeypatch.syspath_prepend(str(empty))
-    main(["fit", "--config", "tiny.yaml"])
-    assert "Best:" in capsys.readouterr().out

@@ -64,16 +64,6 @@ def test_the_command_again_repeats_nothing(tiny, monkeypatch, capsys):
     assert rows(tiny / "runs" / "sweep-lr" / "tiny" / "trials.csv") == first
 
 
-def test_other_settings_in_the_same_directory_are_refused(tiny, capsys):
-    args = ["sweep-lr", "--config", "tiny.yaml", "--start=1e-6", "--seeds", "1", "--max_halvings", "0", *FEW]
-    main(args)
-    with pytest.raises(SystemExit):
-        main([*args, "--batch_size", "32", "--out", "runs/sweep-lr/tiny"])
-    assert "data.init_args.batch_size" in capsys.readouterr().err
-    main([*args, "--batch_size", "32"])
-    assert (tiny / "runs" / "sweep-lr" / "tiny-batch32" / "trials.csv").is_file()
-
-
 def test_an_interrupted_trial_goes_on(tiny, monkeypatch, capsys):
     args = ["sweep-lr", "--config=tiny.yaml", "--start=0.1", "--seeds=1", "--max_halvings=1", *FEW]
     args += ["--trainer.max_epochs=2"]

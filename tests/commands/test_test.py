@@ -25,14 +25,6 @@ def test_evaluation_gives_the_accuracy_that_fit_reported_and_leaves_the_run_as_i
     assert before == {path: content for path, content in files.items() if path.parent != results}
 
 
-def test_saved_configuration_names_its_run(folder, capsys):
-    main(["fit", "--config", "tiny.yaml", "--trainer.max_epochs", "1"])  # runs/tiny/1 is the newest now
-    scores = [value for _, value in column(folder / "runs" / "tiny" / "0", "val/acc")]
-    capsys.readouterr()
-    main(["test", "--config", "runs/tiny/0/config.yaml", "--ckpt_path", "best"])
-    assert accuracy(capsys) == pytest.approx(max(scores), abs=5e-5)
-
-
 def test_without_a_checkpoint_evaluation_says_so(empty, capsys):
     main(["test", "--config", "tiny.yaml"])
     assert "before any training" in capsys.readouterr().out

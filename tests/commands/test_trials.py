@@ -1,15 +1,12 @@
 import csv
-import json
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from standins import tiny_config, write_config
 
 from knlightning.commands import trials as module
 from knlightning.commands.trials import RESULT, Trials, read_result, record, run_trial
-from knlightning.run_directory import checkpoint_in
 
 
 @pytest.fixture
@@ -40,20 +37,6 @@ def test_settings_are_passed_on_to_training_and_evaluation(commands, tmp_path):
     line += ["--trainer.enable_progress_bar=false"]
     last = "--ckpt_path=last"
     assert commands == [["fit", *line], ["validate", *line, last], ["test", *line, last]]
-
-
-def test_what_is_done_is_not_repeated(commands, tmp_path):
-    for _ in range(2):
-        run_trial(tmp_path, tmp_path / "a.yaml", {"seed_everything": 3})
-    assert len(commands) == 3
-
-
-def test_an_interrupted_run_goes_on(commands, tmp_path):
-    checkpoint = checkpoint_in(tmp_path, "last")
-    checkpoint.parent.mkdir()
-    checkpoint.touch()
-    run_trial(tmp_path, tmp_path / "a.yaml", {})
-    assert commands[0][-1] == "--ckpt_path=last"
 
 
 def test_the_result_of_other_settings_is_refused(commands, tmp_path):
@@ -88,22 +71,6 @@ def test_what_is_done_is_in_a_table_and_what_goes_on_is_shown(commands, tmp_path
     assert board.title == "2 done"
     shown = list(zip(*(column.cells for column in board.columns), strict=True))
     assert shown == [(str(tmp_path / "c"), "2", "7"), (str(tmp_path / "d"), "0", "")]
-
-
-def test_trains_goes_on_after_an_interruption_and_tests(tmp_path):
-    interrupt = [{"class_path": "standins.Interrupt", "init_args": {"step": 30}}]  # in the second of three epochs
-    config = tmp_path / "a.yaml"
-    write_config(config, tiny_config(callbacks=interrupt))
-    with pytest.raises(SystemExit):
-        run_trial(tmp_path / "run", config, {})
-    assert not (tmp_path / "run" / RESULT).exists()
-    reached = run_trial(tmp_path / "run", config, {"trainer.callbacks": "null"})
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        val = [(int(row["epoch"]), float(row["val/acc"])) for row in csv.DictReader(file) if row["val/acc"]]
-    assert [epoch for epoch, _ in val] == [0, 1, 2]  # the first one, not repeated
-    assert reached["val"] == pytest.approx(val[-1][1])
-    assert reached["test"] > 0.5
-    assert json.loads((tmp_path / "run" / RESULT).read_text())["accuracies"] == reached
 
 
 @pytest.mark.parametrize(

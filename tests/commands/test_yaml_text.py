@@ -1,11 +1,10 @@
-import jsonargparse
 import pytest
 import yaml
 from commands.runs import refused
 from standins import tiny_config, write_config
 
 from knlightning.commands.main import run
-from knlightning.commands.yaml_text import DEEPEST, MOST_ALIASED, load_yaml, read_yaml_strictly
+from knlightning.commands.yaml_text import DEEPEST, MOST_ALIASED, load_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -76,14 +75,6 @@ def test_an_alias_bomb_ends_at_once(empty, capsys):
 def test_files_that_are_not_text_are_named(empty, capsys, command):
     (empty / "tiny.yaml").write_bytes(b"a: \xff\n")
     assert "tiny.yaml is not text in UTF-8" in refused(capsys, command, "--config", "tiny.yaml")
-
-
-def test_all_parsers_read_so():
-    read_yaml_strictly()
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--sizes", type=dict)
-    with pytest.raises(jsonargparse.ArgumentError):
-        parser.parse_args(["--sizes", "{a: 1, a: 2}"])
 
 
 @pytest.mark.parametrize("value", [True, [], -1, float("nan"), {}])

@@ -1,4 +1,3 @@
-import json
 import re
 import shutil
 from collections import Counter
@@ -7,9 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import standins
 import torch
-from lightning.pytorch import LightningModule
 from PIL import Image
 from standins import write_cityscapes
 
@@ -198,26 +195,6 @@ def test_every_part_of_the_draw_varies_the_image_and_nothing_else_does(root):
     assert same([second[draw] for draw in reversed(draws)], varied[::-1])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_batches_do_not_depend_on_the_workers(root, workers):
-    alone = ready(root).train_dataloader()
-    shared = ready(root, num_workers=workers).train_dataloader()
-    for epoch in range(2):
-        for loader in (alone, shared):
-            loader.sampler.set_epoch(epoch)
-        assert same(list(alone), list(shared))
-
-
-def test_an_epoch_goes_on_where_it_was_interrupted(root):
-    whole = list(ready(root).train_dataloader())
-    first = ready(root).train_dataloader()
-    iterator = iter(first)
-    begun = [next(iterator)]
-    second = ready(root).train_dataloader()
-    second.load_state_dict(first.state_dict())
-    assert same(begun + list(second), whole)
-
-
 def test_the_last_batch_is_left_out_unless_it_is_full(root):
     loader = ready(root, batch_size=4).train_dataloader()
     assert len(loader) == 1
@@ -273,15 +250,6 @@ def test_unknown_ids_are_found_when_read_if_they_are_not_looked_for(root):
     data = ready(root, check_labels=False)
     with pytest.raises(ValueError, match=rf"{mask.name}: 2048 pixels have numbers without a label: 99\."):
         list(data.val_dataloader())
-
-
-def test_a_damaged_image_is_skipped_if_so_chosen(root):
-    path = min((root / "leftImg8bit" / "val").rglob("*.png"))
-    path.write_bytes(path.read_bytes()[:200])
-    data = CityscapesDataModule(root, num_workers=0, skip_damaged=True)
-    data.setup("validate")
-    with pytest.warns(UserWarning, match=rf"1 of the 6 images could not be read so far.*{path.name}"):
-        assert len(list(data.val_dataloader())) == 5
 
 
 def test_a_damaged_image_is_named_when_it_is_read(root):
@@ -347,38 +315,6 @@ def test_a_part_of_each_city_can_be_held_out(root):
     assert torch.equal(of_red(images), targets)
 
 
-class Seen(LightningModule):
-    """Keeps a number for each image it is shown, and writes it down for each rank."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-        self.weight = torch.nn.Parameter(torch.ones(()))
-        self.seen = {"train": [], "val": []}
-
-    def training_step(self, batch, batch_idx):
-        images, targets = batch
-        assert images.dtype == torch.float32
-        assert targets.dtype == torch.int64
-        self.seen["train"] += images.double().sum((1, 2, 3)).tolist()
-        return self.weight * images.mean()
-
-    def validation_step(self, batch, batch_idx):
-        self.seen["val"] += batch[0].double().sum((1, 2, 3)).tolist()
-
-    def on_fit_end(self):
-        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(self.seen))
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def run(root, **options):
-    standins.trainer(None, max_epochs=1, num_sanity_val_steps=0, **options).fit(
-        Seen(root), datamodule=module(root, batch_size=1, scaling="unit")
-    )
-
-
 def test_ranks_share_images_and_the_check_of_the_labels(root):
     seen, found = [], []
     mask = labels(root, "val", "c", 1)
@@ -402,21 +338,3 @@ def test_ranks_share_images_and_the_check_of_the_labels(root):
     assert [rank for rank, _ in found] == [1]  # the second image is the second process's to look at
     assert len(seen) == 6
     assert len({picture.numpy().tobytes() for picture in seen}) == 6
-
-
-@pytest.mark.slow
-def test_two_devices_see_every_image_once(root, tmp_path):
-    run(root, strategy="ddp_spawn", devices=2)
-    parts = [json.loads((root / f"{rank}.json").read_text()) for rank in range(2)]
-    run(root)
-    alone = json.loads((root / "0.json").read_text())
-    for part in ("train", "val"):
-        assert len(parts[0][part]) == len(parts[1][part]) == 3
-        assert sorted(parts[0][part] + parts[1][part]) == sorted(alone[part])
-
-
-def test_checkpoints_hold_plain_values_only(root, tmp_path):
-    data = module(root, predict_dir=root)
-    torch.save(dict(data.hparams), tmp_path / "hparams.pt")
-    stored = torch.load(tmp_path / "hparams.pt", weights_only=True)
-    assert (stored["root"], stored["crop_size"], stored["scale_step"]) == (str(root), (16, 24), 0.1)

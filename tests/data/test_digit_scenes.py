@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from PIL import Image
 
 from knlightning.data import DigitScenesDataModule, digit_scenes
 
@@ -148,31 +147,3 @@ def test_scenes_are_varied_in_training_only(augment):
         assert torch.equal(labels, batch[1].long()) != (training and augment)
         assert torch.equal((images * 255).round(), batch[0].float()) != (training and augment)
         torch.testing.assert_close(data.displayable(images), images)
-
-
-def test_ranks_share_the_scenes():
-    seen = {"train": [], "val": []}
-    for rank in range(2):
-        data = ready(eval_scenes=19, batch_size=4)
-        data._ranks = lambda rank=rank: (2, rank)
-        for part, loader in (("train", data.train_dataloader()), ("val", data.val_dataloader())):
-            seen[part] += [image.numpy().tobytes() for images, _ in loader for image in images]
-    assert [(len(images), len({*images})) for images in seen.values()] == [(40, 40), (19, 19)]
-
-
-def test_an_epoch_goes_on_where_it_was_interrupted():
-    whole = list(ready().train_dataloader())
-    first, second = (ready().train_dataloader() for _ in range(2))
-    begun = next(iter(first))
-    second.load_state_dict(first.state_dict())
-    rest = list(second)
-    assert len(rest) == len(whole) - 1 == 2
-    for batch, expected in zip([begun, *rest], whole, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
-
-
-def test_pictures_of_ones_own_keep_their_size(tmp_path):
-    for number, size in enumerate([(50, 40), (30, 70)]):
-        Image.new("RGB", size).save(tmp_path / f"{number}.png")
-    data = ready("predict", predict_dir=tmp_path)
-    assert [tuple(images.shape) for images, _ in data.predict_dataloader()] == [(1, 3, 40, 50), (1, 3, 70, 30)]

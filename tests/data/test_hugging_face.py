@@ -1,29 +1,19 @@
 import copy
-import io
 import pickle
 import shutil
-import socket
 
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as EncodedImage
-from lightning.pytorch import Trainer
 from PIL import Image
-from standins import TinyNet, write_parquet
+from standins import encoded, write_parquet
 
 from knlightning.data import DigitsDataModule, HuggingFaceDataModule
 from knlightning.data.samplers import SeededIndex
-from knlightning.tasks import ClassificationTask
 
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise AssertionError("the network is asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
+ORANGE = encoded(Image.new("RGB", (40, 30), "orange"))
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +26,6 @@ def digits(tmp_path_factory):
 def module(path, **arguments):
     small = {"train_size": 32, "eval_resize": 32, "eval_size": 32, "num_workers": 0, "scaling": "unit"}
     return HuggingFaceDataModule(path, cache_dir=f"{path}-cache", **{**small, **arguments})
-
-
-def encoded(image=None, kind="PNG", **options):
-    file = io.BytesIO()
-    (image or Image.new("RGB", (40, 30), "orange")).save(file, kind, **options)
-    return file.getvalue()
 
 
 def saved(folder, images, labels, feature, image_feature=None):
@@ -69,18 +53,6 @@ def test_digits_in_parquet_files_are_those_of_the_digits_datamodule(digits):
     order = [torch.cat([labels for _, labels in each.train_dataloader()]) for each in (data, reference)]
     assert torch.equal(*order)
     assert train[SeededIndex(0, 0, 3, 0)][0].shape == (3, 32, 32)
-
-
-def test_a_run_on_parquet_files_ends_in_the_weights_of_one_on_the_digits(digits):
-    weights = []
-    for data in (module(digits, augment=False), DigitsDataModule(augment=False)):
-        torch.manual_seed(3)
-        task = ClassificationTask(TinyNet())
-        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-        Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(task, data)
-        weights.append(task.state_dict())
-    assert weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 def test_a_held_out_part_keeps_images_and_labels_together(digits):
@@ -148,7 +120,7 @@ def test_the_package_is_named_where_it_is_missing(monkeypatch):
     ],
 )
 def test_classes_are_stated_or_follow_from_the_training_images(tmp_path, feature, labels, names, numbers):
-    data = saved(tmp_path / "saved", [{"bytes": encoded(), "path": None}] * 3, labels, feature)
+    data = saved(tmp_path / "saved", [{"bytes": ORANGE, "path": None}] * 3, labels, feature)
     if names is None:
         with pytest.raises(ValueError, match=numbers):
             data.setup("fit")
@@ -164,7 +136,7 @@ def test_the_rules_of_files_hold_for_rows(tmp_path, monkeypatch):
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.paste("black", (0, 0, 20, 30))  # the left half: the upper one, once it is turned
-    (tmp_path / "file.png").write_bytes(encoded())
+    (tmp_path / "file.png").write_bytes(ORANGE)
     images = [
         {"bytes": encoded(turned, "JPEG", exif=exif, quality=100), "path": None},
         {"bytes": None, "path": str(tmp_path / "file.png")},
@@ -193,6 +165,6 @@ def test_the_rules_of_files_hold_for_rows(tmp_path, monkeypatch):
 
 
 def test_a_column_of_bytes_is_one_of_images(tmp_path):
-    data = saved(tmp_path / "saved", [encoded()], [0], ClassLabel(names=["a"]), Value("binary"))
+    data = saved(tmp_path / "saved", [ORANGE], [0], ClassLabel(names=["a"]), Value("binary"))
     data.setup("validate")
     assert data.val_dataloader().dataset[0][0][:, 16, 16].tolist() == [255, 165, 0]

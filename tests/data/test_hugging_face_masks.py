@@ -1,37 +1,25 @@
-import io
 import json
 import pickle
-import socket
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features
 from datasets import Image as EncodedImage
-from lightning.pytorch import Trainer
 from PIL import Image
-from standins import TinyFCN
+from standins import encoded
 
 from knlightning.data import DigitScenesDataModule, HuggingFaceSegmentationDataModule
 from knlightning.data.samplers import SeededIndex
-from knlightning.tasks import SegmentationTask
 
 NUMBERS = np.array([[7, 7, 9], [0, 255, 7]], np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*_):
-        raise OSError("the network is asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
+    return {"bytes": encoded(Image.fromarray(pixels)), "path": None}
 
 
 def write(folder, images, masks, names=None):
@@ -80,11 +68,6 @@ def test_scenes_in_parquet_files_are_those_of_their_datamodule(tmp_path):
             torch.cat([image, labels[None]]) for image, labels in (train[SeededIndex(0, 0, row, 0)], train[row])
         )
         assert torch.equal(varied, whole) or torch.equal(varied, whole.flip(-1))
-    torch.manual_seed(0)
-    task = SegmentationTask(TinyFCN(11))
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    scores = [Trainer(accelerator="cpu", **quiet).validate(task, each, verbose=False) for each in (data, scenes)]
-    assert scores[0] == scores[1]
 
 
 def test_names_come_from_the_file_of_the_dataset_and_go_with_their_numbers(tmp_path):
@@ -132,10 +115,3 @@ def test_a_part_keeps_images_and_masks_together(tmp_path):
 def test_what_is_wrong_is_named(tmp_path, masks, arguments, message):
     with pytest.raises(ValueError, match=message):
         small(tmp_path / "data", masks, **{"class_names": ["a", "b"], **arguments}).setup("fit")
-
-
-def test_a_row_without_a_mask_is_skipped_if_so_chosen(tmp_path):
-    data = small(tmp_path / "data", [png(NUMBERS), None], class_names=list("abcdefghij"), skip_damaged=True)
-    data.setup("fit")
-    with pytest.warns(UserWarning, match=r"1 of the 2 images could not be read so far.*data/validation/1\.$"):
-        assert len(list(data.val_dataloader())) == 1

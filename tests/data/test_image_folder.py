@@ -1,6 +1,5 @@
 import shutil
 from collections import Counter
-from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -362,15 +361,6 @@ def test_the_default_number_of_workers_is_shared_between_devices(root, monkeypat
     for loader in (data.train_dataloader(), data.val_dataloader()):
         assert loader.num_workers == expected
         assert loader.persistent_workers
-
-
-def test_ranks_see_different_images(root):
-    seen = []
-    for rank in range(2):
-        data = fitted(root)
-        data._ranks = lambda rank=rank: (2, rank)
-        seen.append([index.image for index in data.train_dataloader().sampler])
-    assert sorted(chain(*seen)) == list(range(20))
 
 
 def scores_on(root, **arguments):

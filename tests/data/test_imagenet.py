@@ -1,6 +1,4 @@
 import pytest
-import torch
-from PIL import Image
 from standins import write_imagenet
 
 from knlightning.data import ImageNetDataModule
@@ -36,22 +34,3 @@ def test_other_folders_are_refused(tmp_path):
 
 def test_exif_data_do_not_count(root):
     assert not ImageNetDataModule.upright
-
-
-def test_a_cmyk_and_a_disguised_png_file_are_read(root, tmp_path):
-    """The real dataset has some of both."""
-    (tmp_path / "val").symlink_to(root / "val")
-    folders = sorted((root / "train").iterdir())
-    (tmp_path / "train").mkdir()
-    for folder in folders[2:]:
-        (tmp_path / "train" / folder.name).symlink_to(folder)
-    for folder, mode, kind in ((folders[0], "CMYK", "JPEG"), (folders[1], "RGBA", "PNG")):
-        (tmp_path / "train" / folder.name).mkdir()
-        Image.new(mode, (300, 200)).save(tmp_path / "train" / folder.name / "a.JPEG", kind)
-    data = ImageNetDataModule(tmp_path, num_workers=0)
-    data.setup("fit")
-    dataset = data.train_dataloader().dataset
-    assert len(dataset) == 1000  # links to folders of classes are followed
-    for number in range(3):
-        image, label = dataset[number]
-        assert (image.shape, image.dtype, label) == ((3, 224, 224), torch.uint8, number)

@@ -7,11 +7,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
-from standins import TinyNet, mapping, write_imagenet32
+from standins import mapping, write_imagenet32
 
 from knlightning.data import ImageNet32DataModule
 from knlightning.data.image_cache import MappedImages
-from knlightning.tasks import ClassificationTask
 
 TRAIN = [f"train_data_batch_{number}" for number in range(1, 11)]
 WNIDS = [f"n{number:08}" for number in range(1000)]
@@ -214,13 +213,3 @@ def test_augmentation_is_a_choice(tmp_path):
     torch.testing.assert_close(plain.prepared(images, train=True), (images / 255 - mean) / std)
     assert not torch.equal(varied.prepared(images, train=True), plain.prepared(images, train=True))
     assert torch.equal(varied.prepared(images, train=False), plain.prepared(images, train=False))
-
-
-def test_trains(tmp_path):
-    write_imagenet32(tmp_path)
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 1}
-    trainer = Trainer(accelerator="cpu", enable_model_summary=False, **options)
-    data = module(tmp_path, batch_size=25)
-    trainer.fit(ClassificationTask(TinyNet(num_classes=1000)), datamodule=data)
-    assert trainer.global_step == 2
-    assert data.hparams["cache_dir"] is None

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from standins import write_imagenet32
+from standins import Malicious, write_imagenet32
 
 from knlightning.data.imagenet32_files import find_sources, read_blocks, read_class_map
 
@@ -16,15 +16,6 @@ WNIDS = [f"n{number:08}" for number in range(1000)]
 def read(root, train):
     images, labels = zip(*read_blocks(find_sources(root, train)), strict=True)
     return np.concatenate(images), np.concatenate(labels)
-
-
-@pytest.mark.parametrize("pickles", [False, True])
-def test_every_image_and_label_is_read(tmp_path, pickles):
-    contents = write_imagenet32(tmp_path, pickles)
-    for train, names in ((True, TRAIN), (False, ["val_data"])):
-        images, labels = read(tmp_path, train)
-        np.testing.assert_array_equal(images.reshape(-1, 3072), np.concatenate([contents[n]["data"] for n in names]))
-        assert labels.tolist() == [label - 1 for name in names for label in contents[name]["labels"]]
 
 
 def test_nothing_is_found_where_nothing_is(tmp_path):
@@ -116,24 +107,17 @@ def test_damaged_files_are_named(tmp_path):
         read(tmp_path, train=False)
 
 
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
 @pytest.mark.parametrize("pickles", [False, True])
 def test_a_malicious_file_is_named_and_not_run(tmp_path, pickles):
     write_imagenet32(tmp_path, pickles)
     trace = tmp_path / "was_run"
+    evil = Malicious(os.mkdir, str(trace))
     if pickles:
         path = tmp_path / "val_data"
-        path.write_bytes(pickle.dumps({"data": Evil(trace)}, protocol=2))
+        path.write_bytes(pickle.dumps({"data": evil}, protocol=2))
     else:
         path = tmp_path / "Imagenet32_val_npz" / "val_data.npz"
-        np.savez(path, data=np.array([Evil(trace)], object), labels=[1])
+        np.savez(path, data=np.array([evil], object), labels=[1])
     with pytest.raises(ValueError, match=str(path)):
         read(tmp_path, train=False)
     assert not trace.exists()

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import standins
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from standins import Interrupt
 
 from knlightning.data import ImageDataModule, ResumableLoader, TrainSampler
 from knlightning.data.loader import drops_last
@@ -57,17 +58,6 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
-class Stop(Callback):
-    """Ends the run like a crash, after a number of steps."""
-
-    def __init__(self, after):
-        self.after = after
-
-    def on_train_batch_start(self, trainer, *_):
-        if trainer.global_step == self.after:
-            raise InterruptedError
-
-
 def run(folder, workers=0, resume=None, stop_after=-1, batch_size=BATCH, **options):
     """Train, with a checkpoint after each step unless `save` says otherwise."""
     model = Recorder()
@@ -75,7 +65,7 @@ def run(folder, workers=0, resume=None, stop_after=-1, batch_size=BATCH, **optio
     trainer = standins.trainer(
         None,
         save,
-        Stop(stop_after),
+        Interrupt(stop_after),
         num_sanity_val_steps=0,
         **{"max_epochs": EPOCHS, **options},
         enable_checkpointing=True,
@@ -83,7 +73,7 @@ def run(folder, workers=0, resume=None, stop_after=-1, batch_size=BATCH, **optio
     data = NumberedImages(batch_size=batch_size, num_workers=workers)
     try:
         trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
-    except InterruptedError:
+    except SystemExit:
         assert stop_after >= 0
     return model
 

@@ -48,26 +48,6 @@ def test_a_part_of_the_files_is_taken_without_touching_the_whole(tmp_path):
     assert part.sizes.tolist() == [[3, 2]]
 
 
-def test_ranges_of_numbers_are_told(tmp_path):
-    files = masked(tmp_path)
-    Image.new("L", (3, 2), 10).save(tmp_path / "mask 1.png")
-    files.check_masks([0])
-    with pytest.raises(ValueError, match=r"mask 1\.png: 6 pixels .*: 10\. Numbers with a label are 7 to 9, 200\.$"):
-        files.check_masks(range(2))
-
-
-def test_images_that_share_a_batch_must_have_one_size(tmp_path):
-    files = masked(tmp_path)
-    files.check_eval_batch_size(2)
-    files.sizes[1] = (4, 2)
-    files.check_eval_batch_size(1)
-    message = (
-        r"eval_batch_size must be 1 where images differ in size, got 2\. There are .*0\.png \(3x2\) and .*1\.png \(4x2"
-    )
-    with pytest.raises(ValueError, match=message):
-        files.check_eval_batch_size(2)
-
-
 @pytest.mark.parametrize("damaged", ["image 0.png", "mask 0.png"])
 def test_images_that_cannot_be_read_or_have_no_mask_are_skipped_and_told(tmp_path, damaged):
     files = masked(tmp_path, damage=[damaged])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from standins import Malicious
 
 from knlightning.data.unpickling import load_pickle
 
@@ -50,14 +51,6 @@ def test_both_of_numpys_module_names(tmp_path):
         path = tmp_path / "array"
         path.write_bytes(content)
         np.testing.assert_array_equal(load_pickle(path), array)
-
-
-class Malicious:
-    def __init__(self, call, *args):
-        self.call, self.args = call, args
-
-    def __reduce__(self):
-        return self.call, self.args
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

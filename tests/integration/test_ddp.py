@@ -1,6 +1,5 @@
 """Two processes on the CPU."""
 
-import json
 import os
 import signal
 import socket
@@ -10,25 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-from standins import PROJECT, TESTS, assert_same_weights, knl, tiny_config, write_cifar100, write_config
+from standins import PROJECT, TESTS, TWO, assert_same_weights, run, scores, tiny_config, write_cifar100, write_config
 
 from knlightning.commands import peers
 from knlightning.commands.main import main
 from knlightning.run_directory import numbered_runs
-
-TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-
-
-def run(*args, cwd):
-    process = knl(*args, cwd=cwd)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def scores(directory):
-    stored = json.loads((directory / "test" / "test.json").read_text())["scores"]
-    return {name: value for name, value in stored.items() if name.startswith("test/") and not name.endswith("_mean")}
 
 
 @pytest.mark.slow
@@ -37,7 +22,6 @@ def test_two_processes_train_together_and_count_every_image_once(tmp_path, monke
     config = tiny_config(max_epochs=2, devices=1)
     config["data"] = {"class_path": "knlightning.data.CIFAR100DataModule", "init_args": {"batch_size": 3}}
     config["model"]["init_args"]["backbone"]["init_args"] = {"num_classes": 100}
-    config["pictures"] = {"every_n_epochs": 0}
     write_config(tmp_path / "a.yaml", config)
     output = run("fit", "--config", "a.yaml", *TWO, cwd=tmp_path)
     assert output.count("Best: ") == 1

@@ -32,7 +32,6 @@ def test_killed_run_ends_like_one_left_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny_config(max_epochs=EPOCHS, limit_val_batches=1)
     config["last_checkpoint"] = {"every_n_steps": 5}
-    config["pictures"] = {"every_n_epochs": 0}
     write_config(tmp_path / "a.yaml", config)
     main(["fit", "--config", "a.yaml", "--run_dir", "whole"])
 

@@ -95,7 +95,6 @@ def test_resumed_run_equals_the_whole_one(tmp_path, monkeypatch, capsys, change,
         task["backbone"] = {"class_path": change["backbone"], "init_args": {"num_classes": 10, "low_resolution": False}}
         task["optimizer"]["init_args"]["lr"] = 0.05
     config["last_checkpoint"] = change.get("last_checkpoint", {})
-    config["pictures"] = {"every_n_epochs": 0}
     config["trainer"]["callbacks"] = change.get("callbacks", [])
     write_config(tmp_path / "a.yaml", config)
 
@@ -194,7 +193,7 @@ def test_the_network_of_these_tests_draws_random_numbers(tmp_path, monkeypatch):
     """Else equal weights would prove little."""
     monkeypatch.chdir(tmp_path)
     few = tiny_config(max_epochs=1, limit_train_batches=3, limit_val_batches=1)
-    write_config(tmp_path / "a.yaml", few | {"pictures": {"every_n_epochs": 0}})
+    write_config(tmp_path / "a.yaml", few)
     main(["fit", "--config", "a.yaml", "--run_dir", "one"])
     main(["fit", "--config", "a.yaml", "--run_dir", "two", "--model.backbone.dropout_p", "0"])
     one, two = (torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in ("one", "two"))

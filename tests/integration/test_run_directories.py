@@ -75,12 +75,6 @@ def test_the_checkpoint_of_another_run_starts_a_new_one(folder):
     assert step(old) == 8  # as asked
 
 
-def test_last_goes_on_in_the_newest_run(folder):
-    fit("--ckpt_path", "last", "--trainer.max_epochs", "2")
-    assert step(folder / "runs" / "tiny" / "0") == 8
-    assert not (folder / "runs" / "tiny" / "1").exists()
-
-
 def test_auto_starts_a_run_or_goes_on_with_it(folder):
     for epochs in (1, 2):
         fit("--ckpt_path", "auto", "--run_dir", "one", "--trainer.max_epochs", str(epochs))
@@ -144,11 +138,6 @@ def test_nothing_left_to_train_makes_no_run(folder, capsys):
     fit("--ckpt_path", "runs/tiny/0/checkpoints/last.ckpt")
     assert "no run was made" in capsys.readouterr().out
     assert [path.name for path in (folder / "runs" / "tiny").iterdir()] == ["0"]
-
-
-def test_links_to_nowhere_are_named(empty, capsys):
-    (empty / "runs").symlink_to("nowhere")
-    assert "runs is a link to nowhere" in refused(capsys, "fit", "--config", "tiny.yaml")
 
 
 # ---- two processes, and signals

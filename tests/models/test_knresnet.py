@@ -1,5 +1,3 @@
-import math
-
 import published
 import pytest
 import torch
@@ -122,15 +120,6 @@ def test_a_kernel_normalized_network_keeps_hardly_more_for_backward_than_plain_c
     x = torch.rand(2, 3, 32, 32).to(memory_format=torch.channels_last)
     kept = [bytes_kept(knresnet18(num_classes=100, low_resolution=True, norm=norm), x) for norm in ("kernel", "none")]
     assert kept[0] < 1.1 * kept[1]
-
-
-def test_initial_logits_have_a_sane_scale():
-    torch.manual_seed(0)
-    with torch.no_grad():
-        logits = knresnet18(num_classes=100, low_resolution=True)(torch.rand(4, 3, 32, 32))
-    assert logits.isfinite().all()
-    assert 0.01 < logits.std().item() < 10
-    assert math.isfinite(logits.sum().item())
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -84,40 +84,22 @@ def test_schedule_of_a_metric_is_refused(tmp_path):
         fit(tmp_path, task(schedule=ReduceLROnPlateau), max_epochs=1)
 
 
-def interrupted(tmp_path, schedule):
+@pytest.mark.parametrize(("schedule", "expected"), [(lambda o: StepLR(o, 1, gamma=0.5), 0.8 * 0.5**3), (None, 0.8)])
+def test_configured_rate_wins_over_the_checkpoint(tmp_path, schedule, expected):
     run = fit(tmp_path, task(schedule=schedule), max_epochs=2)
     run.save_checkpoint(tmp_path / "a.ckpt", weights_only=False)
-    return run, tmp_path / "a.ckpt"
-
-
-def test_configured_rate_wins_over_the_checkpoint(tmp_path):
-    _, path = interrupted(tmp_path, lambda o: StepLR(o, 1, gamma=0.5))
-    changed = task(lr=0.8, weight_decay=0.1, schedule=lambda o: StepLR(o, 1, gamma=0.5))
-    run = fit(tmp_path, changed, path, max_epochs=3)
-    group = run.optimizers[0].param_groups[0]
-    assert group["lr"] == pytest.approx(0.8 * 0.5**3)
-    assert group["weight_decay"] == 0.1
-
-
-def test_configured_rate_wins_without_a_schedule(tmp_path):
-    _, path = interrupted(tmp_path, None)
-    assert rate(fit(tmp_path, task(lr=0.9), path, max_epochs=3)) == pytest.approx(0.9)
+    run = fit(tmp_path, task(lr=0.8, weight_decay=0.1, schedule=schedule), tmp_path / "a.ckpt", max_epochs=3)
+    assert rate(run) == pytest.approx(expected)
+    assert run.optimizers[0].param_groups[0]["weight_decay"] == 0.1
 
 
 # steps
 
 
-class Whole(RandomData):
-    """All images in their order, in batches that can differ in number and not in size."""
-
-    def __init__(self, batch_size):
-        super().__init__(samples=24, batch_size=batch_size)
-
-
 @pytest.mark.parametrize("clip", [None, 0.1])
 @pytest.mark.parametrize(("batches", "accumulate"), [(3, 8), (8, 3), (4, 2)])
 def test_last_step_of_an_epoch_is_the_mean_of_its_batches(tmp_path, batches, accumulate, clip):
-    data = Whole(24 // batches)
+    data = RandomData(samples=24, batch_size=24 // batches)
     network = TinyNet(3, dropout_p=0.0)
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     options = {"accumulate_grad_batches": accumulate, "gradient_clip_val": clip, "max_epochs": 2}
@@ -146,7 +128,7 @@ class StopInValidation(Callback):
 
 @pytest.mark.parametrize(("stop", "batches"), [(Stop(1), 3), (Stop(3), 3), (Stop(7), 8), (StopInValidation(), 6)])
 def test_run_that_is_told_to_stop_takes_its_step_first(tmp_path, stop, batches):
-    data = Whole(3)  # 8 batches: steps after 3, 6 and 8
+    data = RandomData(samples=24, batch_size=3)  # 8 batches: steps after 3, 6 and 8
     interval = 4 if isinstance(stop, StopInValidation) else 8
     options = {"accumulate_grad_batches": 3, "max_epochs": 2, "val_check_interval": interval}
     run = fit(tmp_path, ClassificationTask(TinyNet(3), optimizer=FAST), data=data, callbacks=[stop], **options)
