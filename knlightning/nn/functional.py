@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.internals.torch import function_transforms_active
@@ -27,6 +27,7 @@ from knlightning.nn.windows import PaddingMode, Window, check_input
 __all__ = ["EvalStatistics", "Normalization", "check_dropout", "kernel_norm", "kn_conv", "normalization_of"]
 
 EvalStatistics = Literal["clean", "expected", "sampled"]
+_TENSORS = {Tensor, nn.Parameter, type(None)}
 
 
 def kernel_norm(
@@ -174,7 +175,9 @@ def kn_conv(
     if not sampled and (by_group or (groups == 1 and (input.itemsize < 4 or input.is_cuda))):
         weight = _centre(weight)
     weight = weight if weight.dtype == dtype else weight.to(dtype)
-    composed = by_group or function_transforms_active()
+    types = {type(input), type(weight), type(bias), type(residual)}
+    # what follows the operations of a network by a tensor class of its own, as private training does, must see them
+    composed = by_group or function_transforms_active() or not (compiling or types <= _TENSORS)
     passes = None if composed or mask is not None else find_passes(input, weight, bias, residual, compiling)
     if composed or (compiling and (torch.compiler.is_exporting() or passes is None)):
         # Compilers and function transforms must see the operations themselves, and derive the gradient from them.

@@ -13,7 +13,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from knlightning.nn import KNConv1d, KNConv2d, KNConv3d
+from knlightning.nn import (
+    GroupKNConv1d,
+    GroupKNConv2d,
+    GroupKNConv3d,
+    KNConv1d,
+    KNConv2d,
+    KNConv3d,
+    KNConvTranspose1d,
+    KNConvTranspose2d,
+    KNConvTranspose3d,
+)
 from knlightning.nn.functional import Normalization
 from knlightning.nn.normalization import NORMS
 from knlightning.nn.statistics import statistics_dtype
@@ -44,8 +54,14 @@ BY_FUNCTION: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
     nn.PReLU,
+    GroupKNConv1d,
+    GroupKNConv2d,
+    GroupKNConv3d,
+    KNConvTranspose1d,
+    KNConvTranspose2d,
+    KNConvTranspose3d,
 )
-"""Layers of torch that call functions of `knlightning.privacy.function_rules`, as may layers of other packages."""
+"""Layers that call functions of `knlightning.privacy.function_rules`, as may layers of other packages."""
 
 COMPOSITES = {
     "torch.nn.modules.activation.MultiheadAttention",
