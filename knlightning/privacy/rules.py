@@ -23,6 +23,7 @@ from knlightning.nn import (
     KNConvTranspose1d,
     KNConvTranspose2d,
     KNConvTranspose3d,
+    StandardizedKNConv2d,
 )
 from knlightning.nn.functional import Normalization
 from knlightning.nn.normalization import NORMS
@@ -60,6 +61,7 @@ BY_FUNCTION: tuple[type[nn.Module], ...] = (
     KNConvTranspose1d,
     KNConvTranspose2d,
     KNConvTranspose3d,
+    StandardizedKNConv2d,
 )
 """Layers that call functions of `knlightning.privacy.function_rules`, as may layers of other packages."""
 

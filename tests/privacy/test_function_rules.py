@@ -11,6 +11,7 @@ from knlightning.nn import (
     KNConvTranspose1d,
     KNConvTranspose2d,
     KNConvTranspose3d,
+    StandardizedKNConv2d,
     kn_conv,
 )
 
@@ -37,7 +38,7 @@ class OwnKNConv(nn.Module):
 
     def forward(self, x):
         residual = self.residual.expand(len(x), 4, 3, 4)
-        return kn_conv(x, self.weight, self.bias, dropout_p=0.0, relu_input=True, residual=residual)
+        return kn_conv(x, self.weight, self.bias, dropout_p=0.2, relu_input=True, residual=residual)
 
 
 class OwnNorm(nn.GroupNorm):
@@ -109,6 +110,7 @@ LAYERS = {
         (4, 4, 3),
     ),
     "GroupKNConv3d": (GroupKNConv3d(4, 2, 2, groups=2, dropout_p=0.0, dilation=2), (4, 3, 3, 4)),
+    "StandardizedKNConv2d": (StandardizedKNConv2d(3, 4, 3, 2, 1, dropout_p=0.2, relu_output=True), (3, 5, 6)),
     "own KNConv": (OwnKNConv(), (3, 5, 6)),
     "own KNConv, bias alone": (OwnKNConv("weight residual"), (3, 5, 6)),
     "self-attention": (Attention("self"), (3, 4)),
@@ -128,6 +130,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_equal_micro_batches(name):
     layer, shape = LAYERS[name]
+    torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(4, *shape, dtype=torch.float64)
