@@ -7,6 +7,7 @@ unit U is normalized as (U - mean(U')) / sqrt(var(U') + eps).
 import functools
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -18,7 +19,7 @@ from knlightning.internals.torch import function_transforms_active
 from knlightning.nn import cpu_passes
 from knlightning.nn.autograd import KNConvFunction
 from knlightning.nn.composite import Call, Settings, is_channels_last, kn_conv_composite
-from knlightning.nn.dropout import draw_dropped, draw_mask
+from knlightning.nn.dropout import draw_dropped, draw_mask, mask_of
 from knlightning.nn.fused import draw_seed, find_passes, fused_kn_conv
 from knlightning.nn.kept_moments import Normalization, normalization_of
 from knlightning.nn.statistics import expected_inflation, inflate, pixel_moments, statistics_dtype, window_moments
@@ -175,9 +176,7 @@ def kn_conv(
     if not sampled and (by_group or (groups == 1 and (input.itemsize < 4 or input.is_cuda))):
         weight = _centre(weight)
     weight = weight if weight.dtype == dtype else weight.to(dtype)
-    types = {type(input), type(weight), type(bias), type(residual)}
-    # what follows the operations of a network by a tensor class of its own, as private training does, must see them
-    composed = by_group or function_transforms_active() or not (compiling or types <= _TENSORS)
+    composed = by_group or function_transforms_active()
     passes = None if composed or mask is not None else find_passes(input, weight, bias, residual, compiling)
     if composed or (compiling and (torch.compiler.is_exporting() or passes is None)):
         # Compilers and function transforms must see the operations themselves, and derive the gradient from them.
@@ -188,6 +187,11 @@ def kn_conv(
     keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
     if passes is not cpu_passes and not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
+    if not (compiling or {type(input), type(weight), type(bias), type(residual)} <= _TENSORS):
+        # What follows a network by a class of tensors, as private training does, must see the operations, too.
+        if sampled and mask is None:
+            mask = _draw_as_seen(input, dropout_p, passes)
+        return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings)
     if passes is not None:
         seed = draw_seed(input.device) if sampled else None
         return fused_kn_conv(Call(input, weight, bias, residual, seed, settings), keep_output, passes)
@@ -212,6 +216,16 @@ def _by_operations(
     elif mask is None:
         mask = draw_mask(input, settings.dropout_p)
     return KNConvFunction.apply(input, weight, bias, residual, mask, dropped, keep_output, settings)
+
+
+def _draw_as_seen(input: Tensor, dropout_p: float, passes: ModuleType | None) -> Tensor:
+    """Draw the mask of a convolution that draws none itself."""
+    if passes is not None:
+        drawn: Tensor = passes.mask_of_seed(draw_seed(input.device), input, dropout_p)
+        return drawn
+    if input.device.type == "cpu":
+        return mask_of(draw_dropped(input.numel(), dropout_p), input)
+    return draw_mask(input, dropout_p)
 
 
 def check_dropout(dropout_p: float, eval_statistics: str) -> None:

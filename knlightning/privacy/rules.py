@@ -71,12 +71,18 @@ COMPOSITES = {
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
     "timm.models.beit.Attention",
     "timm.models.eva.EvaAttention",
+    "timm.models.maxxvit.Attention2d",
+    "timm.models.maxxvit.AttentionCl",
     "timm.models.swin_transformer_v2.WindowAttention",
+    "timm.models.xcit.PositionalEncodingFourier",
 }
 """Modules that give parameters of their parts to functions, or call their parts for what is no sample."""
 WINDOWED = {
     "torchvision.models.swin_transformer.ShiftedWindowAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
+    "timm.models.maxxvit.ParallelPartitionAttention",
+    "timm.models.maxxvit.PartitionAttentionCl",
+    "timm.models.mobilevit.MobileVitBlock",
     "timm.models.swin_transformer.SwinTransformerBlock",
     "timm.models.swin_transformer_v2.SwinTransformerV2Block",
 }

@@ -31,10 +31,7 @@ class Masks:
             if self.sample is None:
                 self.drawn.append(draw_dropped(count, dropout_p))
                 return self.drawn[-1]
-            drawn = self._next()
-            if drawn.dtype == torch.bool:  # the batch was computed by other operations
-                return (~drawn[self.sample]).flatten().nonzero().flatten()
-            positions = drawn - self.sample * count
+            positions = self._next() - self.sample * count
             return positions[(positions >= 0) & (positions < count)]
 
         def kept(input, dropout_p):
