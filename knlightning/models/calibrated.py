@@ -30,7 +30,7 @@ def calibrate(original: nn.Module, converted: nn.Module, batches: Iterable[Any])
     that of the original, in the mean square over windows of a few batches: of the convolution and the normalization
     behind it, or of the convolution alone if its normalization stood in front. Its inputs are those that the layers
     fitted before give it, so that their errors are made up for. Transposed convolutions, and those with statistics of
-    their own groups, are left.
+    their own groups or with standardized filters, are left.
 
     Args:
         original: The network that was converted; it is not changed.

@@ -38,6 +38,7 @@ class _Tracer(fx.Tracer):
             _pairs(m)
             or type(m).__module__.startswith("knlightning.nn.")
             or (_plain(type(m).__name__) in _ACTIVATIONS and not any(m.children()))
+            or type(m).__name__.endswith("2dSame")  # of timm, which pads by the size of what it is given
             or super().is_leaf_module(m, module_qualified_name)
         )
 

@@ -24,6 +24,7 @@ from knlightning.nn import (
     KNConvTranspose1d,
     KNConvTranspose2d,
     KNConvTranspose3d,
+    StandardizedKNConv2d,
 )
 from knlightning.nn.functional import EvalStatistics
 from knlightning.nn.normalization import GROUPS
@@ -50,6 +51,8 @@ _BY_GROUP: dict[type[AnyConv], type[KNConv]] = {
 }
 _SAME = "timm.layers.conv2d_same.Conv2dSame"
 """A convolution whose padding follows from the size of its input; that of its attribute is none."""
+_STANDARDIZED = "timm.layers.std_conv.StdConv2d"
+"""A convolution with standardized filters; its padding may follow from its input if "Same" comes behind this name."""
 _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "groups", "dilation")
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 _InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d  # with running statistics
@@ -88,14 +91,17 @@ def knconv_of(
         geometry["relu_output"] = True
     by_group = group_statistics == "own" and conv.groups > 1 and conv.weight[0].numel() > 1
     kinds = _KN_CONVS | _BY_GROUP if by_group else _KN_CONVS
+    kind = StandardizedKNConv2d if _is_standardized(conv) else kinds[_torch_class(conv)]
     with torch.device("meta"):  # the parameters are those of the convolution
-        layer = kinds[_torch_class(conv)](**geometry, dropout_p=dropout_p, eps=eps, eval_statistics=eval_statistics)
+        layer = kind(**geometry, dropout_p=dropout_p, eps=eps, eval_statistics=eval_statistics)
+    if isinstance(layer, StandardizedKNConv2d):
+        layer.filter_eps = conv.eps  # type: ignore[assignment] # a number
     layer.weight = conv.get_parameter("weight")
     if conv.bias is None:
         layer.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels), requires_grad=conv.weight.requires_grad)
     else:
         layer.bias = conv.get_parameter("bias")
-    if _kind(conv) == _SAME:
+    if _kind(conv) == _SAME or getattr(conv, "same_pad", False):
         layer.register_forward_pre_hook(pad_same)
     return layer.train(conv.training)
 
@@ -122,7 +128,7 @@ def conv_obstacle(conv: nn.Module) -> str | None:
     if not isinstance(conv, AnyConv):
         return None
     base = _torch_class(conv)
-    if not convolves_as(conv, base) and _kind(conv) != _SAME:
+    if not (convolves_as(conv, base) or _kind(conv) == _SAME or _is_standardized(conv)):
         return f"{type(conv).__name__} computes something else than {base.__name__}"
     return _attachments(conv)
 
@@ -185,6 +191,10 @@ def _attachments(module: nn.Module) -> str | None:
     if has_hooks(module) or parametrize.is_parametrized(module):
         return "it has hooks or parametrizations, which would be lost"
     return None
+
+
+def _is_standardized(conv: AnyConv) -> bool:
+    return _kind(conv) in (_STANDARDIZED, f"{_STANDARDIZED}Same") and conv.groups == 1
 
 
 def _kind(layer: nn.Module) -> str:

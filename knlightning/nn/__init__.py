@@ -10,6 +10,7 @@ from knlightning.nn.local_context import LocalContextNorm2d, local_context_norm
 from knlightning.nn.norm import KernelNorm1d, KernelNorm2d, KernelNorm3d
 from knlightning.nn.normalization import Norm, make_norm
 from knlightning.nn.positional import PositionalNorm2d, positional_norm
+from knlightning.nn.standardized import StandardizedKNConv2d
 
 __all__ = [
     "Activation",
@@ -28,6 +29,7 @@ __all__ = [
     "LocalContextNorm2d",
     "Norm",
     "PositionalNorm2d",
+    "StandardizedKNConv2d",
     "fused_kernels",
     "kernel_norm",
     "kn_conv",

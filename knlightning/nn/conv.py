@@ -59,6 +59,11 @@ class _KNConv(KernelNormalized):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def filters(self) -> Tensor:
+        """What the windows are convolved with."""
+        return self.weight
+
     def forward(
         self,
         input: Tensor,
@@ -81,7 +86,7 @@ class _KNConv(KernelNormalized):
         """
         return kn_conv(
             input,
-            self.weight,
+            self.filters,
             self.bias,
             self.stride,
             self.padding,

@@ -7,18 +7,19 @@ unit U is normalized as (U - mean(U')) / sqrt(var(U') + eps).
 import functools
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from knlightning.checks import ArgumentError, check_choice, check_number
 from knlightning.internals.torch import function_transforms_active
 from knlightning.nn import cpu_passes
 from knlightning.nn.autograd import KNConvFunction
 from knlightning.nn.composite import Call, Settings, is_channels_last, kn_conv_composite
-from knlightning.nn.dropout import draw_dropped, draw_mask
+from knlightning.nn.dropout import draw_dropped, draw_mask, mask_of
 from knlightning.nn.fused import draw_seed, find_passes, fused_kn_conv
 from knlightning.nn.kept_moments import Normalization, normalization_of
 from knlightning.nn.kept_results import hand_back
@@ -28,6 +29,7 @@ from knlightning.nn.windows import PaddingMode, Window, check_input
 __all__ = ["EvalStatistics", "Normalization", "check_dropout", "kernel_norm", "kn_conv", "normalization_of"]
 
 EvalStatistics = Literal["clean", "expected", "sampled"]
+_TENSORS = {Tensor, nn.Parameter, type(None)}
 
 
 def kernel_norm(
@@ -190,6 +192,11 @@ def kn_conv(
         hand_back(given)
     if passes is not cpu_passes and not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
+    if not (compiling or {type(input), type(weight), type(bias), type(residual)} <= _TENSORS):
+        # What follows a network by a class of tensors, as private training does, must see the operations, too.
+        if sampled and mask is None:
+            mask = _draw_as_seen(input, dropout_p, passes)
+        return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings)
     if passes is not None:
         seed = draw_seed(input.device) if sampled else None
         return fused_kn_conv(Call(input, weight, bias, residual, seed, settings), keep_output, passes)
@@ -214,6 +221,16 @@ def _by_operations(
     elif mask is None:
         mask = draw_mask(input, settings.dropout_p)
     return KNConvFunction.apply(input, weight, bias, residual, mask, dropped, keep_output, settings)
+
+
+def _draw_as_seen(input: Tensor, dropout_p: float, passes: ModuleType | None) -> Tensor:
+    """Draw the mask of a convolution that draws none itself."""
+    if passes is not None:
+        drawn: Tensor = passes.mask_of_seed(draw_seed(input.device), input, dropout_p)
+        return drawn
+    if input.device.type == "cpu":
+        return mask_of(draw_dropped(input.numel(), dropout_p), input)
+    return draw_mask(input, dropout_p)
 
 
 def check_dropout(dropout_p: float, eval_statistics: str) -> None:

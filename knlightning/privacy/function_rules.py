@@ -222,7 +222,7 @@ def _multi_head_attention(
     else:
         output = F.scaled_dot_product_attention(q, k, v, mask, dropout_p)
     output = _linear(meeting, output.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias)
-    return output.transpose(0, 1), weights
+    return output.transpose(0, 1).contiguous(), weights  # by its layout dropout would draw other masks
 
 
 def _packed(

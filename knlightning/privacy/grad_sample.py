@@ -10,7 +10,7 @@ Opacus needs before it is used as ever:
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -57,7 +57,7 @@ def watch_statistics(model: nn.Module, loss_reduction: LossReduction = "mean") -
     register_opacus_rules()
     handles = []
     for layer in model.modules():
-        if isinstance(layer, KNConv):
+        if type(layer) in get_args(KNConv):
             _seen[layer] = []
             handles.append(layer.register_forward_hook(_note))
         elif isinstance(layer, CNBlock):

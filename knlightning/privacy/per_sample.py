@@ -317,7 +317,8 @@ class PerSampleGradients:
         if self._samples not in (None, samples):
             raise RuntimeError(
                 f"{name} was given {samples} samples, and other layers {self._samples}: the first dimension must be "
-                "that of the samples in every layer; call release() between batches"
+                "that of the samples in every layer. Freeze a layer that is given anything else, such as parts of "
+                "samples or positions; call release() between batches"
             )
         self._samples = samples
 
@@ -332,6 +333,7 @@ def _with_gradient(args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _stray(name: str, parameter: Tensor) -> None:
     parameter.grad = None
     raise RuntimeError(
-        f"{name} got a gradient from outside of its layer, such as a penalty in the loss or a function that uses the "
-        "weight itself, which has no parts for single samples: use weight_decay of the optimizer, or call the layer"
+        f"{name} got a gradient from outside of its layer, such as a penalty in the loss, another method of the layer, "
+        "or a function that uses the weight itself, which has no parts for single samples: use weight_decay of the "
+        "optimizer, call the layer, or freeze it"
     )

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from knlightning.nn import KNConv1d, KNConv2d, KNConv3d
+from knlightning.nn import (
+    GroupKNConv1d,
+    GroupKNConv2d,
+    GroupKNConv3d,
+    KNConv1d,
+    KNConv2d,
+    KNConv3d,
+    KNConvTranspose1d,
+    KNConvTranspose2d,
+    KNConvTranspose3d,
+    StandardizedKNConv2d,
+)
 from knlightning.nn.functional import Normalization
 from knlightning.nn.normalization import NORMS
 from knlightning.nn.statistics import statistics_dtype
@@ -44,8 +55,15 @@ BY_FUNCTION: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
     nn.PReLU,
+    GroupKNConv1d,
+    GroupKNConv2d,
+    GroupKNConv3d,
+    KNConvTranspose1d,
+    KNConvTranspose2d,
+    KNConvTranspose3d,
+    StandardizedKNConv2d,
 )
-"""Layers of torch that call functions of `knlightning.privacy.function_rules`, as may layers of other packages."""
+"""Layers that call functions of `knlightning.privacy.function_rules`, as may layers of other packages."""
 
 COMPOSITES = {
     "torch.nn.modules.activation.MultiheadAttention",
@@ -53,12 +71,18 @@ COMPOSITES = {
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
     "timm.models.beit.Attention",
     "timm.models.eva.EvaAttention",
+    "timm.models.maxxvit.Attention2d",
+    "timm.models.maxxvit.AttentionCl",
     "timm.models.swin_transformer_v2.WindowAttention",
+    "timm.models.xcit.PositionalEncodingFourier",
 }
 """Modules that give parameters of their parts to functions, or call their parts for what is no sample."""
 WINDOWED = {
     "torchvision.models.swin_transformer.ShiftedWindowAttention",
     "torchvision.models.swin_transformer.ShiftedWindowAttentionV2",
+    "timm.models.maxxvit.ParallelPartitionAttention",
+    "timm.models.maxxvit.PartitionAttentionCl",
+    "timm.models.mobilevit.MobileVitBlock",
     "timm.models.swin_transformer.SwinTransformerBlock",
     "timm.models.swin_transformer_v2.SwinTransformerV2Block",
 }

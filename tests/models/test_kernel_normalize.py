@@ -1,6 +1,8 @@
 import copy
+import pickle
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -10,7 +12,7 @@ from torch import nn
 from knlightning.analysis.measure import bytes_kept
 from knlightning.models import is_batch_independent, kernel_normalize, knresnet8
 from knlightning.models.kernel_normalize import Report
-from knlightning.nn import GroupKNConv2d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, make_norm
+from knlightning.nn import GroupKNConv2d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, kn_conv, make_norm
 from knlightning.nn.activations import OtherReLU
 
 KN_CONVS = KNConv1d | KNConv2d | KNConv3d
@@ -571,6 +573,23 @@ def test_networks_of_sequences_and_of_volumes():
         network, report = kernel_normalize(video(num_classes=3))
         assert (len(report.convolutions), len(report.norms), report.left) == (20, 20, {})
         assert network(torch.rand(2, 3, 4, 16, 16)).shape == (2, 3)
+
+
+def test_layers_of_timm_that_pad_by_the_size_of_their_input_and_standardize_their_filters():
+    conv, pool = timm.layers.StdConv2dSame(3, 4, 3, 2), timm.layers.pool2d_same.MaxPool2dSame(3, 2)
+    net = nn.Sequential(conv, timm.layers.GroupNormAct(4, 2), pool, nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)).double()
+    converted, report = kernel_normalize(net, 0.0)
+    assert (report.convolutions, report.norms) == (["0", "3"], ["1", "4"])
+    assert converted.state_dict().keys() - {"0.bias"} == {"0.weight", "3.weight", "3.bias"}
+    x = torch.randn(2, 3, 10, 13, dtype=torch.float64)
+    filters = conv.weight - conv.weight.mean((1, 2, 3), keepdim=True)
+    filters = filters / (filters.square().mean((1, 2, 3), keepdim=True) + conv.eps).sqrt()
+    first = kn_conv(timm.layers.pad_same(x, (3, 3), (2, 2)), filters, None, 2, dropout_p=0.0).relu()
+    expected = kn_conv(pool(first), net[3].weight, net[3].bias, dropout_p=0.0)
+    torch.testing.assert_close(converted(x), expected)
+    exported = torch.export.export(converted.eval(), (x,))
+    torch.testing.assert_close(exported.module()(x), expected)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(converted))(x), expected)
 
 
 def test_statistics_of_each_group():

@@ -6,7 +6,16 @@ import torch
 from torch import nn
 
 from knlightning.models.replaceable import PixelNorm, conv_obstacle, knconv_of, norm_obstacle, without_batch
-from knlightning.nn import KernelNorm2d, KernelNorm3d, KNConv1d, KNConv2d, KNConv3d, KNConvTranspose2d, kn_conv
+from knlightning.nn import (
+    KernelNorm2d,
+    KernelNorm3d,
+    KNConv1d,
+    KNConv2d,
+    KNConv3d,
+    KNConvTranspose2d,
+    StandardizedKNConv2d,
+    kn_conv,
+)
 
 
 class OtherConv(nn.Conv2d):
@@ -36,6 +45,7 @@ def hooked(layer):
         (nn.Conv1d(4, 6, 3, 2, 1), KNConv1d),
         (nn.Conv2d(4, 6, 3, groups=2), KNConv2d),
         (nn.Conv3d(4, 6, 1), KNConv3d),
+        (timm.layers.StdConv2d(4, 6, 3, bias=True), StandardizedKNConv2d),
         (nn.ConvTranspose2d(4, 6, 4, 2, 1, 1, 2), KNConvTranspose2d),
     ],
 )
@@ -78,6 +88,7 @@ def test_a_bias_of_zeros_where_there_was_none():
     ("conv", "why"),
     [
         (OtherConv(4, 4, 3), "OtherConv computes something else than Conv2d"),
+        (timm.layers.StdConv2d(4, 4, 3, groups=2), "StdConv2d computes something else than Conv2d"),
         (hooked(nn.Conv2d(4, 4, 3)), "it has hooks or parametrizations, which would be lost"),
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3)), "it has hooks or parametrizations"),
     ],

@@ -1,12 +1,10 @@
 import pytest
 import torch
 from nn import naive
-from torch import nn
 
 from knlightning.checks import ArgumentError
 from knlightning.nn import GroupKNConv1d, GroupKNConv2d, GroupKNConv3d, KNConv2d, kn_conv_by_group
 from knlightning.nn.statistics import expected_inflation
-from knlightning.privacy import check_rules
 
 
 @pytest.mark.parametrize(
@@ -65,8 +63,3 @@ def test_activations_and_sums_around_it_are_those_of_the_other_layers():
 def test_a_window_of_one_element_is_refused():
     with pytest.raises(ArgumentError, match="weight's shape must be filters of more than one element of a group"):
         GroupKNConv2d(4, 4, 1, groups=4)(torch.rand(1, 4, 2, 2))
-
-
-def test_there_is_no_rule_for_private_training():
-    (problem,) = check_rules(nn.Sequential(GroupKNConv2d(4, 4, 3, groups=2)))
-    assert problem.startswith("0 (GroupKNConv2d): there is no rule")

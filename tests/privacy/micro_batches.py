@@ -6,6 +6,7 @@ from unittest import mock
 
 import torch
 
+from knlightning.nn import conv_transpose
 from knlightning.nn import functional as KF
 from knlightning.privacy import PerSampleGradients
 
@@ -39,7 +40,11 @@ class Masks:
                 return self.drawn[-1]
             return self._next()[self.sample : self.sample + 1]
 
-        with mock.patch.object(KF, "draw_dropped", dropped), mock.patch.object(KF, "draw_mask", kept):
+        with (
+            mock.patch.object(KF, "draw_dropped", dropped),
+            mock.patch.object(KF, "draw_mask", kept),
+            mock.patch.object(conv_transpose, "draw_mask", kept),
+        ):
             yield
 
     def _next(self):

@@ -16,23 +16,35 @@ from torch.utils.data import DataLoader
 from knlightning.callbacks import EMA
 from knlightning.checks import ArgumentError
 from knlightning.data import DigitsDataModule
+from knlightning.models import kernel_normalize
 from knlightning.nn import KNConv2d
 from knlightning.privacy import DifferentialPrivacy
 from knlightning.privacy.accounting import epsilon
 from knlightning.tasks import ClassificationTask
 
+
+def converted():
+    """A depthwise and a transposed convolution with statistics of their own."""
+    convs = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1, groups=4), nn.ConvTranspose2d(4, 4, 4, 2, 1)
+    layers = [layer for conv in convs for layer in (conv, nn.BatchNorm2d(4), nn.Mish())]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))
+    return kernel_normalize(net, 0.0, group_statistics="own")[0]
+
+
 CASES = {
-    "one micro-batch": ({}, {}, 5),
-    "micro-batches, some empty": ({"physical_batch_size": 1}, {}, 5),
-    "micro-batches of 2": ({"physical_batch_size": 2}, {}, 5),
-    "accumulated": ({}, {"accumulate_grad_batches": 2}, 3),
-    "steps that are often empty": ({}, {"max_epochs": 1}, 1),
+    "one micro-batch": (Net, {}, {}, 5),
+    "micro-batches, some empty": (Net, {"physical_batch_size": 1}, {}, 5),
+    "micro-batches of 2": (Net, {"physical_batch_size": 2}, {}, 5),
+    "accumulated": (Net, {}, {"accumulate_grad_batches": 2}, 3),
+    "steps that are often empty": (Net, {}, {"max_epochs": 1}, 1),
+    "a converted decoder": (converted, {}, {"max_epochs": 1}, 5),
 }
 
 
-@pytest.mark.parametrize(("own", "settings", "batch"), CASES.values(), ids=CASES)
-def test_equals_a_loop_over_single_samples(tmp_path, own, settings, batch):
-    data, module = RandomData(SAMPLES, batch), task()
+@pytest.mark.parametrize(("make", "own", "settings", "batch"), CASES.values(), ids=CASES)
+def test_equals_a_loop_over_single_samples(tmp_path, make, own, settings, batch):
+    torch.manual_seed(0)
+    data, module = RandomData(SAMPLES, batch), task(make())
     logical = batch * settings.get("accumulate_grad_batches", 1)
     callback, run = privacy(**own), trainer(tmp_path, **settings)
     run.callbacks.append(callback)

@@ -4,6 +4,17 @@ import torch.nn.functional as F
 from privacy.micro_batches import check
 from torch import nn
 
+from knlightning.nn import (
+    GroupKNConv1d,
+    GroupKNConv2d,
+    GroupKNConv3d,
+    KNConvTranspose1d,
+    KNConvTranspose2d,
+    KNConvTranspose3d,
+    StandardizedKNConv2d,
+    kn_conv,
+)
+
 torch.manual_seed(0)
 
 
@@ -13,6 +24,21 @@ class OwnConv(nn.Conv2d):
     def forward(self, x):
         weight = F.layer_norm(self.weight, self.weight.shape[1:])
         return F.conv2d(x, weight * self.weight.mean().exp(), self.bias, self.stride, self.padding)
+
+
+class OwnKNConv(nn.Module):
+    """A kernel normalized convolution of parameters of its own."""
+
+    def __init__(self, frozen=""):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(4, 3, 3, 3)), nn.Parameter(torch.empty(4))
+        self.residual = nn.Parameter(torch.empty(4, 3, 4))
+        for name in frozen.split():
+            self.get_parameter(name).requires_grad_(False)
+
+    def forward(self, x):
+        residual = self.residual.expand(len(x), 4, 3, 4)
+        return kn_conv(x, self.weight, self.bias, dropout_p=0.2, relu_input=True, residual=residual)
 
 
 class OwnNorm(nn.GroupNorm):
@@ -72,6 +98,21 @@ LAYERS = {
     "conv_transpose2d": (nn.ConvTranspose2d(4, 3, (3, 2), (2, 3), (1, 0), (1, 2), bias=False), (4, 4, 3)),
     "conv_transpose2d, dilated": (nn.ConvTranspose2d(2, 3, 3, 1, 1, 1, dilation=2), (2, 4, 3)),
     "conv_transpose3d": (nn.ConvTranspose3d(2, 2, 2, 2), (2, 2, 3, 2)),
+    "KNConvTranspose1d": (KNConvTranspose1d(4, 6, 3, 2, 1, 1, 2, dropout_p=0.3), (4, 5)),
+    "KNConvTranspose2d": (KNConvTranspose2d(4, 3, (3, 2), (2, 4), (1, 0), (1, 2), bias=False), (4, 4, 3)),
+    "KNConvTranspose2d, stride above the kernel": (KNConvTranspose2d(2, 4, 1, 2, 0, 1, 2, dropout_p=0.2), (2, 3, 2)),
+    "KNConvTranspose2d, dilated": (KNConvTranspose2d(2, 3, 3, 1, 1, dropout_p=0.2, dilation=2), (2, 4, 3)),
+    "KNConvTranspose3d": (KNConvTranspose3d(2, 2, 2, 2, dropout_p=0.0), (2, 2, 3, 2)),
+    "GroupKNConv1d": (GroupKNConv1d(4, 2, 3, 2, 1, groups=2, dropout_p=0.3), (4, 5)),
+    "GroupKNConv2d": (GroupKNConv2d(3, 3, (3, 2), padding=1, groups=3, dropout_p=0.2, relu_output=True), (3, 4, 3)),
+    "GroupKNConv2d, circular": (
+        GroupKNConv2d(4, 4, 3, 2, 1, 2, bias=False, dropout_p=0.2, padding_mode="circular"),
+        (4, 4, 3),
+    ),
+    "GroupKNConv3d": (GroupKNConv3d(4, 2, 2, groups=2, dropout_p=0.0, dilation=2), (4, 3, 3, 4)),
+    "StandardizedKNConv2d": (StandardizedKNConv2d(3, 4, 3, 2, 1, dropout_p=0.2, relu_output=True), (3, 5, 6)),
+    "own KNConv": (OwnKNConv(), (3, 5, 6)),
+    "own KNConv, bias alone": (OwnKNConv("weight residual"), (3, 5, 6)),
     "self-attention": (Attention("self"), (3, 4)),
     "self-attention with weights and a mask": (Attention("self", MASK, True), (3, 4)),
     "self-attention with a sum": (Attention("self", torch.randn(3, 3).double(), bias=False), (3, 4)),
@@ -89,6 +130,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_equal_micro_batches(name):
     layer, shape = LAYERS[name]
+    torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(4, *shape, dtype=torch.float64)

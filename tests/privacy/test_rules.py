@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from knlightning.models import list_models
-from knlightning.nn import KNConvTranspose2d
 from knlightning.privacy import check_rules
 
 
@@ -15,7 +14,6 @@ from knlightning.privacy import check_rules
             r"0 \(BatchNorm2d\): there is no rule .* Freeze its parameters, or use one of Conv1d, Conv2d",
         ),
         (nn.GRU(3, 3), r"0 \(GRU\): there is no rule"),
-        (KNConvTranspose2d(3, 3, 2), r"0 \(KNConvTranspose2d\): there is no rule"),
         (
             nn.Embedding(3, 3, scale_grad_by_freq=True),
             r"0 \(Embedding\): .* Leave out max_norm, scale_grad_by_freq and",

@@ -6,12 +6,17 @@ import torch
 from privacy.micro_batches import check
 from privacy.private_runs import SAMPLES, naive, privacy, task, trainer
 from standins import RandomData
+from timm.models import maxxvit
+from timm.models.mobilevit import MobileVitBlock
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import ConvNeXt, SwinTransformer, VisionTransformer
 from torchvision.models.convnext import CNBlock, CNBlockConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+from torchvision.ops import Permute
 
+from knlightning.models import kernel_normalize
+from knlightning.nn import StandardizedKNConv2d
 from knlightning.privacy import PerSampleGradients
 
 vit = partial(VisionTransformer, 8, 4, 2, 2, 8, 16, num_classes=3)
@@ -21,12 +26,39 @@ few = {"img_size": 32, "num_classes": 3, "depth": 1, "embed_dim": 12, "num_heads
 windows = {**few, "window_size": 4, "embed_dim": 8, "depth": (2, 1), "num_heads": (2, 2), "drop_path_rate": 0.0}
 windows["depths"] = windows.pop("depth")
 
+
+def maxvit(kind):
+    settings = maxxvit.MaxxVitTransformerCfg(dim_head=4, window_size=(2, 2))
+    attention = getattr(maxxvit, kind)(8, cfg=settings)
+    return nn.Sequential(nn.Conv2d(3, 8, 1), Permute([0, 2, 3, 1]), attention)
+
+
+def coatnet():
+    positions = partial(timm.layers.RelPosBias, (4, 4))
+    return maxxvit.TransformerBlock2d(3, 3, 1, positions, maxxvit.MaxxVitTransformerCfg(dim_head=1))
+
+
+def mobilevit():
+    block = MobileVitBlock(3, transformer_dim=8, transformer_depth=1, num_heads=2, patch_size=2)
+    return kernel_normalize(block, 0.0)[0]
+
+
+def xcit():
+    small = {**few, "embed_dim": 16, "num_heads": 2}
+    return kernel_normalize(timm.create_model("xcit_nano_12_p16_224", **small), 0.0)[0]
+
+
 QUICK = {
+    "MaxViT": (partial(maxvit, "PartitionAttentionCl"), 4),
+    "MaxViT, in parallel": (partial(maxvit, "ParallelPartitionAttention"), 4),
+    "CoAtNet": (coatnet, 4),
+    "MobileViT": (mobilevit, 4),
     "ViT of torchvision": (vit, 8),
     "Swin V2 of torchvision": (partial(swin, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2), 16),
     "swin_tiny_patch4_window7_224": (windows, 32),
 }
 SLOW = {
+    "XCiT": (xcit, 32),
     "Swin of torchvision": (swin, 16),
     "ConvNeXt of torchvision": (convnext, 32),
     "vit_tiny_patch16_224": (few, 32),
@@ -64,6 +96,37 @@ def test_networks_train_privately(make, tmp_path):
     expected = naive(module, data.dataset, 5, 4)
     trainer(tmp_path, privacy(physical_batch_size=2), max_epochs=1).fit(module, data)
     torch.testing.assert_close(dict(module.backbone.state_dict()), expected, rtol=1e-3, atol=2e-4)
+
+
+def standardized(kernel_size, dtype=torch.float32):
+    layers = [nn.Conv2d(3, 8, 1), StandardizedKNConv2d(8, 64, kernel_size, dropout_p=0.3), nn.Flatten()]
+    return nn.Sequential(*layers).to(dtype=dtype, memory_format=torch.channels_last)
+
+
+RANDOM = {
+    "ViT": partial(vit, dropout=0.3),
+    "KNConv": partial(standardized, 3),
+    "KNConv of pixels": partial(standardized, 1),
+    "KNConv without compiled passes": partial(standardized, 3, torch.float64),
+}
+
+
+@pytest.mark.parametrize("make", RANDOM.values(), ids=RANDOM)
+def test_what_is_drawn_is_what_the_network_draws_alone(make):
+    """Private runs compare the sum of the gradients of samples with the gradient of the batch."""
+    torch.manual_seed(0)
+    net = make()
+    x = torch.rand(4, 3, 8, 8, dtype=next(net.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+    gradients = PerSampleGradients(net, "sum")
+    torch.manual_seed(1)
+    net(x).sin().sum().backward()
+    gradients.attach()
+    torch.manual_seed(1)
+    net(x).sin().sum().backward()
+    gradients.norms()
+    gradients.accumulate(torch.ones(4))
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(parameter.summed_grad, parameter.grad, rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_a_sample_whose_block_is_skipped_has_no_gradient():
