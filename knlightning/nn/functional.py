@@ -188,8 +188,6 @@ def kn_conv(
         return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings, by_group)
 
     keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
-    if torch.is_grad_enabled() and not compiling:
-        hand_back(given)
     if passes is not cpu_passes and not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
     if not (compiling or {type(input), type(weight), type(bias), type(residual)} <= _TENSORS):
@@ -197,6 +195,8 @@ def kn_conv(
         if sampled and mask is None:
             mask = _draw_as_seen(input, dropout_p, passes)
         return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings)
+    if torch.is_grad_enabled() and not compiling:
+        hand_back(given)
     if passes is not None:
         seed = draw_seed(input.device) if sampled else None
         return fused_kn_conv(Call(input, weight, bias, residual, seed, settings), keep_output, passes)
