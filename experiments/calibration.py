@@ -1,10 +1,11 @@
-"""What a converted network keeps of its original on the digits, with and without calibration.
+"""What a converted network keeps of its original, with and without calibration, on the digits or other images.
 
     python -m experiments.calibration --seeds 3
+    python -m experiments.calibration --data CIFAR10DataModule --data.root data --data.eval_batch_size 500
 
 A small ResNet of torchvision's blocks, and a preactivated one, are trained with batch normalization. Then they are
-converted, and fine-tuned for a few epochs: as they are converted, calibrated on 256 training images, and, for
-comparison, from random weights. It prints a table in Markdown: test accuracy in %, mean over the seeds.
+converted, and fine-tuned for a few epochs: as they are converted, calibrated on eight batches of training images, and,
+for comparison, from random weights. It prints a table in Markdown: test accuracy in %, mean over the seeds.
 """
 
 from itertools import islice
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
-from knlightning.data import DigitsDataModule, batches
+from knlightning.data import DigitsDataModule, ImageDataModule, batches
 from knlightning.models import kernel_normalize
 from knlightning.models.layers import Layers, Options
 from knlightning.models.preact_resnet import PreactBlock
@@ -43,13 +44,13 @@ def preactivated() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), *blocks, *head)
 
 
-def train(network: nn.Module, data: DigitsDataModule, test: Batches, epochs: int) -> list[float]:
+def train(network: nn.Module, data: ImageDataModule, test: Batches, epochs: int) -> list[float]:
     """Train a network, and return its test accuracy in % before each epoch and after the last."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     scores = [accuracy(network, test)]
-    for _ in range(epochs):
+    for epoch in range(epochs):
         network.train()
-        for images, labels in batches(data, "train", device="cpu"):
+        for images, labels in batches(data, "train", epoch=epoch):
             optimizer.zero_grad()
             F.cross_entropy(network(images), labels).backward()
             optimizer.step()
@@ -65,16 +66,17 @@ def accuracy(network: nn.Module, test: Batches) -> float:
     return 100 * float(torch.cat(hits).float().mean())
 
 
-def main(seeds: int = 3, pretraining: int = 8, epochs: int = 4) -> None:
+def main(data: ImageDataModule | None = None, seeds: int = 3, pretraining: int = 8, epochs: int = 4) -> None:
     """Measure, and print the table.
 
     Args:
+        data: Images of 32x32 in ten classes; the digits with batches of 32 if not given.
         seeds: Number of seeds.
         pretraining: Epochs with batch normalization.
         epochs: Epochs of fine-tuning.
     """
-    data = DigitsDataModule(batch_size=32)
-    test: Batches = list(batches(data, "test", device="cpu"))
+    data = data or DigitsDataModule(batch_size=32)
+    test: Batches = list(batches(data, "test"))
     print(f"| network | original | start | before | {' | '.join(f'epoch {n}' for n in range(1, epochs + 1))} |")
     print(f"| --- | --- | --- | {' | '.join(['---'] * (epochs + 1))} |")
     for make in (resnet, preactivated):
@@ -84,7 +86,7 @@ def main(seeds: int = 3, pretraining: int = 8, epochs: int = 4) -> None:
             torch.manual_seed(seed)
             original = make()
             originals.append(train(original, data, test, pretraining)[-1])
-            images = [images for images, _ in islice(batches(data, "train", device="cpu"), 8)]
+            images = [images for images, _ in islice(batches(data, "train"), 8)]
             starts = {
                 "random": kernel_normalize(make()),
                 "converted": kernel_normalize(original),

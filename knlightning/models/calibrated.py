@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from knlightning.models.flow import Flow
+from knlightning.models.flow import Flow, of_last_dimension
 from knlightning.models.weights import last_layer
 from knlightning.nn import KNConv1d, KNConv2d, KNConv3d, kernel_norm
 from knlightning.nn.normalization import NORM_TYPES
@@ -20,6 +20,7 @@ POSITIONS = 1024
 RIDGE = 1e-3
 """Added to the diagonal of the equations, relative to its mean."""
 KNConv = KNConv1d | KNConv2d | KNConv3d
+Images = tuple[Tensor, ...]
 
 
 @torch.no_grad()
@@ -29,8 +30,8 @@ def calibrate(original: nn.Module, converted: nn.Module, batches: Iterable[Any])
     The filters and the bias of each KNConv, and the last linear layer, become those with which its output is nearest to
     that of the original, in the mean square over windows of a few batches: of the convolution and the normalization
     behind it, or of the convolution alone if its normalization stood in front. Its inputs are those that the layers
-    fitted before give it, so that their errors are made up for. Transposed convolutions, and those with statistics of
-    their own groups or with standardized filters, are left.
+    fitted before give it, so that their errors are made up for. Transposed convolutions, those with statistics of
+    their own groups or with standardized filters, and layers that evaluation does not call are left.
 
     Args:
         original: The network that was converted; it is not changed.
@@ -62,20 +63,27 @@ def calibrate(original: nn.Module, converted: nn.Module, batches: Iterable[Any])
         module.training = training
 
 
-def _fit(layer: KNConv | nn.Linear, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Solve the normal equations for the weight and the bias of a layer, in each of its groups."""
+def _fit(layer: KNConv | nn.Linear, pairs: Iterable[tuple[Images, Images]]) -> None:
+    """Solve the normal equations for the weight and the bias of a layer, in each of its groups.
+
+    Args:
+        layer: The layer.
+        pairs: What it gets of the images of a batch, one by one, and what it shall give, with the channels last.
+    """
     groups = 1 if isinstance(layer, nn.Linear) else layer.groups
     squares: Any = 0
     products: Any = 0
     for inputs, outputs in pairs:
-        for x, y in zip(inputs.split(1), outputs.split(1), strict=True):
-            rows, wanted = _windows(layer, x), y.movedim(1, -1).flatten(0, -2)
+        for x, y in zip(inputs, outputs, strict=True):
+            rows, wanted = _windows(layer, x), y.flatten(0, -2)
             step = -(-len(rows) // POSITIONS)
             rows, wanted = rows[::step].double(), wanted[::step].double()
             rows = rows.unflatten(1, (groups, -1)).movedim(1, 0)
             rows = torch.cat([rows, torch.ones_like(rows[..., :1])], dim=-1)
             squares = squares + rows.mT @ rows
             products = products + rows.mT @ wanted.unflatten(1, (groups, -1)).movedim(1, 0)
+    if isinstance(squares, int):
+        return  # it is not called
     diagonal = squares.diagonal(dim1=-2, dim2=-1)
     diagonal += RIDGE * diagonal.mean(dim=-1, keepdim=True)
     solved = torch.linalg.solve(squares, products).mT.flatten(0, 1)
@@ -87,7 +95,7 @@ def _fit(layer: KNConv | nn.Linear, pairs: Iterable[tuple[Tensor, Tensor]]) -> N
 def _windows(layer: KNConv | nn.Linear, x: Tensor) -> Tensor:
     """Lay out what the weight of a layer is multiplied with, a row for each window."""
     if isinstance(layer, nn.Linear):
-        return x.movedim(1, -1).flatten(0, -2)
+        return x.flatten(0, -2)
     windows = kernel_norm(
         x,
         layer.kernel_size,
@@ -106,18 +114,20 @@ def _windows(layer: KNConv | nn.Linear, x: Tensor) -> Tensor:
     return windows.permute(0, *positions, 1, *range(3, windows.dim(), 2)).flatten(0, len(positions)).flatten(1)
 
 
-def _output(network: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    """Return what a layer of a network gives; of a normalization with an activation in it, before that."""
+def _output(network: nn.Module, layer: nn.Module, images: Tensor) -> Images:
+    """Return what a layer of a network gives, with channels last; with an activation in it, what comes before that."""
     inner = next(layer.children(), None)
-    return _caught(network, layer if inner is None else inner, images, after=inner is None)
+    outputs = _caught(network, layer if inner is None else inner, images, after=inner is None)
+    last = isinstance(layer, nn.Linear) or of_last_dimension(layer)
+    return outputs if last else tuple(output.movedim(1, -1) for output in outputs)
 
 
 class _CaughtError(Exception):
     """The forward pass is not needed further."""
 
 
-def _caught(network: nn.Module, layer: nn.Module, images: Tensor, after: bool = False) -> Tensor:
-    """Return what a layer of a network gets, or what it gives."""
+def _caught(network: nn.Module, layer: nn.Module, images: Tensor, after: bool = False) -> Images:
+    """Return what a layer of a network gets, or what it gives, for each image; nothing if it is not called."""
     found: list[Tensor] = []
 
     def catch(module: nn.Module, inputs: Any, output: Any = None) -> None:
@@ -128,7 +138,7 @@ def _caught(network: nn.Module, layer: nn.Module, images: Tensor, after: bool = 
     try:
         network(images)
     except _CaughtError:
-        pass
+        return found[0].split(1)
     finally:
         handle.remove()
-    return found[0]
+    return ()

@@ -1,5 +1,7 @@
 """What the networks for classification have in common with those of timm: their features, and another last layer."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from knlightning.checks import check_number
@@ -12,12 +14,16 @@ class Classifier(HubModel):
     Attributes:
         last_name: Name of the last layer, a linear one.
         num_features: Channels of the features.
-        head_hidden_size: Number of features that the last layer gets.
     """
 
     last_name: str = "fc"
     num_features: int
-    head_hidden_size: int
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Number of features that the last layer gets."""
+        last: Any = self.get_classifier()
+        return int(last.in_features)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to features [N, num_features, h, w]."""
@@ -49,7 +55,7 @@ class Classifier(HubModel):
             ArgumentError: If the number is below 0.
         """
         check_number("num_classes", num_classes, at_least=0, integer=True)
-        if isinstance(last := self.get_classifier(), nn.Linear):
-            self.head_hidden_size = last.in_features
-        new = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        size = self.head_hidden_size
+        new: Any = nn.Linear(size, num_classes) if num_classes else nn.Identity()
+        new.in_features = size
         self.set_submodule(self.last_name, new.to(next(self.parameters())))

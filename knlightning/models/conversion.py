@@ -1,6 +1,8 @@
 """Networks of other packages, kernel normalized, by their name."""
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
@@ -74,11 +76,25 @@ def _maker(name: str) -> Callable[..., Any]:
         known, make = timm.is_model(model), timm.create_model
     else:
         check(package == "torchvision", "name", name, "timm/NAME, torchvision/NAME, or an import path")
-        known, make = model in torchvision.models.list_models(), torchvision.models.get_model
+        known, make = model in torchvision.models.list_models(), _of_torchvision
     check(
         known,
         "name",
         name,
         f"a network of {package}, see {package}{'' if package == 'timm' else '.models'}.list_models()",
     )
-    return lambda **arguments: make(model, **arguments)
+    return partial(make, model)
+
+
+def _of_torchvision(model: str, **arguments: Any) -> nn.Module:
+    """Make a network whose backbone downloads no weights unless asked to, and which gives logits alone."""
+    if "weights_backbone" in inspect.signature(torchvision.models.get_model_builder(model)).parameters:
+        arguments.setdefault("weights_backbone", None)
+    network = torchvision.models.get_model(model, **arguments)
+    if model in torchvision.models.list_models(module=torchvision.models.segmentation):
+        network.register_forward_hook(_logits)
+    return network
+
+
+def _logits(network: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return outputs["out"]

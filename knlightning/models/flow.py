@@ -21,7 +21,8 @@ _ACTIVATIONS = {
 """What may stand between a normalization and a convolution: names in lower case without underscores."""
 
 
-def _of_last_dimension(norm: nn.Module) -> bool:
+def of_last_dimension(norm: nn.Module) -> bool:
+    """Say whether a normalization is of the last dimension, and not of channels that come second."""
     return isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) == 1 and "2d" not in type(norm).__name__
 
 
@@ -96,7 +97,7 @@ class Flow:
                 return f"its input comes from {self._label(source)}"
             if problem := self._conv_obstacle(conv):
                 return f"its input comes from {conv}: {problem}"
-            if permuted != _of_last_dimension(self.layers[norm]):
+            if permuted != of_last_dimension(self.layers[norm]):
                 return "it does not normalize the channels"
             for conv_call in self.calls[conv]:
                 _, ends = _follow(conv_call, lambda node: self._is_identity(node) or _moves_channels_last(node))
@@ -107,7 +108,7 @@ class Flow:
 
     def after(self, norm: str) -> set[str] | str:
         """Names of the convolutions to which alone the result of a normalization goes, or why there are none."""
-        if _of_last_dimension(self.layers[norm]):
+        if of_last_dimension(self.layers[norm]):
             return "it normalizes the last dimension"
         convs = set()
         for call in self.calls[norm]:

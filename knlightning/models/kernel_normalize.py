@@ -98,8 +98,8 @@ def kernel_normalize(
         eval_statistics: Evaluation statistics of the new layers, as in `knlightning.nn.KNConv2d`.
         eps: Added to the variance in the new layers.
         rest: What batch normalization in no pair becomes: "kernel", a KernelNorm of each pixel, with five times the
-            dropout but at most 0.25, as before the classifier of the paper's networks; "group" (32 groups, or the next
-            smaller number that divides the channels) or "layer", with its weight and bias; "keep" leaves it.
+            dropout but at most 0.25, as before the classifier of the paper's networks; "group" (at most 32 groups, of
+            two channels or more) or "layer", with its weight and bias; "keep" leaves it.
         group_statistics: Which channels of a window the statistics of depthwise and grouped convolutions are over:
             "all", or each group's "own" (`knlightning.nn.GroupKNConv2d`), if that has more than one element. On
             the digits "all" trains better; see the guide to networks.

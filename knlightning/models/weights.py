@@ -44,7 +44,7 @@ def load_weights(
     """Load weights into a network. All of it must fit, but for the last layer if its number of outputs is another.
 
     A network that `knlightning.models.kernel_normalize` has converted takes the weights of the original: those of the
-    removed normalizations are skipped, and the biases of convolutions that had none stay 0.
+    removed normalizations and running statistics are skipped, and the biases of convolutions that had none stay 0.
 
     Args:
         network: The network; it stays as it is if there is an error.
@@ -65,12 +65,14 @@ def load_weights(
     where = "the state dict" if isinstance(source, Mapping) else os.fspath(source)
     state = _state_dict(network, source, where)
     own = network.state_dict()
+    inner = {name: ".norm.".join(name.rsplit(".", 1)) for name in state}  # as `without_batch` makes it
+    state = {name if name in own or inner[name] not in own else inner[name]: tensor for name, tensor in state.items()}
     fitting = {k: v for k, v in state.items() if k in own and isinstance(v, Tensor) and v.shape == own[k].shape}
     anew = tuple(name for name in own if name not in fitting)
     skipped = tuple(name for name in state if name not in fitting)
     head = None if whole else last_layer(network)
     owners = dict(network.named_modules())
-    removed = {name for name in skipped if _is_empty(owners.get(name.rpartition(".")[0]))}  # normalizations
+    removed = {name for name in skipped if _is_removed(owners.get(name.rpartition(".")[0]), name)}
     problems = []
     for name in dict.fromkeys(anew + skipped):
         owner = owners.get(name.rpartition(".")[0])
@@ -150,8 +152,10 @@ def read_weights(path: str) -> Any:
         raise ValueError(f"{path} is damaged, or not of safetensors: {error}") from error
 
 
-def _is_empty(layer: nn.Module | None) -> bool:
-    return layer is not None and not layer.state_dict()
+def _is_removed(layer: nn.Module | None, name: str) -> bool:
+    """Whether a tensor is of a normalization that conversion removed, or of the statistics that it replaced."""
+    replaced = "running_" in name and isinstance(getattr(layer, "norm", layer), nn.GroupNorm)
+    return replaced or (layer is not None and not layer.state_dict())
 
 
 def _problem(name: str, state: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:

@@ -268,8 +268,11 @@ class Task(LightningModule, ABC):
             logits: Logits (N, classes, ...).
 
         Raises:
-            ValueError: If the number of classes is not that of the datamodule.
+            ValueError: If the number of classes is not that of the datamodule, or the network gives no tensor.
         """
+        if not isinstance(logits, Tensor):
+            hint = "with aux_logits of false, torchvision's GoogLeNet and Inception give these"
+            raise ValueError(f"the network gives a {type(logits).__name__}, and not logits alone; {hint}")
         num_classes = data_of(self.trainer).num_classes
         if num_classes is not None and logits.shape[1] != num_classes:
             raise ValueError(

@@ -2,6 +2,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torchvision.ops import Permute
 
 from knlightning.models import calibrated, kernel_normalize
 from knlightning.models.calibrated import calibrate
@@ -52,25 +53,43 @@ def test_a_layer_that_can_compute_the_same_does(form, monkeypatch):
     assert (plain(images[8]) - original(images[8])).abs().max() > 0.1
 
 
-def test_layers_make_up_for_the_errors_of_those_before():
+class Auxiliary(nn.Module):
+    """A network with a branch that training alone calls, as GoogLeNet has them."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.layers(x), self.branch(x) if self.training else None
+
+
+@pytest.mark.parametrize("norm", ["batch", "channels last"])
+def test_layers_make_up_for_the_errors_of_those_before(norm):
+    def make_norm():
+        last = Permute([0, 2, 3, 1]), nn.LayerNorm(8), Permute([0, 3, 1, 2])
+        return nn.BatchNorm2d(8) if norm == "batch" else nn.Sequential(*last)
+
     torch.manual_seed(0)
-    original = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+    original = Auxiliary(
+        nn.Conv2d(3, 8, 3, padding=1), make_norm(), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), make_norm(), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
     )  # fmt: skip
-    images = [torch.rand(4, 3, 8, 8) for _ in range(8)]
+    images = [torch.rand(4, 3, 8, 7) for _ in range(8)]
     for _ in range(20):
         original(images[0])  # running statistics
     before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     converted, _ = kernel_normalize(original, dropout_p=0.0)
     fitted, _ = kernel_normalize(original, dropout_p=0.0)
-    fitted[3].eval()
+    fitted.layers[3].eval()
     calibrate(original, fitted, images)
-    assert [layer.training for layer in fitted] == [number != 3 for number in range(9)]
+    assert [layer.training for layer in fitted.layers] == [number != 3 for number in range(9)]
+    assert torch.equal(fitted.branch[0].weight, original.branch[0].weight)
     with torch.no_grad():
-        wanted = original.eval()(images[0])
-        error, before_it = ((net.eval()(images[0]) - wanted).square().mean() for net in (fitted, converted))
+        wanted, _ = original.eval()(images[0])
+        error, before_it = ((net.eval()(images[0])[0] - wanted).square().mean() for net in (fitted, converted))
     assert error < 0.1 * before_it
     assert all(torch.equal(tensor, before[name]) for name, tensor in original.state_dict().items())
 

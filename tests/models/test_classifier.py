@@ -30,6 +30,7 @@ def test_features_and_another_last_layer(name):
         assert features.dim() == 4
         before = model.forward_head(features, pre_logits=True)
         torch.testing.assert_close(model.get_classifier()(before), model(images))
+        assert before.shape == (2, model.head_hidden_size)
         for num_classes in (3, 0, 5):
             model.reset_classifier(num_classes)
             logits = model(images)

@@ -20,19 +20,20 @@ def unannotated(num_classes, width=4):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "shape"),
     [
-        ("timm/test_resnet.r160_in1k", {"in_chans": 3}),
-        ("torchvision/shufflenet_v2_x0_5", None),
-        (f"{__name__}.unannotated", {"width": 8}),
+        ("timm/test_resnet.r160_in1k", {"in_chans": 3}, ()),
+        ("torchvision/shufflenet_v2_x0_5", None, ()),
+        ("torchvision/lraspp_mobilenet_v3_large", None, (32, 32)),  # its function downloads weights by default
+        (f"{__name__}.unannotated", {"width": 8}, ()),
     ],
 )
-def test_networks_by_their_name(name, arguments):
+def test_networks_by_their_name(name, arguments, shape):
     net = converted(name, 5, dropout_p=0.1, arguments=arguments)
     assert net.conversion.startswith("Kernel normalized: ")
     assert {m.dropout_p for m in net.modules() if isinstance(m, KNConv2d)} == {0.1}
     assert is_batch_independent(net)
-    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 5, *shape)
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,12 @@ def test_networks_of_others():
     torch.testing.assert_close(theirs.eval()(torch.ones(1, 3, 32, 32)), ours.eval()(torch.ones(1, 3, 32, 32)))
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "resnetv2_18"])
-def test_converted_network_takes_the_weights_of_the_original(name):
+@pytest.mark.parametrize(
+    ("name", "rest"), [("resnet10t", "kernel"), ("resnetv2_18", "kernel"), ("resnetv2_18", "group")]
+)
+def test_converted_network_takes_the_weights_of_the_original(name, rest):
     original = timm.create_model(name, num_classes=4)
-    converted, report = kernel_normalize(original)
+    converted, report = kernel_normalize(original, rest=rest)
     expected = converted.state_dict()
     for parameter in converted.parameters():
         nn.init.zeros_(parameter)

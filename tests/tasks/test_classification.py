@@ -73,6 +73,13 @@ def test_width_is_compared_with_the_data_before_the_first_step(tmp_path, sanity)
     assert run.global_step == 0
 
 
+def test_network_that_gives_more_than_logits(tmp_path):
+    network = TinyNet(3)
+    network.register_forward_hook(lambda module, inputs, output: (output, output))
+    with pytest.raises(ValueError, match="the network gives a tuple, and not logits alone; with aux_logits of false"):
+        trainer(tmp_path).fit(ClassificationTask(network), RandomData())
+
+
 def test_loaders_without_datamodule(tmp_path):
     data = RandomData()
     run = trainer(tmp_path)
