@@ -217,10 +217,10 @@ def count_flops(net: nn.Module, images: Tensor) -> int:
         net(images)
     for handle in handles:
         handle.remove()
-    # Nothing else that torch counts: a layer may take its statistics by products of matrices.
+    # Nothing else that torch counts: a layer may take its statistics by products of batches of matrices.
     counts = counter.get_flop_counts().get("Global", {})
     return normalization + sum(
-        counts.get(operation, 0) for operation in (torch.ops.aten.convolution, torch.ops.aten.addmm)
+        counts.get(operation, 0) for operation in (torch.ops.aten.convolution, torch.ops.aten.addmm, torch.ops.aten.mm)
     )
 
 

@@ -35,8 +35,9 @@ _ARGUMENTS = {
     "knl_standardize": (*(c_void_p,) * 6, c_bool),
     "knl_standardize_backward": (c_void_p,) * 6,
 }
-_MANY = 8192
-"""Pixels of a batch, above which a product of matrices may take longer than torch's gradient of a convolution."""
+_FORWARD, _BACKWARD = (256, 512), (65, 8192)
+"""Channels and pixels of a batch: products of matrices are faster than torch's convolutions of pixels forward with
+fewer channels than these, backward with at least these, and with no more pixels; as measured with two threads."""
 
 
 class _Plan(ctypes.Structure):
@@ -89,8 +90,9 @@ def mask_of_seed(seed: Tensor, input: Tensor, dropout_p: float) -> Tensor:
 
 
 def convolve(input: Tensor, weight: Tensor, settings: Settings, bias: Tensor | None = None) -> Tensor:
-    """Convolve; single pixels by a product of matrices, which takes half the time of torch's convolution, or more."""
-    if settings.groups > 1 or not settings.window.of_pixels:
+    """Convolve; single pixels by a product of matrices, if that is faster: few of them, or of few channels."""
+    fast = input.shape[1] < _FORWARD[0] or input.numel() <= _FORWARD[1] * input.shape[1]
+    if settings.groups > 1 or not (fast and settings.window.of_pixels):
         return composite.convolve(input, weight, settings, bias)
     shape = (len(input), len(weight), *input.shape[2:])
     output = torch.empty(shape, dtype=input.dtype, memory_format=CHANNELS_LAST[input.dim()])  # not a view for autograd
@@ -109,9 +111,9 @@ def convolution_gradients(
     bias: Tensor | None = None,
 ) -> tuple[Any, Any, Any]:
     """Return the gradients of input, weight and bias of `convolve`; None for those that are not needed."""
-    many = grad.numel() > _MANY * grad.shape[1]
+    fast = input.shape[1] >= _BACKWARD[0] or input.numel() <= _BACKWARD[1] * input.shape[1]
     # torch would round the operands of a product, not those of convolution_backward
-    if settings.groups > 1 or many or not settings.window.of_pixels or torch.is_autocast_enabled("cpu"):
+    if settings.groups > 1 or not (fast and settings.window.of_pixels) or torch.is_autocast_enabled("cpu"):
         return composite.convolution_gradients(grad, input, weight, settings, needs, bias)
     rows = grad.movedim(1, -1).flatten(0, -2)
     d_input = (rows @ weight.flatten(1)).view_as(input.movedim(1, -1)).movedim(-1, 1) if needs[0] else None

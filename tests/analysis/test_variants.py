@@ -94,6 +94,9 @@ def test_flops_by_hand():
     assert count_flops(plain, images) == convolution + linear
     assert count_flops(KNConv2d(4, 8, 3, padding=1), images) == convolution + 3 * 800 + 3 * 1600
     assert count_flops(AlgorithmOneConv2d(4, 8, 3, padding=1), images) == convolution + 3 * 200 * 36 + 3 * 1600
+    pixels = KNConv2d(4, 8, 1).to(memory_format=torch.channels_last)  # by a product of matrices
+    last = images.to(memory_format=torch.channels_last)
+    assert count_flops(pixels, last) == convolution / 9 + 3 * 800 + 3 * 1600
     for norm in (nn.BatchNorm2d(4), PrimitiveBatchNorm2d(4), nn.GroupNorm(2, 4)):
         assert count_flops(nn.Sequential(norm), images) == 7 * 800
 
