@@ -80,8 +80,7 @@ def kernel_norm(
     spatial = input.dim() - 2
     check_input(input.shape, input.dtype, spatial)
     input, window = Window.of(spatial, kernel_size, stride, padding, dilation).pad(input, padding_mode)
-    if mask is not None:
-        _check_mask(mask, input)
+    _check_mask(mask, input)
     size = input.shape[1] * math.prod(window.kernel_size)
     sampled, inflation = _dropout(size, dropout_p, training, eval_statistics)
     if sampled and mask is None:
@@ -167,11 +166,11 @@ def kn_conv(
         None if residual is None else residual.shape, *geometry,
         padding_mode, groups, dropout_p, training, eval_statistics, eps, relu_input, relu_output, by_group,
     )  # fmt: skip
-    given = input
+    if not compiling:
+        hand_back(input)
     if pads is not None:
         input = F.pad(input, pads, padding_mode)
-    if mask is not None:
-        _check_mask(mask, input)
+    _check_mask(mask, input)
     dtype, device = weight.dtype, input.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
@@ -195,8 +194,6 @@ def kn_conv(
         if sampled and mask is None:
             mask = _draw_as_seen(input, dropout_p, passes)
         return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings)
-    if torch.is_grad_enabled() and not compiling:
-        hand_back(given)
     if passes is not None:
         seed = draw_seed(input.device) if sampled else None
         return fused_kn_conv(Call(input, weight, bias, residual, seed, settings), keep_output, passes)
@@ -311,7 +308,7 @@ def _centre(weight: Tensor) -> Tensor:
     return wide - wide.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
-def _check_mask(mask: Tensor, input: Tensor) -> None:
-    if mask.shape != input.shape or mask.dtype != torch.bool:
+def _check_mask(mask: Tensor | None, input: Tensor) -> None:
+    if mask is not None and (mask.shape != input.shape or mask.dtype != torch.bool):
         allowed = f"a bool tensor of shape {tuple(input.shape)}, that of the input or of what it is padded to"
         raise ArgumentError("mask", (mask.dtype, tuple(mask.shape)), allowed)

@@ -74,7 +74,7 @@ class KeptResult:
 
 def hand_back(input: Tensor) -> None:
     """Hand the input of a layer, which keeps it, to the layer that made it, directly or with a ReLU between them."""
-    node, relu = input.grad_fn, None
+    node, relu = input.grad_fn if type(input) is Tensor else None, None
     if node is not None and node.name() in _RELUS:
         relu, node = node, node.next_functions[0][0]
     kept = getattr(node, "kept", None)
