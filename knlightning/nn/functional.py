@@ -185,7 +185,6 @@ def kn_conv(
         if sampled and mask is None:
             mask = draw_mask(input, dropout_p)
         return kn_conv_composite(input, weight, bias, residual, mask if sampled else None, settings, by_group)
-
     keep_output = keep_output or relu_output or residual is not None or not torch.is_grad_enabled()
     if passes is not cpu_passes and not (input.is_contiguous() or is_channels_last(input)):
         input = input.contiguous()
