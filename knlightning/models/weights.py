@@ -81,12 +81,8 @@ def load_weights(
         if not (in_head or of_converted or name in removed or name.endswith("num_batches_tracked")):
             problems.append(_problem(name, state, own))
     if problems:
-        few = (
-            problems
-            if len(problems) <= MOST_LINES
-            else [*problems[:MOST_LINES], f"and {len(problems) - MOST_LINES} more"]
-        )
-        lines = "\n  ".join(few)
+        more = len(problems) - MOST_LINES
+        lines = "\n  ".join(problems[:MOST_LINES] + ([f"and {more} more"] if more > 0 else []))
         raise ValueError(f"{where} does not fit this {type(network).__name__}; nothing was loaded:\n  {lines}")
     network.load_state_dict(fitting, strict=False)
     return LoadedWeights(tuple(fitting), anew, skipped)

@@ -42,9 +42,11 @@ class KeptResult:
             relu: The node of the ReLU in autograd's graph, or None for the output.
         """
         changes = version_of(self._changes) - self._version
-        in_place = relu is not None and version_of(tensor) == version_of(self._changes)
-        if self._tensor is None or self._is_output or changes != int(in_place and changes > 0):
-            return  # ... or the output was changed where autograd does not look
+        in_place = changes == 1 and relu is not None and version_of(tensor) == version_of(self._changes)
+        if changes and not in_place:
+            return  # the output was changed where autograd does not look
+        if self._tensor is None or self._is_output:
+            return
         self._tensor, self._version = tensor.detach(), version_of(tensor)  # with its node it would keep itself
         self._is_output, self._relu = True, relu is not None
         if relu is not None:
